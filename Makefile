@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo check test test-gpu clean
+
+help:
+	@echo "make demo      install, then train, export, prove, run and time both heads on handwritten digits"
+	@echo "make install   make $(VENV) with everything"
+	@echo "make check     lint, format and types"
+	@echo "make test      all tests that need no GPU"
+	@echo "make test-gpu  the tests that need one"
+	@echo "make clean     remove $(VENV), runs and caches"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python examples/demo --out runs/demo --overwrite
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/pytest -m "not gpu"
+
+test-gpu: install
+	$(BIN)/pytest -m gpu
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

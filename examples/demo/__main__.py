@@ -1,0 +1,176 @@
+"""The whole way in one run: images, training, export with proof, inference without torch, and latency.
+
+Trains a ResNet-18 with a Tversky head and its linear twin on the 1,797 handwritten digits of scikit-learn, exports
+both, classifies the test images from PNG files, times one against the other, and writes a report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from report import write_report
+from tqdm import tqdm
+
+from tnn_export import export_bundle
+from tnn_runtime import Classifier, TnnError
+from tnn_runtime.benchmark import Comparison, compare_bundles, machine
+from tnn_runtime.classifier import usable_cores
+from tnn_runtime.console import Parser, run
+from tnn_runtime.storage import refuse_existing, write_json
+from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
+
+HEADS = ("tversky", "linear")
+BATCHES = (1, 32)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return its exit code."""
+    return run("demo", _demo, arguments)
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    options = _options(arguments)
+    out: Path = options.out
+    refuse_existing(out, overwrite=options.overwrite)
+    if out.exists():
+        shutil.rmtree(out)
+    started = time.perf_counter()
+    data = load_data("digits", image_size=options.image_size, limit=options.limit)
+    recipe = TrainConfig(epochs=options.epochs, batch_size=64)
+
+    runs, heads = {}, {}
+    files, labels = _write_test_images(data, out / "test-images")
+    for head in HEADS:
+        _say(f"training ResNet-18 with a {head} head on {len(data.train)} digits")
+        runs[head] = train(data, out / f"run-{head}", ModelConfig(backbone=options.backbone, head=head), recipe)
+        _say(f"exporting {head}, with proof on the {len(data.test)} test images")
+        bundle = out / f"bundle-{head}"
+        report = export_bundle(runs[head].best, bundle, images=data.test.sample(len(data.test)))
+        print(report.table())
+        heads[head] = {
+            "test_accuracy": runs[head].test.accuracy,
+            "runtime_accuracy": _runtime_accuracy(bundle, files, labels),
+            "checkpoint": str(runs[head].best),
+            "bundle": str(bundle),
+            "parity": report.to_dict(),
+        }
+        if heads[head]["runtime_accuracy"] != heads[head]["test_accuracy"]:
+            raise TnnError(
+                f"{head}: accuracy {heads[head]['runtime_accuracy']} in the runtime, "
+                f"{heads[head]['test_accuracy']} in training"
+            )
+
+    _say("timing tversky against linear")
+    summary = {
+        "dataset": {"name": data.name, "train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "backbone": options.backbone,
+        "image_size": options.image_size,
+        "heads": heads,
+        "latency": _latency(out, options.blocks),
+        "machine": machine(),
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(out / "summary.json", summary)
+    with Classifier.load(out / "bundle-tversky", "cpu") as classifier:
+        write_report(out / "report.html", summary, runs, data, classifier)
+    _farewell(out, summary)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        "demo", "Train, export, prove, run and time a Tversky ResNet and its linear twin on handwritten digits."
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it exists")
+    parser.add_argument("--backbone", default="resnet18", help="as in tnn-train")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the training set, for each head")
+    parser.add_argument("--image-size", type=int, default=16, help="height and width of the model's input in pixels")
+    parser.add_argument("--limit", type=int, help="use at most so many images for training and validation")
+    parser.add_argument("--blocks", type=int, default=30, help="turns that each model gets in the timing")
+    return parser.parse_args(arguments)
+
+
+def _write_test_images(data: ImageData, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write the test images, as they were before any preprocessing, as ``CLASS/NUMBER.png``."""
+    files, labels = [], []
+    for number, (source, label) in enumerate(zip(data.test.sources, data.test.labels, strict=True)):
+        name = data.class_names[label]
+        file = folder / name / f"{number:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(source)).save(file)
+        files.append(file)
+        labels.append(name)
+    return files, labels
+
+
+def _runtime_accuracy(bundle: Path, files: list[Path], labels: list[str]) -> float:
+    with Classifier.load(bundle, "cpu") as classifier:
+        answers = classifier.predict(files, top_k=1)
+    return sum(ranked[0].label == label for ranked, label in zip(answers, labels, strict=True)) / len(files)
+
+
+def _latency(out: Path, blocks: int) -> dict[str, Any]:
+    """Time both bundles with one thread and with all; the raw samples go into a file of their own."""
+    counts = list(dict.fromkeys((1, usable_cores())))
+    a, b = (out / f"bundle-{head}" for head in HEADS)
+    with tqdm(total=len(counts) * len(BATCHES) * blocks, desc="timing", unit="block", disable=None) as progress:
+        results = [
+            compare_bundles(a, b, BATCHES, threads=count, blocks=blocks, progress=progress.update) for count in counts
+        ]
+    raw = [dataclasses.asdict(comparison) for comparisons in results for comparison in comparisons]
+    (out / "latency-samples.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
+    single, every = (
+        {
+            "threads": comparisons[0].threads,
+            "batch": {str(comparison.batch): _entry(comparison) for comparison in comparisons},
+        }
+        for comparisons in (results[0], results[-1])
+    )
+    return {**single, "all_threads": every}
+
+
+def _entry(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "tversky_ms": comparison.a_ms,
+        "linear_ms": comparison.b_ms,
+        "ratio": comparison.ratio,
+        "ratio_ci95": comparison.ratio_ci95,
+        "aa_ratio": comparison.aa_ratio,
+        "aa_ratio_ci95": comparison.aa_ratio_ci95,
+    }
+
+
+def _farewell(out: Path, summary: dict[str, Any]) -> None:
+    scripts = Path(sys.executable).parent
+    scripts = scripts.relative_to(Path.cwd()) if scripts.is_relative_to(Path.cwd()) else scripts
+    accuracies = ", ".join(f"{head} {values['test_accuracy']:.4f}" for head, values in summary["heads"].items())
+    first = summary["latency"]["batch"]["1"]
+    _say("done")
+    print(f"""test accuracy: {accuracies}; the same from PNG files in the runtime
+latency at batch 1, one thread: {first["ratio"]:.3f} x linear (control {first["aa_ratio"]:.3f})
+{out}/report.html       open this in a browser
+{out}/summary.json      every number
+{out}/bundle-tversky    what goes into production; bundle-linear is its twin
+
+try next:
+  {scripts}/tnn-runtime predict {out}/bundle-tversky {out}/test-images/3 --top-k 3
+  {scripts}/tnn-runtime bench {out}/bundle-tversky {out}/bundle-linear
+  {scripts}/tnn-train --data path/to/your/folder --out runs/mine""")
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

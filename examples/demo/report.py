@@ -1,0 +1,138 @@
+"""The demo's report: one HTML file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from tnn_runtime import Classifier, Explanation
+from tnn_train import ImageData
+from tnn_train.loop import TrainResult
+from tnn_train.plots import plot_confusion, plot_curves
+
+_EXPLAINED_IMAGES = 4
+_COLORS = {"common": "#2a7f4f", "input_only": "#c8553d", "prototype_only": "#e0a458"}
+
+
+def write_report(
+    path: Path, summary: Mapping[str, Any], runs: Mapping[str, TrainResult], data: ImageData, classifier: Classifier
+) -> None:
+    """Write ``report.html``.
+
+    Args:
+        path: The file to write.
+        summary: The content of ``summary.json``.
+        runs: The training of each head.
+        data: The images.
+        classifier: The loaded Tversky bundle, for the explanations.
+    """
+    numbers = _worth_explaining(runs["tversky"])
+    images = [data.test.sources[number] for number in numbers]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    html = environment.get_template("report.html.jinja").render(
+        summary=summary,
+        curves=_png(plot_curves({head: run.history for head, run in runs.items()})),
+        confusions={
+            head: _png(plot_confusion(run.test.confusion, data.class_names, head)) for head, run in runs.items()
+        },
+        latency=_png(_plot_latency(summary["latency"])),
+        explained=[
+            {
+                "number": number,
+                "right": data.class_names[data.test.labels[number]],
+                "predicted": explanations[0].label,
+                "picture": _png(_plot_explanations(data.test.decoded(number), explanations)),
+                "best": explanations[0],
+                "features": explanations[0].features,
+            }
+            for number, explanations in zip(numbers, classifier.explain(images, top_k=3, num_features=3), strict=True)
+        ],
+    )
+    path.write_text(html, encoding="utf-8")
+
+
+def _worth_explaining(run: TrainResult) -> list[int]:
+    """Choose test images: the first mistakes, then right answers of different classes."""
+    wrong: list[int] = np.flatnonzero(run.test.predictions != run.test.labels)[: _EXPLAINED_IMAGES // 2].tolist()
+    _, firsts = np.unique(run.test.labels, return_index=True)
+    right = [int(number) for number in firsts if number not in wrong]
+    return (wrong + right)[:_EXPLAINED_IMAGES]
+
+
+def _plot_latency(latency: Mapping[str, Any]) -> Figure:
+    """Draw, for each thread count and batch, the ratio with its interval, and the control beside it."""
+    rows = [
+        (f"batch {batch}\n{part['threads']} thread{'s' if part['threads'] > 1 else ''}", values)
+        for part in (latency, latency["all_threads"])
+        for batch, values in part["batch"].items()
+    ]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    bars, ratios = figure.subplots(1, 2)
+    places = np.arange(len(rows))
+    for offset, head in ((-0.2, "tversky"), (0.2, "linear")):
+        medians = np.array([values[f"{head}_ms"]["p50"] for _, values in rows])
+        tails = np.array([values[f"{head}_ms"]["p99"] for _, values in rows]) - medians
+        bars.bar(
+            places + offset,
+            medians,
+            0.4,
+            yerr=[np.zeros(len(rows)), tails],
+            capsize=3,
+            label=f"{head} (median, line to p99)",
+        )
+    bars.set_ylabel("milliseconds a call")
+    bars.set_yscale("log")
+    bars.legend(fontsize=8)
+    for offset, name, label in ((-0.1, "ratio", "tversky / linear"), (0.1, "aa_ratio", "control: linear / linear")):
+        values = np.array([row[name] for _, row in rows])
+        intervals = np.array([row[f"{name}_ci95"] for _, row in rows]).T
+        errors = np.abs(intervals - values)
+        ratios.errorbar(places + offset, values, yerr=errors, fmt="o", capsize=3, label=label)
+    ratios.axhline(1, color="grey", linewidth=0.8)
+    ratios.set_ylabel("ratio of medians, 95% interval")
+    ratios.legend(fontsize=8)
+    for axes in (bars, ratios):
+        axes.set_xticks(places, [name for name, _ in rows], fontsize=8)
+        axes.grid(alpha=0.3, axis="y")
+    return figure
+
+
+def _plot_explanations(image: np.ndarray[Any, np.dtype[np.uint8]], explanations: list[Explanation]) -> Figure:
+    """Draw an image beside the parts of its best classes: what speaks for a class goes right, against it left."""
+    figure = Figure(figsize=(7.5, 1.9), layout="constrained")
+    picture, axes = figure.subplots(1, 2, width_ratios=[1, 4])
+    picture.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
+    picture.set_axis_off()
+    for row, explanation in enumerate(explanations):
+        axes.barh(row, explanation.common, color=_COLORS["common"], label="common" if row == 0 else None)
+        axes.barh(row, -explanation.input_only, color=_COLORS["input_only"], label="input only" if row == 0 else None)
+        axes.barh(
+            row,
+            -explanation.prototype_only,
+            left=-explanation.input_only,
+            color=_COLORS["prototype_only"],
+            label="prototype only" if row == 0 else None,
+        )
+        axes.plot([explanation.logit], [row], "kD", markersize=5, label="logit = sum" if row == 0 else None)
+    axes.set_yticks(range(len(explanations)), [f"class {explanation.label}" for explanation in explanations])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _png(figure: Figure) -> str:
+    """Return a figure as a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,37 @@
+"""Batched inference of exported Tversky and linear classifiers, without torch.
+
+from tnn_runtime import Classifier
+
+with Classifier.load("runs/demo/bundle-tversky") as classifier:
+    print(classifier.predict(["digit.png"], top_k=3))
+"""
+
+from tnn_runtime.classifier import Classifier, Prediction
+from tnn_runtime.errors import (
+    ArtifactError,
+    ClassifierClosed,
+    InputError,
+    OutputExistsError,
+    ProviderUnavailable,
+    SelfCheckError,
+    TnnError,
+    UsageError,
+)
+from tnn_runtime.explain import Explanation, FeatureParts
+from tnn_runtime.manifest import Manifest
+
+__all__ = [
+    "ArtifactError",
+    "Classifier",
+    "ClassifierClosed",
+    "Explanation",
+    "FeatureParts",
+    "InputError",
+    "Manifest",
+    "OutputExistsError",
+    "Prediction",
+    "ProviderUnavailable",
+    "SelfCheckError",
+    "TnnError",
+    "UsageError",
+]

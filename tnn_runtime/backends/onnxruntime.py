@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU or on CUDA. What was asked for is what runs, or it is an error."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.errors import ArtifactError, ProviderUnavailable
+from tnn_runtime.manifest import ONNX_FILE
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise ProviderUnavailable(
+        f"ONNX Runtime cannot be imported ({error}); install it with: pip install 'tnn-deploy[cpu]' or "
+        "'tnn-deploy[gpu]'"
+    ) from error
+
+__all__ = ["OnnxRuntimeBackend", "cuda_problems", "open_session"]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_FATAL = 4
+
+
+class OnnxRuntimeBackend:
+    """The ONNX model of a bundle in an ONNX Runtime session.
+
+    Args:
+        folder: The bundle folder.
+        device: ``"cpu"`` or ``"cuda:N"``.
+        threads: Threads for the work inside one call, at least 1.
+
+    Raises:
+        ProviderUnavailable: If CUDA was asked for and does not work.
+        ArtifactError: If the bundle has no ONNX model, or ONNX Runtime refuses it.
+    """
+
+    def __init__(self, folder: Path, device: str, threads: int) -> None:
+        if not (folder / ONNX_FILE).is_file():
+            raise ArtifactError(f"{folder} has no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
+        self.device = device
+        self.threads = threads
+        self.versions = {"onnxruntime": ort.__version__}
+        self._session: Any = open_session(str(folder / ONNX_FILE), device, threads)
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return ``(logits [N, classes], embedding [N, D])`` of images ``[N, H, W, C]``."""
+        logits, embedding = self._session.run(["logits", "embedding"], {"images": images})
+        return logits, embedding
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+def open_session(model: str | bytes, device: str, threads: int) -> Any:
+    """Open a session on exactly the device that was asked for.
+
+    Raises:
+        ProviderUnavailable: If CUDA was asked for and does not work.
+        ArtifactError: If ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Idle workers would otherwise burn the cores that the rest of a service, or a second session, needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "cpu":
+        try:
+            return ort.InferenceSession(model, options, providers=[_CPU])
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
+            raise ArtifactError(
+                f"ONNX Runtime {ort.__version__} refuses the model ({_line(error)}); export the bundle again"
+            ) from error
+    if problems := cuda_problems():
+        raise ProviderUnavailable(
+            f"device {device!r} does not work here: {'; '.join(problems)}; or choose device 'cpu'"
+        )
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(
+            model, options, providers=[(_CUDA, {"device_id": device.removeprefix("cuda:"), "use_tf32": "0"})]
+        )
+    except Exception as error:
+        raise ProviderUnavailable(
+            f"device {device!r} does not run this model ({_line(error)}); choose device 'cpu'"
+        ) from error
+    if session.get_providers()[0] != _CUDA:
+        raise ProviderUnavailable(
+            f"device {device!r} was asked for, and ONNX Runtime chose {session.get_providers()}; choose device 'cpu'"
+        )
+    return session
+
+
+def cuda_problems() -> list[str]:
+    """Return what keeps the CUDA provider from working, each with its remedy; empty where it works."""
+    if _CUDA not in ort.get_available_providers():
+        return [
+            f"onnxruntime {ort.__version__} is a CPU-only build (pip uninstall onnxruntime, then pip install "
+            "'tnn-deploy[gpu]')"
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+    problems = []
+    provider = Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    for library, remedy in (
+        ("libcuda.so.1", "install the NVIDIA driver on a machine with an NVIDIA GPU"),
+        (str(provider), "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
+    ):
+        try:
+            ctypes.CDLL(library)
+        except OSError as error:
+            problems.append(f"{str(error).removesuffix(': No such file or directory')} ({remedy})")
+    return problems
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,96 @@
+"""What works on this machine, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+
+from tnn_runtime.classifier import usable_cores
+from tnn_runtime.errors import TnnError
+
+__all__ = ["Finding", "examine"]
+
+_PACKAGES = {
+    "numpy": "tnn-deploy",
+    "pillow": "tnn-deploy",
+    "torch": "tnn-deploy[train]",
+    "torchvision": "tnn-deploy[train]",
+    "onnx": "tnn-deploy[export]",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Args:
+        name: What was looked at.
+        works: Whether it is there and works.
+        detail: Its version, or what is missing and the remedy.
+    """
+
+    name: str
+    works: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Look at Python, the packages, the GPU, and which devices really run a model."""
+    return [
+        Finding("tnn-deploy", True, version("tnn-deploy")),
+        Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        Finding("cores", True, f"{usable_cores()} usable"),
+        *(_package(name, extra) for name, extra in _PACKAGES.items()),
+        _onnxruntime(),
+        _gpu(),
+        *(_device(device) for device in ("cpu", "cuda:0")),
+    ]
+
+
+def _onnxruntime() -> Finding:
+    """Find the build of ONNX Runtime; the two builds share one import name and overwrite each other."""
+    installed = [finding for finding in map(_package, ("onnxruntime", "onnxruntime-gpu")) if finding.works]
+    builds = ", ".join(f"{finding.name} {finding.detail}" for finding in installed)
+    if len(installed) == 2:
+        return Finding("onnxruntime", False, f"{builds} overwrite each other: pip uninstall both, then install one")
+    return Finding(
+        "onnxruntime", bool(installed), builds or "not installed (pip install 'tnn-deploy[cpu]' or 'tnn-deploy[gpu]')"
+    )
+
+
+def _package(name: str, extra: str = "") -> Finding:
+    try:
+        return Finding(name, True, version(name))
+    except PackageNotFoundError:
+        return Finding(name, False, f"not installed (pip install '{extra}')")
+
+
+def _gpu() -> Finding:
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu", False, "nvidia-smi not found: no NVIDIA driver on this machine")
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    text = "; ".join((result.stdout if result.returncode == 0 else result.stderr or result.stdout).split("\n")).strip(
+        "; "
+    )
+    return Finding("gpu", result.returncode == 0, text)
+
+
+def _device(device: str) -> Finding:
+    """Run a tiny model on a device: the only proof that it works."""
+    try:
+        import numpy as np
+
+        from tnn_runtime.backends.onnxruntime import open_session
+
+        session = open_session((files("tnn_runtime") / "probe.onnx").read_bytes(), device, threads=1)
+        (result,) = session.run(None, {"x": np.ones(2, np.float32)})
+        if result.tolist() != [2.0, 2.0]:
+            return Finding(f"device {device}", False, f"computed 1 + 1 = {result.tolist()}")
+        return Finding(f"device {device}", True, f"runs a model with {session.get_providers()[0]}")
+    except TnnError as error:
+        return Finding(f"device {device}", False, str(error))

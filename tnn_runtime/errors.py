@@ -1,0 +1,58 @@
+"""The errors that users of this project are meant to catch, drawn as one tree.
+
+    TnnError
+    ├── UsageError            a command line or an option that cannot be used
+    ├── InputError            an image or an array that cannot be classified
+    ├── ArtifactError         a checkpoint or bundle that is missing, damaged, altered or newer
+    │   └── SelfCheckError    a bundle that does not reproduce its own golden samples here
+    ├── OutputExistsError     an output folder that is already there
+    ├── ProviderUnavailable   a device that was asked for and does not work
+    └── ClassifierClosed      a call on a classifier after ``close()``
+
+Every message says what was got, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactError",
+    "ClassifierClosed",
+    "InputError",
+    "OutputExistsError",
+    "ProviderUnavailable",
+    "SelfCheckError",
+    "TnnError",
+    "UsageError",
+]
+
+
+class TnnError(Exception):
+    """Base of every error that this project raises for a user to act on."""
+
+
+class UsageError(TnnError):
+    """A command line or an option that cannot be used."""
+
+
+class InputError(TnnError):
+    """An image or an array that cannot be classified."""
+
+
+class ArtifactError(TnnError):
+    """A checkpoint or bundle folder that is missing, damaged, altered or of a newer schema."""
+
+
+class SelfCheckError(ArtifactError):
+    """The golden samples of a bundle come out differently on the device that would serve them."""
+
+
+class OutputExistsError(TnnError):
+    """An output folder that is already there, where overwriting was not asked for."""
+
+
+class ProviderUnavailable(TnnError):
+    """The requested device or backend does not work on this machine."""
+
+
+class ClassifierClosed(TnnError):
+    """A call on a classifier after ``close()``."""

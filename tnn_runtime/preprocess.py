@@ -1,0 +1,187 @@
+"""From an image file to the uint8 array that a model takes: one definition for training, evaluation and serving.
+
+Decoding, orientation, colour conversion and resizing happen here, with Pillow. Casting to float and normalising
+happen inside the model's graph.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tnn_runtime.errors import ArtifactError, InputError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocessing", "find_images", "open_image"]
+
+ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""The image formats that are decoded; everything else Pillow knows is refused."""
+
+MAX_PIXELS = 50_000_000
+"""The largest width x height that is decoded; the size is checked before any pixel is."""
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an image before the backbone sees it.
+
+    The image is turned upright (EXIF), converted to grey or RGB, scaled so that it covers ``height`` x ``width``
+    and cropped at the centre (bilinear); then, inside the graph, ``(pixel / 255 - mean) / std`` per channel.
+
+    Args:
+        height: Rows of the model's input, in pixels.
+        width: Columns of the model's input, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mean: One value a channel, in the unit of ``pixel / 255``.
+        std: One positive value a channel, in the same unit.
+
+    Raises:
+        ArtifactError: If a value is out of its range.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not (self.height > 0 and self.width > 0 and self.height * self.width <= MAX_PIXELS):
+            raise ArtifactError(
+                f"preprocessing has the size {self.height}x{self.width}; expected 1x1 up to {MAX_PIXELS} pixels"
+            )
+        if self.channels not in _MODES:
+            raise ArtifactError(f"preprocessing has {self.channels} channels; expected 1 (grey) or 3 (RGB)")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ArtifactError(
+                f"preprocessing has {len(self.mean)} means and {len(self.std)} deviations for {self.channels} "
+                "channels; expected one each"
+            )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ArtifactError(
+                f"preprocessing has mean {self.mean} and std {self.std}; expected finite numbers and a positive std"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape ``(height, width, channels)`` of one model input."""
+        return self.height, self.width, self.channels
+
+    def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
+        """Return one image as a uint8 array ``[height, width, channels]``.
+
+        Raises:
+            InputError: If the source is no image, is empty, or is over `MAX_PIXELS`.
+        """
+        image = open_image(source)
+        try:
+            image = _eight_bit(ImageOps.exif_transpose(image)).convert(_MODES[self.channels])
+            image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{_name(source)} cannot be decoded ({error}); replace or remove it") from error
+        return np.asarray(image, dtype=np.uint8).reshape(self.shape)
+
+    def batch(self, sources: Sequence[ImageSource]) -> NDArray[np.uint8]:
+        """Return images as one uint8 array ``[len(sources), height, width, channels]``."""
+        out = np.empty((len(sources), *self.shape), dtype=np.uint8)
+        for row, source in zip(out, sources, strict=True):
+            row[:] = self(source)
+        return out
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open an image without decoding it, and check its format, frames and size.
+
+    Args:
+        source: A path, the bytes of a file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1 or 3]``.
+
+    Raises:
+        InputError: If the source is no usable image.
+    """
+    if isinstance(source, np.ndarray):
+        image = _from_array(source)
+    elif isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, str | Path | bytes):
+        image = _from_file(source)
+    else:
+        raise InputError(
+            f"got an image of type {type(source).__name__}; expected a path, bytes, a PIL image or a uint8 array"
+        )
+    pixels = image.width * image.height
+    if pixels == 0:
+        raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
+    if pixels > MAX_PIXELS:
+        raise InputError(
+            f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; the limit is {MAX_PIXELS}; "
+            "scale it down first"
+        )
+    return image
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return every file below ``folder`` in sorted order, hidden files and folders left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _from_file(source: str | Path | bytes) -> Image.Image:
+    try:
+        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except FileNotFoundError:
+        raise InputError(f"{_name(source)} does not exist; expected an image file") from None
+    except IsADirectoryError:
+        raise InputError(f"{_name(source)} is a folder; expected an image file") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{_name(source)} is over the limit of {MAX_PIXELS} pixels ({error}); scale it down first"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = str(error) if isinstance(error, PermissionError) else f"expected one of {', '.join(FORMATS)}"
+        raise InputError(
+            f"{_name(source)} is not an image that can be read ({reason}); replace or remove it"
+        ) from error
+    if frames > 1:
+        raise InputError(f"{_name(source)} has {frames} frames; expected a single picture")
+    return image
+
+
+def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
+    if array.dtype != np.uint8 or channels not in _MODES:
+        raise InputError(
+            f"got an array of dtype {array.dtype} and shape {list(array.shape)}; expected uint8 [H, W], [H, W, "
+            "1] or [H, W, 3] with values 0..255"
+        )
+    if array.size == 0:
+        raise InputError(f"got an array of shape {list(array.shape)}; expected at least one pixel")
+    return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip instead."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to 65535")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _name(source: ImageSource) -> str:
+    return str(source) if isinstance(source, str | Path) else "the image"

@@ -1,0 +1,174 @@
+"""Folders of files that are whole or absent: how checkpoints and bundles are written and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tnn_runtime.errors import ArtifactError, OutputExistsError
+
+__all__ = ["describe_files", "existing_folder", "new_folder", "read_json", "verify_files", "write_json"]
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``target`` when the block ends without an error.
+
+    The content is flushed to disk before the rename. With ``overwrite``, the old folder is first moved to
+    ``.NAME.previous``, where `existing_folder` finds it should the process die between the two renames; so
+    a kill at any moment leaves the old or the new folder whole.
+
+    Args:
+        target: Where the finished folder will stand.
+        overwrite: Whether an existing ``target`` may be replaced.
+
+    Raises:
+        OutputExistsError: If ``target`` exists and ``overwrite`` is false.
+    """
+    refuse_existing(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _flush(temporary)
+        previous = _previous(target)
+        if target.exists():
+            _remove(previous)
+            target.rename(previous)
+        temporary.rename(target)
+        _fsync(target.parent)
+        _remove(previous)
+    finally:
+        _remove(temporary)
+
+
+def refuse_existing(target: Path, *, overwrite: bool) -> None:
+    """Raise `OutputExistsError` if ``target`` exists and must not be overwritten."""
+    if os.path.lexists(target) and not overwrite:
+        raise OutputExistsError(
+            f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
+        )
+
+
+def existing_folder(target: Path, kind: str, marker: str) -> Path:
+    """Return the folder to read for ``target``: itself, or its predecessor after an interrupted overwrite.
+
+    Args:
+        target: The folder that the user named.
+        kind: What it should be, for the error message: ``"checkpoint"`` or ``"bundle"``.
+        marker: The file that makes it one.
+
+    Raises:
+        ArtifactError: If there is no such folder or it lacks ``marker``.
+    """
+    for folder in (target, _previous(target)):
+        if (folder / marker).is_file():
+            return folder
+    problem = f"has no {marker}" if target.is_dir() else "is not a folder" if target.exists() else "does not exist"
+    raise ArtifactError(f"{target} {problem}; expected a {kind} folder with {marker} in it")
+
+
+def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return ``{name: {"size": bytes, "sha256": hex}}`` for files in ``folder``."""
+    return {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
+
+
+def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
+    """Check that every listed file lies in ``folder`` with the size and the SHA-256 that were recorded.
+
+    Raises:
+        ArtifactError: On a name that leaves the folder, and on a missing, truncated or altered file.
+    """
+    for name, expected in files.items():
+        if not _SAFE_NAME.fullmatch(name):
+            raise ArtifactError(
+                f"{kind} {folder} lists the file name {name!r}, which is not a plain name inside the folder; do "
+                "not use it"
+            )
+        if not isinstance(expected, Mapping) or set(expected) != {"size", "sha256"}:
+            raise ArtifactError(
+                f"{kind} {folder} records {expected!r} for {name}, expected its size and sha256; copy the {kind} again"
+            )
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise ArtifactError(f"{path} is missing or not a regular file; copy the {kind} again")
+        size = path.stat().st_size
+        if size != expected["size"]:
+            raise ArtifactError(
+                f"{path} has {size} bytes where {expected['size']} were recorded (truncated or altered); copy "
+                f"the {kind} again"
+            )
+        if _sha256(path) != expected["sha256"]:
+            raise ArtifactError(f"{path} does not match its recorded SHA-256 (altered); copy the {kind} again")
+
+
+def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
+    """Read a JSON object whose ``schema_version`` this version of the project understands.
+
+    Raises:
+        ArtifactError: If the file cannot be read, is no JSON object, or has a schema that is not understood.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the {kind} again") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds a JSON {type(content).__name__}, expected an object; copy the {kind} again")
+    version = content.get("schema_version")
+    if type(version) is not int or version < 1:
+        raise ArtifactError(
+            f"{path} has schema_version {version!r}, expected an integer from 1 to {newest_schema}; copy the "
+            f"{kind} again"
+        )
+    if version > newest_schema:
+        raise ArtifactError(
+            f"{path} has schema version {version}, and this installation reads up to {newest_schema}; "
+            f"upgrade tnn-deploy or make the {kind} again with this version"
+        )
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as indented JSON. Non-finite numbers are refused, since JSON has none."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _previous(target: Path) -> Path:
+    return target.parent / f".{target.name}.previous"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

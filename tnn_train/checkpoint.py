@@ -1,0 +1,139 @@
+"""Checkpoint folders: weights and readable JSON, written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files, write_json
+from tnn_train.config import ModelConfig, from_dict
+from tnn_train.models import ImageModel, build_model
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint"]
+
+SCHEMA_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+SAMPLES_FILE = "samples.npz"
+STATE_FILE = "trainer_state.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with all that is needed to use it.
+
+    Args:
+        model: The model, in evaluation mode on the CPU when loaded.
+        config: What it was built from.
+        preprocessing: What turns an image file into a model input.
+        class_names: One name for each logit.
+        samples: Validation images, uint8 ``[n, H, W, C]``, on which an export proves itself.
+        metrics: What was measured on the way, for people to read.
+    """
+
+    model: ImageModel
+    config: ModelConfig
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    samples: NDArray[np.uint8]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: str | Path, checkpoint: Checkpoint, trainer_state: dict[str, Any] | None = None, *, overwrite: bool = False
+) -> None:
+    """Write a checkpoint folder; a kill at any moment leaves the old or the new one whole.
+
+    Args:
+        folder: Where it will stand.
+        checkpoint: What to write.
+        trainer_state: Optimizer, scheduler and random states, for an exact resume.
+        overwrite: Whether an existing folder may be replaced.
+
+    Raises:
+        OutputExistsError: If ``folder`` exists and ``overwrite`` is false.
+    """
+    with new_folder(Path(folder), overwrite=overwrite) as path:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
+        save_file(state, path / WEIGHTS_FILE)
+        np.savez_compressed(path / SAMPLES_FILE, images=checkpoint.samples)
+        names = [WEIGHTS_FILE, SAMPLES_FILE]
+        if trainer_state is not None:
+            torch.save(trainer_state, path / STATE_FILE)
+            names.append(STATE_FILE)
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "model": dataclasses.asdict(checkpoint.config),
+            "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+            "class_names": list(checkpoint.class_names),
+            "metrics": checkpoint.metrics,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("tnn-deploy", "torch", "torchvision", "safetensors")},
+            },
+            "files": describe_files(path, names),
+        }
+        write_json(path / CONFIG_FILE, content)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder and build its model.
+
+    Raises:
+        ArtifactError: If a file is missing, truncated, altered, or of a newer schema.
+    """
+    path, content = _read(folder)
+    try:
+        config = from_dict(ModelConfig, content["model"])
+        fields = content["preprocessing"]
+        preprocessing = Preprocessing(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        with np.load(path / SAMPLES_FILE, allow_pickle=False) as samples:
+            images = samples["images"]
+        model = build_model(config)
+        model.load_state_dict(load_file(path / WEIGHTS_FILE))
+        names = tuple(map(str, content["class_names"]))
+        return Checkpoint(model.eval(), config, preprocessing, names, images, content["metrics"])
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError, UsageError) as error:
+        raise ArtifactError(
+            f"{path} is not a checkpoint that this version can read ({' '.join(str(error).split())[:300]}); "
+            "train again or copy it again"
+        ) from error
+
+
+def load_trainer_state(folder: str | Path) -> dict[str, Any]:
+    """Read the state that continues a training.
+
+    Raises:
+        ArtifactError: If the checkpoint is damaged or was saved without it.
+    """
+    path, _ = _read(folder)
+    try:
+        state: dict[str, Any] = torch.load(path / STATE_FILE, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ArtifactError(f"{path / STATE_FILE} cannot be read ({error}); this training cannot be resumed") from error
+    return state
+
+
+def _read(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = existing_folder(Path(folder), "checkpoint", CONFIG_FILE)
+    content = read_json(path / CONFIG_FILE, "checkpoint", SCHEMA_VERSION)
+    files = content.get("files")
+    if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):
+        raise ArtifactError(
+            f"{path / CONFIG_FILE} does not list {WEIGHTS_FILE} and {SAMPLES_FILE}; copy the checkpoint again"
+        )
+    verify_files(path, files, "checkpoint")
+    return path, content

@@ -1,0 +1,140 @@
+"""The command ``tnn-train``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tnn_runtime.console import Parser, run
+from tnn_runtime.storage import refuse_existing
+from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
+from tnn_train.data import DATASETS, load_data
+from tnn_train.heads import HEADS
+from tnn_train.loop import train
+from tnn_train.models import BACKBONES
+from tnn_train.plots import plot_confusion, plot_curves
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
+
+__all__ = ["main"]
+
+_EPILOG = """examples:
+  tnn-train --data photos --out runs/photos           a folder with one subfolder of images for each class
+  tnn-train --data digits --head linear --out runs/digits-linear
+  tnn-train --data mnist --data-root ~/data --limit 2000 --epochs 5 --out runs/mnist
+  tnn-train --data photos --out runs/photos --resume  go on after an interruption, with the same options
+
+what it writes:
+  OUT/best/          checkpoint of the epoch with the best validation accuracy: give this to tnn-export
+  OUT/last/          checkpoint of the last whole epoch, with what --resume needs
+  OUT/metrics.jsonl  one line for each epoch;  OUT/results.json  the test set, looked at once, with the best epoch
+  OUT/curves.png, OUT/confusion.png"""
+
+_SMALL_IMAGE = 96
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``tnn-train`` and return its exit code."""
+    return run("tnn-train", _command, arguments)
+
+
+def _parser() -> Parser:
+    recipe, head = TrainConfig(), TverskyConfig()
+    parser = Parser(
+        "tnn-train", "Train a ResNet with a Tversky head, or its linear baseline, on labelled images.", _EPILOG
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        help=f"{', '.join(DATASETS)}, or a folder: one subfolder a class, or train/ and test/ with such subfolders",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="run folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/last")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data-root", type=Path, default="data", help="where mnist and cifar10 lie, in torchvision's layout"
+    )
+    data.add_argument("--download", action="store_true", help="let torchvision download what is missing there")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        help="height and width of the model's input in pixels; chosen from the data if not given",
+    )
+    data.add_argument(
+        "--limit", type=int, help="use at most so many images for training and validation, and for the test"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--backbone", default="resnet18", help=", ".join(BACKBONES))
+    model.add_argument(
+        "--stem", help=f"small or imagenet; small if not given and images are below {_SMALL_IMAGE} pixels"
+    )
+    model.add_argument("--head", default="tversky", help=", ".join(HEADS))
+    tversky = parser.add_argument_group("Tversky head")
+    tversky.add_argument("--features", type=int, default=head.num_features, help="size of the feature bank")
+    tversky.add_argument("--similarity", default=head.model, help=", ".join(MODELS))
+    tversky.add_argument("--intersection", default=head.intersection, help=", ".join(INTERSECTIONS))
+    tversky.add_argument("--difference", default=head.difference, help=", ".join(DIFFERENCES))
+    loop = parser.add_argument_group("recipe")
+    loop.add_argument("--epochs", type=int, default=recipe.epochs, help="passes over the training set")
+    loop.add_argument("--batch-size", type=int, default=recipe.batch_size, help="images a step")
+    loop.add_argument(
+        "--learning-rate", type=float, default=recipe.learning_rate, help="peak of the one-cycle schedule"
+    )
+    loop.add_argument("--weight-decay", type=float, default=recipe.weight_decay, help="of AdamW")
+    loop.add_argument("--augment", default=recipe.augment, help="none, crop or crop-flip")
+    loop.add_argument(
+        "--seed", type=int, default=recipe.seed, help="of the split, the weights, the order and the augmentation"
+    )
+    loop.add_argument("--device", default=recipe.device, help="auto, cpu, cuda or cuda:N")
+    loop.add_argument("--threads", type=int, help="CPU threads, torch's choice if not given")
+    return parser
+
+
+def _command(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    choose("backbone", options.backbone, BACKBONES)
+    choose("head", options.head, HEADS)
+    recipe = _recipe(options)
+    tversky = TverskyConfig(options.features, options.similarity, options.intersection, options.difference)
+    if not options.resume:
+        refuse_existing(options.out, overwrite=options.overwrite)
+    data = load_data(
+        options.data,
+        root=options.data_root,
+        image_size=options.image_size,
+        limit=options.limit,
+        seed=options.seed,
+        download=options.download,
+    )
+    size = data.preprocessing.height
+    stem = options.stem or ("small" if size < _SMALL_IMAGE else "imagenet")
+    model = ModelConfig(backbone=options.backbone, head=options.head, stem=stem, tversky=tversky)
+    print(
+        f"{options.data}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
+        f"{len(data.class_names)} classes, {size}x{size}; {options.backbone}, {stem} stem, {options.head} head"
+    )
+    try:
+        result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)
+    except KeyboardInterrupt:
+        if (options.out / "last").exists():
+            print(
+                f"\nstopped; {options.out / 'last'} holds the last whole epoch: repeat the command with --resume "
+                "to go on"
+            )
+        raise
+    plot_curves({options.head: result.history}).savefig(options.out / "curves.png", dpi=120)
+    plot_confusion(np.asarray(result.test.confusion), data.class_names, "test set").savefig(
+        options.out / "confusion.png", dpi=120
+    )
+    print(
+        f"test accuracy {result.test.accuracy:.4f} on {len(data.test)} images\nnext: tnn-export {result.best} -o "
+        f"{options.out}-bundle"
+    )
+
+
+def _recipe(options: argparse.Namespace) -> TrainConfig:
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "augment", "seed", "device", "threads")
+    return TrainConfig(**{name: getattr(options, name) for name in names})

@@ -1,0 +1,150 @@
+"""What can be configured, as frozen dataclasses that check their own values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tnn_runtime.errors import UsageError
+
+__all__ = ["ModelConfig", "TrainConfig", "TverskyConfig", "choose", "from_dict"]
+
+T = TypeVar("T")
+
+_SPELLINGS = {"substractmatch": "subtractmatch"}
+
+
+@dataclass(frozen=True)
+class TverskyConfig:
+    """The form of a Tversky head (arXiv 2506.11035).
+
+    Args:
+        num_features: F, the size of the feature bank.
+        model: ``"contrast"``: theta f(A and B) - alpha f(A-B) - beta f(B-A), or
+            ``"ratio"``: f(A and B) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), times a learned logit scale.
+        intersection: The measure of f(A and B), a key of `tnn_train.similarity.INTERSECTIONS`.
+        difference: The measure of f(A-B) and f(B-A), a key of `tnn_train.similarity.DIFFERENCES`; the paper's
+            spelling ``"substractmatch"`` is accepted.
+        alpha: Initial weight of what only the input has; learned.
+        beta: Initial weight of what only the prototype has; learned.
+        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio); learned.
+    """
+
+    num_features: int = 64
+    model: str = "contrast"
+    intersection: str = "product"
+    difference: str = "subtractmatch"
+    alpha: float = 0.5
+    beta: float = 0.5
+    theta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_features")
+        _at_least(self, 0.0, "alpha", "beta", "theta")
+        if self.model == "ratio":
+            for name in ("alpha", "beta", "theta"):
+                if getattr(self, name) == 0:
+                    raise UsageError(f"{name} is 0; the ratio model learns it as a positive number, so start above 0")
+        object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A backbone and a head.
+
+    Args:
+        backbone: A key of `tnn_train.models.BACKBONES`.
+        head: A key of `tnn_train.heads.HEADS`.
+        num_classes: C, the number of logits.
+        in_channels: 1 (grey) or 3 (RGB).
+        stem: ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels;
+            ``"imagenet"``: torchvision's 7x7 convolution with stride 2 and pooling.
+        tversky: The form of the head if ``head`` is ``"tversky"``.
+    """
+
+    backbone: str = "resnet18"
+    head: str = "tversky"
+    num_classes: int = 10
+    in_channels: int = 3
+    stem: str = "small"
+    tversky: TverskyConfig = field(default_factory=TverskyConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "num_classes")
+        choose("number of input channels", self.in_channels, (1, 3))
+        choose("stem", self.stem, ("imagenet", "small"))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe: AdamW with a one-cycle learning rate, cross-entropy, the best epoch chosen on validation.
+
+    Args:
+        epochs: Passes over the training set.
+        batch_size: Images a step.
+        learning_rate: Peak of the one-cycle schedule.
+        weight_decay: For matrices and kernels; biases, norms and the head's scalars have none.
+        augment: ``"none"``, ``"crop"`` (random shift by an eighth) or ``"crop-flip"`` (and mirror).
+        seed: For initial weights, data order and augmentation.
+        device: A torch device, or ``"auto"`` for CUDA where it works.
+        threads: CPU threads; ``None`` leaves torch's choice.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    augment: str = "crop"
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs")
+        _at_least(self, 2, "batch_size")
+        _at_least(self, 0.0, "learning_rate", "weight_decay", "seed")
+        choose("augmentation", self.augment, ("none", "crop", "crop-flip"))
+        if self.threads is not None:
+            _at_least(self, 1, "threads")
+
+
+def choose(what: str, value: T, choices: Iterable[T]) -> T:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        UsageError: With the choices, if it is not.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
+    return value
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Build a configuration from the dictionary that ``dataclasses.asdict`` made of it.
+
+    Raises:
+        UsageError: If a field is unknown, missing or out of its range.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if set(values) != set(fields):
+        raise UsageError(f"{kind.__name__} has the fields {sorted(fields)}; got {sorted(values)}")
+    if isinstance(values.get("tversky"), dict):
+        values = {**values, "tversky": from_dict(TverskyConfig, values["tversky"])}
+    return kind(**values)
+
+
+def _at_least(config: Any, lowest: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
+            or not lowest <= value < float("inf")
+        ):
+            raise UsageError(
+                f"{name} is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a number'} of at "
+                f"least {lowest}"
+            )

@@ -1,0 +1,15 @@
+"""Errors of training, in the tree of `tnn_runtime.errors`."""
+
+from __future__ import annotations
+
+from tnn_runtime.errors import TnnError
+
+__all__ = ["DataError", "TrainingError"]
+
+
+class DataError(TnnError):
+    """A data set that is missing, empty, or cannot be split."""
+
+
+class TrainingError(TnnError):
+    """Training that cannot go on."""

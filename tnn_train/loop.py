@@ -1,0 +1,316 @@
+"""The training loop, from a data set to the folders ``last/`` and ``best/``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tnn_runtime.errors import UsageError
+from tnn_runtime.storage import refuse_existing, write_json
+from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint
+from tnn_train.config import ModelConfig, TrainConfig
+from tnn_train.data import ImageData, ImageSet, load_data
+from tnn_train.errors import TrainingError
+from tnn_train.models import ImageModel, Normalize, build_model
+
+__all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
+
+_PARITY_SAMPLES = 128
+_SAMPLE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers on a set.
+
+    Args:
+        loss: Mean cross-entropy in nats.
+        accuracy: Share of right answers, 0 to 1.
+        predictions: Class indices, int64 ``[N]``.
+        labels: The right ones, int64 ``[N]``.
+        confusion: Counts ``[classes, classes]``: rows are the right classes, columns the predicted ones.
+    """
+
+    loss: float
+    accuracy: float
+    predictions: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    confusion: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left behind.
+
+    Args:
+        folder: The run folder, with ``metrics.jsonl``, ``results.json``, ``last`` and ``best``.
+        best: The checkpoint of the epoch with the best validation accuracy.
+        history: One dictionary for each epoch, as in ``metrics.jsonl``.
+        test: The best checkpoint on the test set.
+    """
+
+    folder: Path
+    best: Path
+    history: list[dict[str, Any]]
+    test: Evaluation
+
+
+def train(
+    data: ImageData | str | Path,
+    out: str | Path,
+    model: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> TrainResult:
+    """Train a model, keep the best epoch by validation, and touch the test set once, at the end.
+
+    Args:
+        data: A data set, or what `tnn_train.load_data` takes.
+        out: The run folder to make.
+        model: Backbone and head; the numbers of classes and channels are taken from the data.
+        config: The recipe.
+        overwrite: Whether an existing run folder may be replaced.
+        resume: Whether to go on from ``out/last``; the result is what an uninterrupted run would have given.
+
+    Raises:
+        OutputExistsError: If ``out`` exists, and neither ``overwrite`` nor ``resume`` was given.
+        UsageError: If a configuration is unusable, or differs from the one to be resumed.
+        TrainingError: If the loss is no longer a number.
+    """
+    folder, config = Path(out), config or TrainConfig()
+    if not resume:
+        refuse_existing(folder, overwrite=overwrite)
+    data = data if isinstance(data, ImageData) else load_data(data, seed=config.seed)
+    model = dataclasses.replace(
+        model or ModelConfig(), num_classes=len(data.class_names), in_channels=data.preprocessing.channels
+    )
+    device = _device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    trainer = _Trainer(data, build_model(model), model, config, device)
+    if resume:
+        trainer.restore(folder / "last")
+    elif folder.exists():
+        shutil.rmtree(folder)
+    while trainer.epoch < config.epochs:
+        trainer.run_epoch()
+        trainer.save(folder)
+    best = folder / "best"
+    test = evaluate(load_checkpoint(best).model.to(device), data.test)
+    chosen = max(trainer.history, key=_rank)
+    write_json(
+        folder / "results.json",
+        {
+            "data": data.name,
+            "test_accuracy": test.accuracy,
+            "test_loss": test.loss,
+            "best_epoch": chosen["epoch"],
+            "val_accuracy": chosen["val_accuracy"],
+            "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "class_names": list(data.class_names),
+            "confusion": test.confusion.tolist(),
+            "train_config": dataclasses.asdict(config),
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+        },
+    )
+    return TrainResult(folder, best, trainer.history, test)
+
+
+def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Evaluation:
+    """Return loss, accuracy and predictions of a model in evaluation mode on a set."""
+    device = next(model.parameters()).device
+    normalize = Normalize(images.preprocessing).to(device)
+    model.eval()
+    logits, labels = [], []
+    with torch.inference_mode():
+        for batch, target in tqdm(
+            _loader(images, batch_size), desc="evaluating", unit="batch", disable=None, leave=False, delay=1
+        ):
+            logits.append(model(normalize(batch.to(device))).float().cpu())
+            labels.append(target)
+    scores, right = torch.cat(logits), torch.cat(labels)
+    predicted = scores.argmax(1)
+    classes = scores.shape[1]
+    confusion = torch.bincount(right * classes + predicted, minlength=classes * classes).view(classes, classes)
+    return Evaluation(
+        float(functional.cross_entropy(scores, right)),
+        float((predicted == right).double().mean()),
+        predicted.numpy(),
+        right.numpy(),
+        confusion.numpy(),
+    )
+
+
+class _Trainer:
+    """All that changes during a training, so that it can be saved and restored."""
+
+    def __init__(
+        self, data: ImageData, model: ImageModel, model_config: ModelConfig, config: TrainConfig, device: torch.device
+    ) -> None:
+        self.data, self.model_config, self.config, self.device = data, model_config, config, device
+        self.model = model.to(device)
+        self.normalize = Normalize(data.preprocessing).to(device)
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.loader = _loader(data.train.augmented(config.augment), config.batch_size, self.order)
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+        )
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=config.epochs * len(self.loader), pct_start=0.2
+        )
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+
+    def run_epoch(self) -> None:
+        """Train for one epoch, validate, and enter both in the history."""
+        self.epoch += 1
+        started = time.perf_counter()
+        self.model.train()
+        seen, right, total = 0, 0, 0.0
+        with tqdm(self.loader, desc=f"epoch {self.epoch}/{self.config.epochs}", unit="batch", disable=None) as progress:
+            for step, (images, labels) in enumerate(progress, 1):
+                images, labels = images.to(self.device), labels.to(self.device)
+                logits = self.model(self.normalize(images))
+                loss = functional.cross_entropy(logits, labels)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the loss is {value} at epoch {self.epoch}, step {step}; the last good checkpoint is in "
+                        "last/; try a lower learning rate"
+                    )
+                self.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+                self.scheduler.step()
+                seen, right, total = (
+                    seen + len(labels),
+                    right + int((logits.argmax(1) == labels).sum()),
+                    total + value * len(labels),
+                )
+                rate = seen / (time.perf_counter() - started)
+                progress.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.3f}, {rate:.0f} images/s")
+        seconds = time.perf_counter() - started
+        val = evaluate(self.model, self.data.val)
+        tqdm.write(f"epoch {self.epoch}: validation accuracy {val.accuracy:.4f}, loss {val.loss:.4f}")
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "train_loss": total / seen,
+                "train_accuracy": right / seen,
+                "val_loss": val.loss,
+                "val_accuracy": val.accuracy,
+                "learning_rate": self.scheduler.get_last_lr()[0],
+                "seconds": seconds,
+                "images_per_second": seen / seconds,
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write ``last/``, ``best/`` if this epoch is the best so far, and ``metrics.jsonl``."""
+        newest = self.history[-1]
+        checkpoint = Checkpoint(
+            self.model,
+            self.model_config,
+            self.data.preprocessing,
+            self.data.class_names,
+            _samples(self.data.val),
+            newest,
+        )
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "order": self.order.get_state(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "history": json.dumps(self.history),
+            "identity": self._identity(),
+        }
+        if max(self.history, key=_rank) is newest:
+            save_checkpoint(folder / "best", checkpoint, overwrite=True)
+        save_checkpoint(folder / "last", checkpoint, state, overwrite=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+
+    def restore(self, last: Path) -> None:
+        """Continue from a checkpoint of the same training."""
+        state = load_trainer_state(last)
+        ours, theirs = json.loads(self._identity()), json.loads(state["identity"])
+        if changed := [
+            f"{key}: was {theirs.get(key)}, now {value}" for key, value in ours.items() if theirs.get(key) != value
+        ]:
+            raise UsageError(
+                f"{last} belongs to another training ({'; '.join(changed)}); repeat its options to resume it"
+            )
+        self.model.load_state_dict(load_checkpoint(last).model.state_dict())
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.history = json.loads(state["history"])
+        self.epoch = len(self.history)
+
+    def _identity(self) -> str:
+        """Return what a resumed training must share with the interrupted one, as JSON."""
+        recipe = dataclasses.asdict(self.config)
+        for name in ("device", "threads"):
+            del recipe[name]
+        images = {
+            "data": self.data.name,
+            "images": len(self.data.train),
+            "preprocessing": dataclasses.asdict(self.data.preprocessing),
+        }
+        return json.dumps({**recipe, **images, "model": dataclasses.asdict(self.model_config)}, sort_keys=True)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    return row["val_accuracy"], -row["val_loss"]
+
+
+def _samples(images: ImageSet) -> NDArray[np.uint8]:
+    return images.sample(max(1, min(_PARITY_SAMPLES, _SAMPLE_BYTES // math.prod(images.preprocessing.shape))))
+
+
+def _loader(images: ImageSet, batch_size: int, order: torch.Generator | None = None) -> DataLoader[Any]:
+    """Return batches in a random order given by ``order`` for training, or all images in their own order."""
+    training = order is not None
+    # Batch norm cannot train on a last batch of one image, so that one is left out of the epoch.
+    return DataLoader(
+        images,
+        batch_size,
+        shuffle=training,
+        generator=order,
+        drop_last=training and len(images) % batch_size == 1,
+        num_workers=0 if images.pixels is not None else 2,
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} does not work here ({str(error).splitlines()[0]}); choose auto, cpu or cuda"
+        ) from error
+    return device
