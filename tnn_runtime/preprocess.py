@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -84,12 +85,15 @@ class Preprocessing:
         Raises:
             InputError: If the source is no image, is empty, or is over `MAX_PIXELS`.
         """
-        image = open_image(source)
-        try:
-            image = _eight_bit(ImageOps.exif_transpose(image)).convert(_MODES[self.channels])
-            image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{_name(source)} cannot be decoded ({error}); replace or remove it") from error
+        with open_image(source) as opened:
+            try:
+                frames = getattr(opened, "n_frames", 1)
+                if frames > 1:
+                    raise InputError(f"{_name(source)} has {frames} frames; expected a single picture")
+                image = _eight_bit(ImageOps.exif_transpose(opened)).convert(_MODES[self.channels])
+                image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
+            except (OSError, SyntaxError, ValueError) as error:
+                raise InputError(f"{_name(source)} cannot be decoded ({error}); replace or remove it") from error
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
     def batch(self, sources: Sequence[ImageSource]) -> NDArray[np.uint8]:
@@ -100,8 +104,9 @@ class Preprocessing:
         return out
 
 
-def open_image(source: ImageSource) -> Image.Image:
-    """Open an image without decoding it, and check its format, frames and size.
+@contextmanager
+def open_image(source: ImageSource) -> Iterator[Image.Image]:
+    """Open an image without decoding its pixels, and check its format, frames and size.
 
     Args:
         source: A path, the bytes of a file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1 or 3]``.
@@ -110,24 +115,25 @@ def open_image(source: ImageSource) -> Image.Image:
         InputError: If the source is no usable image.
     """
     if isinstance(source, np.ndarray):
-        image = _from_array(source)
+        opened: AbstractContextManager[Image.Image] = nullcontext(_from_array(source))
     elif isinstance(source, Image.Image):
-        image = source
+        opened = nullcontext(source)
     elif isinstance(source, str | Path | bytes):
-        image = _from_file(source)
+        opened = _from_file(source)
     else:
         raise InputError(
             f"got an image of type {type(source).__name__}; expected a path, bytes, a PIL image or a uint8 array"
         )
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
-    if pixels > MAX_PIXELS:
-        raise InputError(
-            f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; the limit is {MAX_PIXELS}; "
-            "scale it down first"
-        )
-    return image
+    with opened as image:
+        pixels = image.width * image.height
+        if pixels == 0:
+            raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
+        if pixels > MAX_PIXELS:
+            raise InputError(
+                f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; "
+                f"the limit is {MAX_PIXELS}; scale it down first"
+            )
+        yield image
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -141,8 +147,7 @@ def find_images(folder: Path) -> list[Path]:
 
 def _from_file(source: str | Path | bytes) -> Image.Image:
     try:
-        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError:
         raise InputError(f"{_name(source)} does not exist; expected an image file") from None
     except IsADirectoryError:
@@ -156,9 +161,6 @@ def _from_file(source: str | Path | bytes) -> Image.Image:
         raise InputError(
             f"{_name(source)} is not an image that can be read ({reason}); replace or remove it"
         ) from error
-    if frames > 1:
-        raise InputError(f"{_name(source)} has {frames} frames; expected a single picture")
-    return image
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:

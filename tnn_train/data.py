@@ -236,7 +236,8 @@ def _read_folder(folder: Path) -> _Found:
             paths += files
             labels += [label] * len(files)
         for path in tqdm(paths, desc=f"checking {part.name}", unit="image", disable=None, delay=1):
-            sizes.append(min(open_image(path).size))
+            with open_image(path) as image:
+                sizes.append(min(image.size))
         splits[name] = (paths, np.asarray(labels, dtype=np.int64))
     return _Found(splits, tuple(classes), channels=3, image_size=int(np.clip(np.median(sizes), 16, 224)))
 

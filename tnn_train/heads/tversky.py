@@ -113,4 +113,4 @@ class TverskyHead(nn.Module):
 
     def _effective(self, raw: Tensor) -> Tensor:
         """Keep the ratio model's scalars positive, so that its similarity stays between 0 and 1."""
-        return functional.softplus(raw) if self.config.model == "ratio" else raw
+        return functional.softplus(raw, threshold=40) if self.config.model == "ratio" else raw

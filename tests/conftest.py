@@ -1,0 +1,111 @@
+"""Small real things that the tests share: images, a trained checkpoint and a bundle of each head."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import tnn_train.models
+from tnn_export import export_bundle
+from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
+from tnn_train.loop import TrainResult
+
+torch.set_num_threads(2)
+
+
+class TinyNet(nn.Module):
+    """A backbone small enough for tests, with the parts that `build_model` exchanges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3)
+        self.maxpool: nn.Module = nn.Identity()
+        self.conv2 = nn.Conv2d(64, 24, 3, stride=2)
+        self.norm = nn.BatchNorm2d(24)
+        self.fc: nn.Module = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu(self.conv1(x)))
+        return self.fc(torch.relu(self.norm(self.conv2(x))).mean((2, 3)))
+
+
+tnn_train.models.BACKBONES["tiny"] = TinyNet
+
+RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment="none")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets."""
+    if "TNN_DATA" not in os.environ:
+        pytest.skip("TNN_DATA names no folder with real data")
+    return Path(os.environ["TNN_DATA"])
+
+
+def draw_photos(folder: Path, count: int = 20) -> Path:
+    """Write ``cat/N.png`` (a horizontal bar) and ``dog/N.png`` (a vertical bar), noisy, 20 x 16 pixels."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            image = random.integers(0, 90, (16, 20, 3), dtype=np.uint8)
+            place = int(random.integers(3, 11))
+            if name == "cat":
+                image[place : place + 3] += 150
+            else:
+                image[:, place : place + 3] += 150
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes of pictures; read only."""
+    return draw_photos(tmp_path_factory.mktemp("images") / "photos")
+
+
+@pytest.fixture(scope="session")
+def data(photos: Path) -> ImageData:
+    """The pictures of `photos`, split."""
+    return load_data(photos)
+
+
+@pytest.fixture(scope="session")
+def runs(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
+    """A trained model of each head, and one whose measure jumps at the membership boundary; read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    forms = {
+        "tversky": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16)),
+        "jumping": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16, difference="ignorematch")),
+        "ratio": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16, model="ratio")),
+        "linear": ModelConfig(backbone="tiny", head="linear"),
+    }
+    return {name: train(data, folder / name, form, RECIPE) for name, form in forms.items()}
+
+
+@pytest.fixture(scope="session")
+def bundles(runs: dict[str, TrainResult], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundle of each run; read only."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for name, run in runs.items():
+        export_bundle(run.best, folder / name)
+    return {name: folder / name for name in runs}
+
+
+@pytest.fixture
+def bundle(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the Tversky bundle, to be damaged."""
+    return Path(shutil.copytree(bundles["tversky"], tmp_path / "bundle"))
+
+
+@pytest.fixture
+def checkpoint(runs: dict[str, TrainResult], tmp_path: Path) -> Path:
+    """A copy of a Tversky checkpoint, to be damaged."""
+    return Path(shutil.copytree(runs["tversky"].folder / "last", tmp_path / "last"))
