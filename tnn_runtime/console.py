@@ -38,8 +38,8 @@ def run(name: str, command: Callable[[Sequence[str]], None], arguments: Sequence
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: interrupted{'; ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
     else:
         return 0
     return 1

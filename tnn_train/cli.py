@@ -120,10 +120,10 @@ def _command(arguments: Sequence[str]) -> None:
         result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)
     except KeyboardInterrupt:
         if (options.out / "last").exists():
-            print(
-                f"\nstopped; {options.out / 'last'} holds the last whole epoch: repeat the command with --resume "
-                "to go on"
-            )
+            last = options.out / "last"
+            raise KeyboardInterrupt(
+                f"{last} holds the last whole epoch: repeat the command with --resume to go on"
+            ) from None
         raise
     plot_curves({options.head: result.history}).savefig(options.out / "curves.png", dpi=120)
     plot_confusion(np.asarray(result.test.confusion), data.class_names, "test set").savefig(

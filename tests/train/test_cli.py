@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tnn_train import load_checkpoint
+from tnn_train.cli import main
+
+FAST = ["--backbone", "tiny", "--epochs", "2", "--features", "8"]
+
+
+def test_it_trains_on_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["--data", str(photos), "--out", str(out), *FAST, "--similarity", "ratio"]) == 0
+    printed = capsys.readouterr().out
+    assert "26 training, 6 validation and 8 test images of 2 classes, 16x16; tiny, small stem, tversky head" in printed
+    assert f"next: tnn-export {out}/best -o {out}-bundle" in printed
+    loaded = load_checkpoint(out / "best")
+    assert loaded.config.tversky.model == "ratio"
+    assert loaded.config.tversky.num_features == 8
+    assert {"curves.png", "confusion.png", "results.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *FAST]
+    assert main(arguments) == 0
+    assert main(arguments) == 1
+    assert "already exists; choose another output folder or pass --overwrite" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+def test_an_interruption_says_how_to_go_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tnn_train import loop
+
+    save = loop._Trainer.save
+
+    def save_and_interrupt(trainer: loop._Trainer, folder: Path) -> None:
+        save(trainer, folder)
+        raise KeyboardInterrupt
+
+    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Trainer, "save", save_and_interrupt)
+        assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "holds the last whole epoch: repeat the command with --resume to go on" in captured.err
+    assert captured.err.count("\n") == 1
+    assert main([*arguments, "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --data, --out; see tnn-train --help"),
+        (["--data", "nowhere", "--out", "run"], "unknown data 'nowhere': no such folder"),
+        (
+            ["--data", "digits", "--out", "run", "--head", "cosine"],
+            "unknown head 'cosine'; choose from linear, tversky",
+        ),
+        (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; choose from resnet18"),
+        (["--data", "digits", "--out", "run", "--difference", "x"], "unknown difference 'x'; choose from ignorematch"),
+        (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
+        (["--data", "digits", "--out", "run", "--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+        (["--data", "digits", "--out", "run", "--device", "tpu"], "device 'tpu' does not work here"),
+        (["--data", "digits", "--out", "run", "--resume"], "run/last does not exist; expected a checkpoint folder"),
+        (["--data", "mnist", "--data-root", "empty", "--out", "run"], "MNIST cannot be read under empty"),
+        (["--data", "digits", "--out", "run", "--stem", "big"], "unknown stem 'big'; choose from imagenet, small"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_1(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tnn-train: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("examples:", "what it writes:", "tnn-train --data photos", "tversky", "ignorematch, subtractmatch"):
+        assert word in text
