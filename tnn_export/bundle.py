@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -168,6 +168,9 @@ def _check_images(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[
     return np.unique(images, axis=0)
 
 
-def _check_choice(what: str, values: Sequence[str], choices: Sequence[str] | dict[str, _Format]) -> None:
-    if not values or any(value not in choices for value in values):
-        raise UsageError(f"unknown {what} {', '.join(map(repr, values)) or '(none)'}; choose from {', '.join(choices)}")
+def _check_choice(what: str, values: Sequence[str], choices: Collection[str]) -> None:
+    unknown = [value for value in values if value not in choices]
+    if unknown or not values:
+        raise UsageError(
+            f"unknown {what} {', '.join(map(repr, unknown)) or '(none)'}; choose from {', '.join(choices)}"
+        )

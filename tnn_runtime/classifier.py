@@ -79,11 +79,10 @@ class Classifier:
             ProviderUnavailable: If the device does not work on this machine.
             UsageError: If an argument is out of its range.
         """
-        for name, value in (("threads", threads), ("max_batch_size", max_batch_size)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; expected at least 1")
+        threads = usable_cores() if threads is None else threads
+        _at_least_one(threads=threads, max_batch_size=max_batch_size)
         manifest, folder = Manifest.read(bundle)
-        backend, reason = open_backend(folder, device, threads or usable_cores())
+        backend, reason = open_backend(folder, device, threads)
         classifier = cls(manifest, folder, backend, reason, max_batch_size)
         if self_check:
             classifier._replay_golden_samples()
@@ -104,12 +103,11 @@ class Classifier:
             InputError: If an image cannot be used; the message names it.
             ClassifierClosed: After `close`.
         """
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}; expected at least 1")
+        _at_least_one(top_k=top_k)
         logits = self.logits(images)
+        best = _best(logits, top_k)
         scores = _softmax(logits)
         names = self._manifest.class_names
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
         return [
             [Prediction(names[index], float(row[index]), int(index)) for index in ranked]
             for ranked, row in zip(best, scores, strict=True)
@@ -137,10 +135,11 @@ class Classifier:
         Raises:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
+        _at_least_one(top_k=top_k)
         explainer = self._explainer
         logits, embeddings = self._run(images)
+        best = _best(logits, top_k)
         names = self._manifest.class_names
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
         return [
             [explainer(embedding, int(index), names[index], num_features) for index in ranked]
             for ranked, embedding in zip(best, embeddings, strict=True)
@@ -182,7 +181,7 @@ class Classifier:
             raise UsageError(
                 f"this bundle has a {self._manifest.model['head']} head; only Tversky heads have parts to explain"
             )
-        return HeadExplainer(self._folder / HEAD_FILE, self._manifest.model["tversky"])
+        return HeadExplainer(self._folder / HEAD_FILE, self._manifest.model.get("tversky", {}))
 
     def _run(
         self, images: Sequence[ImageSource] | NDArray[np.uint8]
@@ -192,10 +191,11 @@ class Classifier:
         if isinstance(images, str | bytes | Path) or not hasattr(images, "__len__"):
             raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
         outputs = [self._backend.run(batch) for batch in self._batches(images)]
-        if not outputs:
-            outputs = [self._backend.run(np.empty((0, *self._manifest.preprocessing.shape), np.uint8))]
-        logits, embeddings = zip(*outputs, strict=True)
-        return (logits[0], embeddings[0]) if len(outputs) == 1 else (np.concatenate(logits), np.concatenate(embeddings))
+        if len(outputs) == 1:
+            return outputs[0]
+        none = (np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs)
+        logits, embeddings = zip(tuple(none), *outputs, strict=True)
+        return np.concatenate(logits), np.concatenate(embeddings)
 
     def _batches(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         preprocessing = self._manifest.preprocessing
@@ -216,9 +216,13 @@ class Classifier:
                 images, expected = golden["images"], golden["logits"]
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path} cannot be read ({error!r}); export the bundle again") from error
-        worst = np.abs(self.logits(images) - expected).max(axis=1)
         allowed = np.asarray(self._manifest.golden_tolerance)
-        if worst.shape != allowed.shape or not (worst <= allowed).all():
+        if not len(images) == len(expected) == len(allowed) > 0:
+            raise ArtifactError(
+                f"{path} has {len(images)} images for {len(allowed)} tolerances in the manifest; export again"
+            )
+        worst = np.abs(self.logits(images) - expected).max(axis=1)
+        if not (worst <= allowed).all():
             raise SelfCheckError(
                 f"{self._folder} does not reproduce its golden samples on {self._backend.device}: logits differ "
                 "by up to "
@@ -229,6 +233,17 @@ class Classifier:
 def usable_cores() -> int:
     """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}; expected at least 1")
+
+
+def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Return the indices of the ``count`` largest logits of each row, largest first."""
+    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ def _ignorematch(a: _Vector, b: _Vector) -> _Vector:
 
 
 def _subtractmatch(a: _Vector, b: _Vector) -> _Vector:
-    return np.asarray(np.maximum(a, 0) * np.maximum(b, 0))
+    return np.asarray(np.maximum(np.maximum(a, 0) - np.maximum(b, 0), 0))
 
 
 _Measure = Callable[[_Vector, _Vector], _Vector]

@@ -89,10 +89,19 @@ class Manifest:
                 f"{folder / MANIFEST_FILE} is not a valid manifest ({error}); export the bundle again"
             ) from error
         classes, shape = len(manifest.class_names), (None, *manifest.preprocessing.shape)
-        if [spec.shape for spec in manifest.inputs] != [shape] or manifest.outputs[0].shape != (None, classes):
+        outputs = [(spec.name, len(spec.shape)) for spec in manifest.outputs]
+        if (
+            [spec.shape for spec in manifest.inputs] != [shape]
+            or outputs != [("logits", 2), ("embedding", 2)]
+            or manifest.outputs[0].shape != (None, classes)
+        ):
             raise ArtifactError(
                 f"{folder / MANIFEST_FILE} contradicts itself about the input shape or the number of classes; "
                 "export the bundle again"
+            )
+        if not all(isinstance(manifest.model.get(name), str) for name in ("backbone", "head")):
+            raise ArtifactError(
+                f"{folder / MANIFEST_FILE} names no backbone or head of the model; export the bundle again"
             )
         if ONNX_FILE not in manifest.files and TORCHSCRIPT_FILE not in manifest.files:
             raise ArtifactError(f"{folder / MANIFEST_FILE} lists no model file; export the bundle again")

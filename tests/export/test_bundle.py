@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from tnn_export import ExportError, ParityError, export_bundle, lower_model
+from tnn_export import bundle as bundle_module
+from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
+from tnn_train import ImageData, evaluate, load_checkpoint
+from tnn_train.loop import TrainResult
+from tnn_train.models import ImageModel
+
+
+def test_a_bundle_holds_what_the_runtime_needs(bundles: dict[str, Path]) -> None:
+    common = {"golden.npz", "manifest.json", "model.onnx", "model.ts"}
+    assert {path.name for path in bundles["linear"].iterdir()} == common
+    assert {path.name for path in bundles["tversky"].iterdir()} == common | {"head.npz"}
+    manifest, _ = Manifest.read(bundles["tversky"])
+    assert set(manifest.files) == common - {"manifest.json"} | {"head.npz"}
+    assert manifest.class_names == ("cat", "dog")
+    assert manifest.inputs[0].shape == (None, 16, 16, 3)
+    assert [spec.name for spec in manifest.outputs] == ["logits", "embedding"]
+    assert manifest.outputs[1].shape == (None, 24)
+    assert manifest.model["head"] == "tversky"
+    assert manifest.versions["onnx"] == onnx.__version__
+    assert set(manifest.parity) == {"onnx", "torchscript"}
+    assert all(parity["passed"] and parity["batch_sizes"] == [1, 7, 64] for parity in manifest.parity.values())
+
+
+def test_the_graph_takes_any_batch_of_uint8_images(bundles: dict[str, Path]) -> None:
+    graph = onnx.load(bundles["tversky"] / "model.onnx").graph
+    image = graph.input[0]
+    assert (image.name, image.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    dims = image.type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 16, 16, 3]
+    first = [node.op_type for node in graph.node[:2]]
+    assert first == ["Cast", "Transpose"]
+
+
+def test_no_trace_of_the_machine_or_of_pickle_is_in_the_files(bundles: dict[str, Path]) -> None:
+    for path in bundles["tversky"].iterdir():
+        content = path.read_bytes()
+        assert str(Path(__file__).parents[2]).encode() not in content, path
+        assert b"site-packages" not in content, path
+    with np.load(bundles["tversky"] / "head.npz", allow_pickle=False) as head:
+        assert head["feature_bank"].shape == (16, 24)
+
+
+def test_artifacts_run_without_this_project(
+    bundles: dict[str, Path], runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
+) -> None:
+    images = data.test.pixels
+    session = onnxruntime.InferenceSession(bundles["tversky"] / "model.onnx", providers=["CPUExecutionProvider"])
+    logits, _ = session.run(["logits", "embedding"], {"images": images})
+    assert np.array_equal(
+        logits.argmax(1), evaluate(load_checkpoint(runs["tversky"].best).model, data.test).predictions
+    )
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys, warnings, numpy, torch; warnings.simplefilter('ignore'); "
+        "model = torch.jit.load(sys.argv[1]); images = torch.from_numpy(numpy.load(sys.argv[2])); "
+        "numpy.save(sys.argv[3], model(images)[0].numpy()); "
+        "assert not any(name.startswith('tnn_') for name in sys.modules)"
+    )
+    arguments = [bundles["tversky"] / "model.ts", tmp_path / "images.npy", tmp_path / "logits.npy"]
+    subprocess.run([sys.executable, "-c", program, *map(str, arguments)], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_checkpoint_gives_the_same_onnx_bytes(
+    bundles: dict[str, Path], runs: dict[str, TrainResult], tmp_path: Path
+) -> None:
+    export_bundle(runs["tversky"].best, tmp_path / "again", formats=["onnx"])
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (bundles["tversky"] / "model.onnx").read_bytes()
+    assert not (tmp_path / "again" / "model.ts").exists()
+
+
+def test_golden_samples_are_eager_logits(bundles: dict[str, Path], runs: dict[str, TrainResult]) -> None:
+    with np.load(bundles["ratio"] / "golden.npz", allow_pickle=False) as golden:
+        images, logits = golden["images"], golden["logits"]
+    assert images.dtype == np.uint8
+    checkpoint = load_checkpoint(runs["ratio"].best)
+    reference = bundle_module.Reference(checkpoint.model, checkpoint.preprocessing, images)
+    np.testing.assert_allclose(reference.logits, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_failed_parity_writes_nothing(
+    runs: dict[str, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "lower_model", lambda model: _halved(lower_model(model)))
+    with pytest.raises(ParityError, match="differs from eager PyTorch, so nothing was written: onnx: FAILED") as caught:
+        export_bundle(runs["tversky"].best, tmp_path / "bundle")
+    assert not caught.value.report.passed
+    assert list(tmp_path.iterdir()) == []
+
+
+def _halved(model: ImageModel) -> ImageModel:
+    model.head.features.weight /= 2
+    return model
+
+
+def test_an_existing_bundle_is_kept_unless_overwriting(
+    runs: dict[str, TrainResult], bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(OutputExistsError):
+        export_bundle(runs["linear"].best, bundle)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_module, "check_parity", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(runs["linear"].best, bundle, overwrite=True)
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    export_bundle(runs["linear"].best, bundle, formats=["onnx"], overwrite=True)
+    assert Classifier.load(bundle).info["head"] == "linear"
+
+
+def _interrupt(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+class TestBadInput:
+    def test_unknown_format(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="unknown format 'coreml'; choose from onnx, torchscript"):
+            export_bundle(runs["linear"].best, tmp_path / "out", formats=["coreml"])
+
+    def test_no_format(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="choose from onnx, torchscript"):
+            export_bundle(runs["linear"].best, tmp_path / "out", formats=[])
+
+    def test_unknown_precision(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="unknown precision 'int3'; choose from fp32"):
+            export_bundle(runs["linear"].best, tmp_path / "out", precision="int3")
+
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match="does not exist; expected a checkpoint folder"):
+            export_bundle(tmp_path / "nowhere", tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        "images",
+        [np.zeros((3, 16, 16, 3), np.float32), np.zeros((3, 8, 8, 3), np.uint8), np.zeros((0, 16, 16, 3), np.uint8)],
+        ids=["dtype", "shape", "none"],
+    )
+    def test_unusable_parity_images(self, images: np.ndarray, runs: dict[str, TrainResult], tmp_path: Path) -> None:
+        with pytest.raises(ExportError, match=r"expected uint8 \[N, 16, 16, 3\] with N > 0"):
+            export_bundle(runs["linear"].best, tmp_path / "out", images=images)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_is_readable_json(bundles: dict[str, Path]) -> None:
+    content = json.loads((bundles["tversky"] / "manifest.json").read_text())
+    assert content["schema_version"] == 1
+    assert content["parity"]["onnx"]["explained"] == 0

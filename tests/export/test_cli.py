@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tnn_export.cli import main
+from tnn_runtime import Classifier
+from tnn_train.loop import TrainResult
+
+
+def test_it_exports_and_prints_the_proof(
+    runs: dict[str, TrainResult], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert main([str(runs["tversky"].best), "-o", str(out), "--images", str(photos)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split()[:3] == ["onnx", "passed", "40"]
+    assert printed[2].split()[:3] == ["torchscript", "passed", "40"]
+    assert printed[-1] == f"next: tnn-runtime predict {out} IMAGE..."
+    Classifier.load(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: checkpoint, -o/--out"),
+        (["nowhere", "-o", "out"], "nowhere does not exist; expected a checkpoint folder with config.json in it"),
+        (
+            ["BEST", "-o", "out", "--formats", "onnx", "coreml"],
+            "unknown format 'coreml'; choose from onnx, torchscript",
+        ),
+        (["BEST", "-o", "out", "--precision", "fp8"], "unknown precision 'fp8'; choose from fp32"),
+        (["BEST", "-o", "out", "--images", "nowhere"], "nowhere has no files; expected a folder of images"),
+        (["BEST", "-o", "."], ". already exists; choose another output folder or pass --overwrite"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_1(
+    arguments: list[str],
+    message: str,
+    runs: dict[str, TrainResult],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.replace("BEST", str(runs["linear"].best)) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tnn-export: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "tnn-export runs/photos/best -o runs/photos-bundle" in text
+    assert "batch sizes 1, 7 and 64" in " ".join(text.split())

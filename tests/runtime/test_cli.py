@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tnn_runtime import Classifier
+from tnn_runtime.cli import main
+from tnn_train import ImageData
+
+
+def test_predict_prints_a_line_for_each_image(
+    bundles: dict[str, Path], data: ImageData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(source) for source in data.test.sources]
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+        expected = classifier.predict(paths, top_k=2)
+    assert main(["predict", str(bundles["tversky"]), *paths, "--top-k", "2", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == paths
+    assert [line.split()[1::2] for line in lines] == [[p.label for p in ranked] for ranked in expected]
+    assert main(["predict", str(bundles["tversky"]), *paths, "--top-k", "2", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["path"], row["rank"], row["label"]) for row in rows] == [
+        (path, str(rank), p.label)
+        for path, ranked in zip(paths, expected, strict=True)
+        for rank, p in enumerate(ranked, 1)
+    ]
+    assert main(["predict", str(bundles["tversky"]), *paths, "--format", "jsonl"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["path"] == paths[0]
+    assert first["predictions"][0]["label"] == expected[0][0].label
+
+
+def test_predict_takes_folders(bundles: dict[str, Path], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(bundles["tversky"]), str(photos)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 40
+
+
+def test_bench_prints_a_table_and_keeps_the_samples(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(bundles["tversky"]), str(bundles["linear"]), "--batch", "1", "2", "--threads", "1"]
+    assert main([*arguments, "--blocks", "3", "--json", str(tmp_path / "bench.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[-2:]] == [["1", "1"], ["1", "2"]]
+    content = json.loads((tmp_path / "bench.json").read_text())
+    assert len(content["results"]) == 2
+    assert f"{content['results'][0]['ratio']:.3f}" in lines[-2]
+
+
+def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line[:2] in ("ok", "--") for line in lines)
+    assert any("device cpu" in line and "CPUExecutionProvider" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["serve"], "invalid choice: 'serve' (choose from 'predict', 'bench', 'doctor')"),
+        (["predict"], "the following arguments are required: bundle, images"),
+        (["predict", "nowhere", "x.png"], "nowhere does not exist; expected a bundle folder with manifest.json in it"),
+        (["predict", "BUNDLE", "x.png"], "x.png does not exist; expected an image file"),
+        (["predict", "BUNDLE", "empty"], "empty has no files; expected images"),
+        (["predict", "BUNDLE", "note.txt"], "note.txt is not an image that can be read"),
+        (["predict", "BUNDLE", "note.txt", "--top-k", "0"], "top_k is 0; expected at least 1"),
+        (
+            ["predict", "BUNDLE", "note.txt", "--device", "tpu"],
+            "unknown device 'tpu'; choose auto, cpu, cuda or cuda:N",
+        ),
+        (["predict", "BUNDLE", "note.txt", "--format", "xml"], "invalid choice: 'xml'"),
+        (["bench", "BUNDLE", "BUNDLE", "--json", "gone/x.json"], "gone is not a folder"),
+        (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
+        (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "batch sizes are [0] and blocks 30; expected at least 1"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_1(
+    arguments: list[str],
+    message: str,
+    bundles: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no image")
+    assert main([argument.replace("BUNDLE", str(bundles["tversky"])) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tnn-runtime: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("command", ["predict", "bench"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert f"tnn-runtime {command} runs/" in capsys.readouterr().out

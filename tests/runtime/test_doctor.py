@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from importlib.resources import files
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tnn_runtime import ProviderUnavailable, doctor
+from tnn_runtime.backends import onnxruntime as backend
+from tnn_runtime.doctor import Finding, examine
+
+
+def test_it_reports_versions_devices_and_what_is_missing() -> None:
+    findings = {finding.name: finding for finding in examine()}
+    for name in ("tnn-deploy", "python", "cores", "numpy", "pillow", "torch", "onnxruntime", "device cpu"):
+        assert findings[name].works, findings[name]
+    assert findings["device cpu"].detail == "runs a model with CPUExecutionProvider"
+    assert findings["device cuda:0"].works == (backend.cuda_problems() == [])
+    assert "(" in findings["device cuda:0"].detail or findings["device cuda:0"].works
+
+
+def test_a_package_that_is_missing_comes_with_its_remedy() -> None:
+    assert doctor._package("no-such-package", "tnn-deploy[x]") == Finding(
+        "no-such-package", False, "not installed (pip install 'tnn-deploy[x]')"
+    )
+
+
+def test_two_builds_of_onnxruntime_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "version", lambda name: "1.2")
+    finding = doctor._onnxruntime()
+    assert not finding.works
+    assert (
+        finding.detail
+        == "onnxruntime 1.2, onnxruntime-gpu 1.2 overwrite each other: pip uninstall both, then install one"
+    )
+
+
+def test_a_device_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ProviderUnavailable("no such thing")
+
+    monkeypatch.setattr(backend, "open_session", fail)
+    assert doctor._device("cpu") == Finding("device cpu", False, "no such thing")
+
+
+def test_the_probe_is_the_model_it_should_be() -> None:
+    """The committed bytes are those of y = x + x, as made here."""
+    value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"}
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", [value["x"]], [value["y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    assert (files("tnn_runtime") / "probe.onnx").read_bytes() == model.SerializeToString(deterministic=True)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import definitions
+import numpy as np
+import pytest
+
+from tnn_runtime import ArtifactError, Classifier, UsageError
+from tnn_runtime import explain as module
+from tnn_runtime.explain import HeadExplainer
+from tnn_train import ImageData, TverskyHead, load_checkpoint
+from tnn_train.loop import TrainResult
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS
+
+NAMES = ("tversky", "jumping", "ratio")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_add_up_to_the_logits_of_the_graph(name: str, bundles: dict[str, Path], data: ImageData) -> None:
+    with Classifier.load(bundles[name], "cpu") as classifier:
+        logits = classifier.logits(data.test.pixels)
+        explained = classifier.explain(data.test.pixels, top_k=2, num_features=99)
+    for row, explanations in zip(logits, explained, strict=True):
+        assert [e.index for e in explanations] == np.argsort(-row, kind="stable").tolist()
+        for e in explanations:
+            assert e.label == data.class_names[e.index]
+            assert e.logit == pytest.approx(row[e.index], rel=1e-4, abs=1e-4)
+            if name == "ratio":
+                against = e.input_only + e.prototype_only + e.offset
+                assert e.logit == pytest.approx(e.scale * e.common / (e.common + against), rel=1e-9)
+            else:
+                assert e.logit == pytest.approx(e.common - e.input_only - e.prototype_only, rel=1e-9)
+            for part in ("common", "input_only", "prototype_only"):
+                assert getattr(e, part) == pytest.approx(sum(getattr(f, part) for f in e.features), rel=1e-9)
+            sizes = [max(f.common, f.input_only, f.prototype_only) for f in e.features]
+            assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_the_measures_of_the_paper(
+    name: str, bundles: dict[str, Path], runs: dict[str, TrainResult], data: ImageData
+) -> None:
+    head = load_checkpoint(runs[name].best).model.head
+    assert isinstance(head, TverskyHead)
+    with Classifier.load(bundles[name], "cpu") as classifier:
+        x = classifier.embed(data.test.pixels).astype(np.float64)
+        explained = classifier.explain(data.test.pixels, top_k=1)
+    bank = head.feature_bank.detach().double().numpy()
+    common, input_only, prototype_only = definitions.measures(
+        x @ bank.T, head.prototypes.detach().double().numpy() @ bank.T, head.config
+    )
+    theta = 1.0 if name == "ratio" else head.theta.item()
+    for number, (e,) in enumerate(explained):
+        assert e.common == pytest.approx(theta * common[number, e.index], rel=1e-5, abs=1e-6)
+        assert e.input_only == pytest.approx(head.alpha.item() * input_only[number, e.index], rel=1e-5, abs=1e-6)
+        assert e.prototype_only == pytest.approx(head.beta.item() * prototype_only[number, e.index], rel=1e-5, abs=1e-6)
+        assert len(e.features) == 5
+
+
+def test_every_measure_can_be_explained() -> None:
+    assert set(module._COMMON) == set(INTERSECTIONS)
+    assert set(module._DISTINCTIVE) == set(DIFFERENCES)
+
+
+def test_a_linear_head_has_no_parts(bundles: dict[str, Path], data: ImageData) -> None:
+    with (
+        Classifier.load(bundles["linear"], "cpu") as classifier,
+        pytest.raises(UsageError, match="this bundle has a linear head; only Tversky heads have parts to explain"),
+    ):
+        classifier.explain(data.test.pixels)
+
+
+def test_a_form_of_the_future_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    config = {"model": "contrast", "intersection": "cosine", "difference": "ignorematch"}
+    with pytest.raises(ArtifactError, match="cannot explain this head"):
+        HeadExplainer(bundles["tversky"] / "head.npz", config)
+    with pytest.raises(ArtifactError, match="cannot explain this head"):
+        HeadExplainer(tmp_path / "head.npz", config)

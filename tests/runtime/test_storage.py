@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tnn_runtime import ArtifactError, OutputExistsError
+from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "file").write_text(text)
+
+
+def test_a_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "target"
+    with new_folder(target) as folder:
+        fill(folder, "new")
+        assert not target.exists()
+    assert (target / "file").read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    def stop_half_way() -> None:
+        with new_folder(tmp_path / "target") as folder:
+            fill(folder, "half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        stop_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_must_be_asked_for(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    fill(target, "old")
+    with pytest.raises(OutputExistsError, match="target already exists"), new_folder(target):
+        pass
+    with pytest.raises(RuntimeError), new_folder(target, overwrite=True):
+        raise RuntimeError
+    assert (target / "file").read_text() == "old"
+    with new_folder(target, overwrite=True) as folder:
+        fill(folder, "new")
+    assert (target / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("precious")
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "target"):
+        pass
+    assert (tmp_path / "target").read_text() == "precious"
+
+
+def test_the_predecessor_is_read_after_an_interrupted_overwrite(tmp_path: Path) -> None:
+    (tmp_path / ".target.previous").mkdir()
+    fill(tmp_path / ".target.previous", "old")
+    assert existing_folder(tmp_path / "target", "bundle", "file") == tmp_path / ".target.previous"
+
+
+@pytest.mark.parametrize(
+    "name", ["../file", "/etc/passwd", "a/b", "..", ".", "", ".hidden", "a\\b", "C:file", "file\n"]
+)
+def test_names_never_leave_the_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtifactError, match="not a plain name inside the folder"):
+        verify_files(tmp_path, {name: {"size": 0, "sha256": ""}}, "bundle")
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "secret")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "file").symlink_to(tmp_path / "file")
+    with pytest.raises(ArtifactError, match="missing or not a regular file"):
+        verify_files(inside, describe_files(tmp_path, ["file"]), "bundle")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"schema_version": true}', '{"schema_version": 0}', "\xff"])
+def test_json_that_is_no_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ArtifactError):
+        read_json(tmp_path / "manifest.json", "bundle", 1)

@@ -1,0 +1,124 @@
+"""What each package may import, and what it offers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tnn_export
+import tnn_runtime
+import tnn_train
+
+ROOT = Path(__file__).parents[1]
+LEAVES = {"tnn_runtime.errors", "tnn_runtime.preprocess", "tnn_runtime.storage", "tnn_runtime.console"}
+ALLOWED = {
+    "tnn_runtime": lambda name: name.startswith("tnn_runtime"),
+    "tnn_train": lambda name: name.startswith("tnn_train") or name in LEAVES,
+    "tnn_export": lambda name: (
+        not name.startswith(("tnn_train.loop", "tnn_train.data", "tnn_train.cli", "tnn_train.plots"))
+    ),
+}
+
+
+def run(program: str) -> str:
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd="/")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_follow_the_data(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tnn_"):
+                assert ALLOWED[package](node.module), f"{path} imports {node.module}"
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("tnn_") for alias in node.names), path
+
+
+def test_the_runtime_works_where_torch_cannot_be_imported(bundles: dict[str, Path], photos: Path) -> None:
+    program = f"""
+import json, sys
+for name in ("torch", "torchvision", "onnx", "sklearn", "scipy", "safetensors", "tnn_train", "tnn_export"):
+    sys.modules[name] = None
+from tnn_runtime import Classifier
+from tnn_runtime.cli import main
+with Classifier.load({str(bundles["tversky"])!r}) as classifier:
+    answers = classifier.predict([{str(photos / "cat" / "0.png")!r}], top_k=1)
+    classifier.explain([{str(photos / "cat" / "0.png")!r}])
+assert main(["predict", {str(bundles["tversky"])!r}, {str(photos / "cat")!r}, "--format", "jsonl"]) == 0
+assert main(["bench", {str(bundles["tversky"])!r}, {str(bundles["linear"])!r}, "--blocks", "1", "--batch", "1"]) == 0
+assert main(["doctor"]) == 0
+print(json.dumps(answers[0][0].label))
+"""
+    assert json.loads(run(program).splitlines()[-1]) == "cat"
+
+
+def test_importing_the_runtime_is_light() -> None:
+    program = "import sys, tnn_runtime; print(' '.join(sys.modules))"
+    loaded = {name.split(".")[0] for name in run(program).split()}
+    assert not loaded & {"torch", "onnxruntime", "onnx", "tqdm", "scipy", "matplotlib", "tnn_train", "tnn_export"}
+
+
+@pytest.mark.parametrize("module", ["tnn_export", "tnn_export.cli"])
+def test_importing_the_export_loads_neither_the_loop_nor_the_data(module: str) -> None:
+    loaded = set(run(f"import sys, {module}; print(' '.join(sys.modules))").split())
+    assert "tnn_train.heads" in loaded
+    assert not loaded & {"tnn_train.loop", "tnn_train.data", "tnn_train.plots", "sklearn", "matplotlib"}
+
+
+def test_public_names() -> None:
+    assert sorted(tnn_train.__all__) == [
+        "Checkpoint",
+        "ImageData",
+        "LinearHead",
+        "ModelConfig",
+        "TrainConfig",
+        "TverskyConfig",
+        "TverskyHead",
+        "build_model",
+        "evaluate",
+        "load_checkpoint",
+        "load_data",
+        "save_checkpoint",
+        "train",
+    ]
+    assert sorted(tnn_export.__all__) == [
+        "ExportError",
+        "FormatParity",
+        "ParityError",
+        "ParityReport",
+        "Reference",
+        "check_parity",
+        "export_bundle",
+        "lower_head",
+        "lower_model",
+    ]
+    assert sorted(tnn_runtime.__all__) == [
+        "ArtifactError",
+        "Classifier",
+        "ClassifierClosed",
+        "Explanation",
+        "FeatureParts",
+        "InputError",
+        "Manifest",
+        "OutputExistsError",
+        "Prediction",
+        "ProviderUnavailable",
+        "SelfCheckError",
+        "TnnError",
+        "UsageError",
+    ]
+    for package in (tnn_train, tnn_export, tnn_runtime):
+        assert all(getattr(package, name).__doc__ for name in package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = tnn_train.nothing
+
+
+def test_every_package_is_typed() -> None:
+    assert all((ROOT / package / "py.typed").exists() for package in ALLOWED)

@@ -1,0 +1,100 @@
+"""Every command of the README and every example runs as it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import draw_photos
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.mark.slow
+def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "photos")
+    (shell,) = [block for block in blocks("sh") if "photos" in block]
+    result = run("bash", "-euo", "pipefail", "-c", shell, cwd=tmp_path)
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
+    assert result.stdout.count("passed") == 4
+    assert "A/B" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
+    (block,) = blocks("python")
+    source = (ROOT / "examples" / "quickstart.py").read_text()
+    assert source.split('"""\n', 1)[1].strip() == block.strip()
+    draw_photos(tmp_path / "photos")
+    result = run(sys.executable, str(ROOT / "examples" / "quickstart.py"), cwd=tmp_path)
+    assert "onnx: passed" in result.stdout
+    assert "Explanation(label=" in result.stdout
+
+
+def test_the_commands_for_installing_exist() -> None:
+    clone, *others = (block for block in blocks("sh") if "photos" not in block)
+    assert others == []
+    assert clone.splitlines()[1:] == ["make demo"]
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([a-z-]+)`", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_links_lead_to_files() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text()):
+            assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:tnn_\w+|tests)/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_demo(tmp_path: Path) -> None:
+    options = ["--epochs", "1", "--limit", "120", "--image-size", "8", "--blocks", "2", "--out", "out"]
+    result = run(sys.executable, str(ROOT / "examples" / "demo"), *options, cwd=tmp_path)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for values in summary["heads"].values():
+        assert values["runtime_accuracy"] == values["test_accuracy"]
+        assert all(parity["passed"] and parity["samples"] == 120 for parity in values["parity"].values())
+        assert (tmp_path / values["checkpoint"] / "config.json").exists()
+        assert (tmp_path / values["bundle"] / "manifest.json").exists()
+    for part in (summary["latency"], summary["latency"]["all_threads"]):
+        assert set(part["batch"]) == {"1", "32"}
+        for entry in part["batch"].values():
+            assert set(entry["tversky_ms"]) == set(entry["linear_ms"]) == {"p50", "p90", "p99"}
+            assert entry["ratio_ci95"][0] <= entry["ratio"] <= entry["ratio_ci95"][1]
+            assert entry["aa_ratio"] > 0
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 4 + 1 + 2 + 1
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert len(list((tmp_path / "out" / "test-images").rglob("*.png"))) == 120
+    hints = result.stdout.split("try next:\n")[1].strip().splitlines()
+    assert len(hints) == 3
+    run("bash", "-c", hints[0], cwd=tmp_path)
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo"), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert "demo: error: out already exists" in again.stderr
