@@ -31,7 +31,15 @@ from tnn_export.torchscript import export_torchscript
 from tnn_runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tnn_runtime.classifier import usable_cores
 from tnn_runtime.errors import UsageError
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, ONNX_FILE, TORCHSCRIPT_FILE, Manifest, TensorSpec
+from tnn_runtime.manifest import (
+    GOLDEN_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    TORCHSCRIPT_FILE,
+    Manifest,
+    TensorSpec,
+)
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 from tnn_train.heads import TverskyHead
@@ -109,7 +117,7 @@ def export_bundle(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     images = _check_images(checkpoint, checkpoint.samples if images is None else images)
-    with new_folder(Path(out), overwrite=overwrite) as folder:
+    with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:
         names = list(dict.fromkeys(formats))
         with tqdm(total=2 + 2 * len(names), desc="exporting", disable=None, delay=2, leave=False) as progress:
             serving = ServingModel(lower_model(checkpoint.model), checkpoint.preprocessing).eval()

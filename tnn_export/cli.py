@@ -8,6 +8,7 @@ from pathlib import Path
 from tnn_export.bundle import FORMATS, PRECISIONS, export_bundle
 from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import InputError
+from tnn_runtime.manifest import MANIFEST_FILE
 from tnn_runtime.preprocess import find_images
 from tnn_runtime.storage import refuse_existing
 from tnn_train.checkpoint import load_checkpoint
@@ -45,7 +46,7 @@ def _command(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     options = parser.parse_args(arguments)
-    refuse_existing(options.out, overwrite=options.overwrite)
+    refuse_existing(options.out, MANIFEST_FILE, overwrite=options.overwrite)
     checkpoint = load_checkpoint(options.checkpoint)
     images = None
     if options.images is not None:

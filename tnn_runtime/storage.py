@@ -15,29 +15,44 @@ from typing import Any
 
 from tnn_runtime.errors import ArtifactError, OutputExistsError
 
-__all__ = ["describe_files", "existing_folder", "new_folder", "read_json", "verify_files", "write_json"]
+__all__ = [
+    "describe_files",
+    "existing_folder",
+    "new_folder",
+    "read_json",
+    "refuse_existing",
+    "verify_files",
+    "write_json",
+    "write_text",
+]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
+_PARTIAL = ".partial"
+
+
 @contextmanager
-def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` when the block ends without an error.
 
     The content is flushed to disk before the rename. With ``overwrite``, the old folder is first moved to
     ``.NAME.previous``, where `existing_folder` finds it should the process die between the two renames; so
-    a kill at any moment leaves the old or the new folder whole.
+    a kill at any moment leaves the old or the new folder whole. One process at a time may write a target.
 
     Args:
         target: Where the finished folder will stand.
+        marker: The file that every folder of this kind has.
         overwrite: Whether an existing ``target`` may be replaced.
 
     Raises:
-        OutputExistsError: If ``target`` exists and ``overwrite`` is false.
+        OutputExistsError: As `refuse_existing`.
     """
-    refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, marker, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    for left_by_a_kill in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
+        _remove(left_by_a_kill)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -53,11 +68,28 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _remove(temporary)
 
 
-def refuse_existing(target: Path, *, overwrite: bool) -> None:
-    """Raise `OutputExistsError` if ``target`` exists and must not be overwritten."""
-    if os.path.lexists(target) and not overwrite:
+def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
+    """Make sure that ``target`` may be written.
+
+    Args:
+        target: The folder to be made.
+        marker: What every folder of its kind has; a folder without it is never overwritten.
+        overwrite: Whether an existing folder may be replaced.
+
+    Raises:
+        OutputExistsError: If ``target`` exists and must not be overwritten, or is something else.
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
+        )
+    if not target.is_dir() or (
+        not (target / marker).exists() and any(not name.endswith(_PARTIAL) for name in os.listdir(target))
+    ):
+        raise OutputExistsError(
+            f"{target} has no {marker}, so it is something else and is not overwritten; choose another output folder"
         )
 
 
@@ -72,9 +104,9 @@ def existing_folder(target: Path, kind: str, marker: str) -> Path:
     Raises:
         ArtifactError: If there is no such folder or it lacks ``marker``.
     """
-    for folder in (target, _previous(target)):
-        if (folder / marker).is_file():
-            return folder
+    folder = target if os.path.lexists(target) else _previous(target)
+    if (folder / marker).is_file():
+        return folder
     problem = f"has no {marker}" if target.is_dir() else "is not a folder" if target.exists() else "does not exist"
     raise ArtifactError(f"{target} {problem}; expected a {kind} folder with {marker} in it")
 
@@ -140,8 +172,15 @@ def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` as indented JSON. Non-finite numbers are refused, since JSON has none."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write ``content`` as indented JSON, as `write_text` does. Non-finite numbers are refused: JSON has none."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole at any moment: the old text or the new one."""
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _previous(target: Path) -> Path:

@@ -66,7 +66,7 @@ def save_checkpoint(
     Raises:
         OutputExistsError: If ``folder`` exists and ``overwrite`` is false.
     """
-    with new_folder(Path(folder), overwrite=overwrite) as path:
+    with new_folder(Path(folder), CONFIG_FILE, overwrite=overwrite) as path:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
         save_file(state, path / WEIGHTS_FILE)
         np.savez_compressed(path / SAMPLES_FILE, images=checkpoint.samples)

@@ -13,7 +13,7 @@ from tnn_runtime.storage import refuse_existing
 from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import train
+from tnn_train.loop import BEST, LAST, train
 from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
@@ -100,7 +100,7 @@ def _command(arguments: Sequence[str]) -> None:
     recipe = _recipe(options)
     tversky = TverskyConfig(options.features, options.similarity, options.intersection, options.difference)
     if not options.resume:
-        refuse_existing(options.out, overwrite=options.overwrite)
+        refuse_existing(options.out, BEST, overwrite=options.overwrite)
     data = load_data(
         options.data,
         root=options.data_root,
@@ -119,8 +119,8 @@ def _command(arguments: Sequence[str]) -> None:
     try:
         result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)
     except KeyboardInterrupt:
-        if (options.out / "last").exists():
-            last = options.out / "last"
+        if (options.out / LAST).exists():
+            last = options.out / LAST
             raise KeyboardInterrupt(
                 f"{last} holds the last whole epoch: repeat the command with --resume to go on"
             ) from None

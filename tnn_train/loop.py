@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.storage import refuse_existing, write_json
+from tnn_runtime.storage import refuse_existing, write_json, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint
 from tnn_train.config import ModelConfig, TrainConfig
 from tnn_train.data import ImageData, ImageSet, load_data
@@ -27,6 +27,8 @@ from tnn_train.errors import TrainingError
 from tnn_train.models import ImageModel, Normalize, build_model
 
 __all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
+
+BEST, LAST = "best", "last"
 
 _PARITY_SAMPLES = 128
 _SAMPLE_BYTES = 16 << 20
@@ -94,7 +96,7 @@ def train(
     """
     folder, config = Path(out), config or TrainConfig()
     if not resume:
-        refuse_existing(folder, overwrite=overwrite)
+        refuse_existing(folder, BEST, overwrite=overwrite)
     data = data if isinstance(data, ImageData) else load_data(data, seed=config.seed)
     model = dataclasses.replace(
         model or ModelConfig(), num_classes=len(data.class_names), in_channels=data.preprocessing.channels
@@ -105,13 +107,13 @@ def train(
     torch.manual_seed(config.seed)
     trainer = _Trainer(data, build_model(model), model, config, device)
     if resume:
-        trainer.restore(folder / "last")
+        trainer.restore(folder / LAST)
     elif folder.exists():
         shutil.rmtree(folder)
     while trainer.epoch < config.epochs:
         trainer.run_epoch()
         trainer.save(folder)
-    best = folder / "best"
+    best = folder / BEST
     test = evaluate(load_checkpoint(best).model.to(device), data.test)
     chosen = max(trainer.history, key=_rank)
     write_json(
@@ -246,9 +248,9 @@ class _Trainer:
             "identity": self._identity(),
         }
         if max(self.history, key=_rank) is newest:
-            save_checkpoint(folder / "best", checkpoint, overwrite=True)
-        save_checkpoint(folder / "last", checkpoint, state, overwrite=True)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+            save_checkpoint(folder / BEST, checkpoint, overwrite=True)
+        save_checkpoint(folder / LAST, checkpoint, state, overwrite=True)
+        write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
 
     def restore(self, last: Path) -> None:
         """Continue from a checkpoint of the same training."""

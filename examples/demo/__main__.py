@@ -31,6 +31,7 @@ from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
 
 HEADS = ("tversky", "linear")
 BATCHES = (1, 32)
+_IMAGES = "test-images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     out: Path = options.out
-    refuse_existing(out, overwrite=options.overwrite)
+    refuse_existing(out, _IMAGES, overwrite=options.overwrite)
     if out.exists():
         shutil.rmtree(out)
     started = time.perf_counter()
@@ -49,7 +50,7 @@ def _demo(arguments: Sequence[str]) -> None:
     recipe = TrainConfig(epochs=options.epochs, batch_size=64)
 
     runs, heads = {}, {}
-    files, labels = _write_test_images(data, out / "test-images")
+    files, labels = _write_test_images(data, out / _IMAGES)
     for head in HEADS:
         _say(f"training ResNet-18 with a {head} head on {len(data.train)} digits")
         runs[head] = train(data, out / f"run-{head}", ModelConfig(backbone=options.backbone, head=head), recipe)

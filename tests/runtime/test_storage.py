@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
-from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files
+from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files, write_text
 
 
 def fill(folder: Path, text: str) -> None:
@@ -14,7 +14,7 @@ def fill(folder: Path, text: str) -> None:
 
 def test_a_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "target"
-    with new_folder(target) as folder:
+    with new_folder(target, "file") as folder:
         fill(folder, "new")
         assert not target.exists()
     assert (target / "file").read_text() == "new"
@@ -24,7 +24,7 @@ def test_a_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     def stop_half_way() -> None:
-        with new_folder(tmp_path / "target") as folder:
+        with new_folder(tmp_path / "target", "file") as folder:
             fill(folder, "half")
             raise RuntimeError
 
@@ -37,20 +37,52 @@ def test_overwriting_must_be_asked_for(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     fill(target, "old")
-    with pytest.raises(OutputExistsError, match="target already exists"), new_folder(target):
+    with pytest.raises(OutputExistsError, match="target already exists"), new_folder(target, "file"):
         pass
-    with pytest.raises(RuntimeError), new_folder(target, overwrite=True):
+    with pytest.raises(RuntimeError), new_folder(target, "file", overwrite=True):
         raise RuntimeError
     assert (target / "file").read_text() == "old"
-    with new_folder(target, overwrite=True) as folder:
+    with new_folder(target, "file", overwrite=True) as folder:
         fill(folder, "new")
     assert (target / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "thesis.txt").write_text("precious")
+    with (
+        pytest.raises(OutputExistsError, match="target has no file, so it is something else and is not overwritten"),
+        new_folder(target, "file", overwrite=True),
+    ):
+        pass
+    assert (target / "thesis.txt").read_text() == "precious"
+    with pytest.raises(OutputExistsError), new_folder(target / "thesis.txt", "file", overwrite=True):
+        pass
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty", "file", overwrite=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "empty" / "file").exists()
+
+
+def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / ".target.abc.partial").mkdir()
+    with new_folder(tmp_path / "target", "file") as folder:
+        fill(folder, "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "target"]
+
+
+def test_text_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        write_text(tmp_path / "text", text)
+        assert (tmp_path / "text").read_text() == text
+    assert list(tmp_path.iterdir()) == [tmp_path / "text"]
+
+
 def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("precious")
-    with pytest.raises(OutputExistsError), new_folder(tmp_path / "target"):
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "target", "file"):
         pass
     assert (tmp_path / "target").read_text() == "precious"
 

@@ -118,6 +118,9 @@ def test_an_existing_run_is_kept_unless_overwriting(data: ImageData, tmp_path: P
     with pytest.raises(OutputExistsError):
         train(data, tmp_path / "run", TINY, RECIPE)
     assert (tmp_path / "run" / "precious").exists()
+    with pytest.raises(OutputExistsError, match="run has no best, so it is something else and is not overwritten"):
+        train(data, tmp_path / "run", TINY, RECIPE, overwrite=True)
+    (tmp_path / "run" / "best").mkdir()
     train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=1), overwrite=True)
     assert not (tmp_path / "run" / "precious").exists()
 
