@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tnn_export.cli import main as tnn_export
-from tnn_runtime.cli import main as tnn_runtime
-from tnn_train.cli import main as tnn_train
+from tnn_export.__main__ import main as tnn_export
+from tnn_runtime.__main__ import main as tnn_runtime
+from tnn_train.__main__ import main as tnn_train
 
 
 def go(data: list[str], test_images: Path | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> float:

@@ -28,7 +28,7 @@ from tnn_export.parity import (
 )
 from tnn_export.serving import ServingModel
 from tnn_export.torchscript import export_torchscript
-from tnn_runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.classifier import usable_cores
 from tnn_runtime.errors import UsageError
 from tnn_runtime.manifest import (
@@ -51,8 +51,12 @@ _VERSIONS = ("tnn-deploy", "torch", "torchvision", "onnx", "onnxscript")
 
 
 def _run_onnx(folder: Path) -> Runner:
-    backend = OnnxRuntimeBackend(folder, "cpu", usable_cores())
-    return lambda images: backend.run(images)[0]
+    session = open_session(str(folder / ONNX_FILE), "cpu", usable_cores())
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(session.run(["logits"], {"images": images})[0])
+
+    return run
 
 
 def _run_torchscript(folder: Path) -> Runner:
@@ -173,7 +177,8 @@ def _check_images(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[
             f"got parity images of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, "
             f"{', '.join(map(str, shape))}] with N > 0"
         )
-    return np.unique(images, axis=0)
+    _, firsts = np.unique(images, axis=0, return_index=True)
+    return images[np.sort(firsts)]
 
 
 def _check_choice(what: str, values: Sequence[str], choices: Collection[str]) -> None:

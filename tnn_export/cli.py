@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnn_export.bundle import FORMATS, PRECISIONS, export_bundle
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser
 from tnn_runtime.errors import InputError
 from tnn_runtime.manifest import MANIFEST_FILE
 from tnn_runtime.preprocess import find_images
 from tnn_runtime.storage import refuse_existing
 from tnn_train.checkpoint import load_checkpoint
 
-__all__ = ["main"]
+__all__ = ["command"]
 
 _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-bundle
@@ -24,24 +24,21 @@ batch sizes 1, 7 and 64. A difference may be explained by a feature on the edge 
 proven one by one and counted apart."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``tnn-export`` and return its exit code."""
-    return run("tnn-export", _command, arguments)
-
-
-def _command(arguments: Sequence[str]) -> None:
+def command(arguments: Sequence[str]) -> None:
+    """Run ``tnn-export``."""
     parser = Parser(
         "tnn-export", "Export a checkpoint to a bundle that runs without torch, and prove it equal.", _EPILOG
     )
     parser.add_argument(
         "checkpoint", type=Path, help="checkpoint folder that tnn-train wrote, such as runs/photos/best"
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="bundle folder to make")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="bundle folder to make")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--precision", default="fp32", help=", ".join(PRECISIONS))
     parser.add_argument(
         "--images",
         type=Path,
+        metavar="FOLDER",
         help="folder of images for the proof; if not given, the validation images in the checkpoint",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -58,4 +55,6 @@ def _command(arguments: Sequence[str]) -> None:
         checkpoint, options.out, options.formats, options.precision, images=images, overwrite=options.overwrite
     )
     print(report.table())
-    print(f"wrote {options.out}\nnext: tnn-runtime predict {options.out} IMAGE...")
+    print(f"wrote {options.out}")
+    if "onnx" in options.formats:
+        print(f"next: tnn-runtime predict {options.out} IMAGE...")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from tnn_runtime.errors import ArtifactError, ClassifierClosed, InputError, Self
 from tnn_runtime.explain import Explanation, HeadExplainer
 from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, Manifest
 from tnn_runtime.preprocess import ImageSource
+from tnn_runtime.storage import read_arrays
 
 __all__ = ["Classifier", "Prediction", "usable_cores"]
 
@@ -52,6 +53,11 @@ class Classifier:
         self._reason = reason
         self._max_batch_size = max_batch_size
         self._closed = False
+        self._explainer: HeadExplainer | None = None
+        if manifest.model["head"] == "tversky":
+            self._explainer = HeadExplainer(
+                folder / HEAD_FILE, manifest.model.get("tversky"), len(manifest.class_names)
+            )
 
     @classmethod
     def load(
@@ -82,7 +88,7 @@ class Classifier:
         threads = usable_cores() if threads is None else threads
         _at_least_one(threads=threads, max_batch_size=max_batch_size)
         manifest, folder = Manifest.read(bundle)
-        backend, reason = open_backend(folder, device, threads)
+        backend, reason = open_backend(folder, manifest, device, threads)
         classifier = cls(manifest, folder, backend, reason, max_batch_size)
         if self_check:
             classifier._replay_golden_samples()
@@ -135,8 +141,11 @@ class Classifier:
         Raises:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
-        _at_least_one(top_k=top_k)
+        _at_least_one(top_k=top_k, num_features=num_features)
         explainer = self._explainer
+        if explainer is None:
+            head = self._manifest.model["head"]
+            raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
         logits, embeddings = self._run(images)
         best = _best(logits, top_k)
         names = self._manifest.class_names
@@ -175,20 +184,12 @@ class Classifier:
     ) -> None:
         self.close()
 
-    @functools.cached_property
-    def _explainer(self) -> HeadExplainer:
-        if self._manifest.model["head"] != "tversky":
-            raise UsageError(
-                f"this bundle has a {self._manifest.model['head']} head; only Tversky heads have parts to explain"
-            )
-        return HeadExplainer(self._folder / HEAD_FILE, self._manifest.model.get("tversky", {}))
-
     def _run(
         self, images: Sequence[ImageSource] | NDArray[np.uint8]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._closed:
             raise ClassifierClosed("this classifier is closed; load the bundle again")
-        if isinstance(images, str | bytes | Path) or not hasattr(images, "__len__"):
+        if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
             raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
         outputs = [self._backend.run(batch) for batch in self._batches(images)]
         if len(outputs) == 1:
@@ -205,21 +206,30 @@ class Classifier:
                 f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C] "
                 f"(this model's own size is {list(preprocessing.shape)}), or a list of images"
             )
+        images = images if isinstance(images, np.ndarray) else list(images)
         for start in range(0, len(images), self._max_batch_size):
             part = images[start : start + self._max_batch_size]
-            yield np.ascontiguousarray(part) if ready else preprocessing.batch(list(part))
+            yield (
+                np.ascontiguousarray(part)
+                if isinstance(part, np.ndarray) and ready
+                else preprocessing.batch(list(part))
+            )
 
     def _replay_golden_samples(self) -> None:
         path = self._folder / GOLDEN_FILE
-        try:
-            with np.load(path, allow_pickle=False) as golden:
-                images, expected = golden["images"], golden["logits"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"{path} cannot be read ({error!r}); export the bundle again") from error
+        golden = read_arrays(path, "images", "logits")
+        images, expected = golden["images"], golden["logits"]
         allowed = np.asarray(self._manifest.golden_tolerance)
-        if not len(images) == len(expected) == len(allowed) > 0:
+        count, classes = len(allowed), len(self._manifest.class_names)
+        if (
+            count == 0
+            or images.dtype != np.uint8
+            or images.shape != (count, *self._manifest.preprocessing.shape)
+            or expected.shape != (count, classes)
+        ):
             raise ArtifactError(
-                f"{path} has {len(images)} images for {len(allowed)} tolerances in the manifest; export again"
+                f"{path} has images {list(images.shape)} and logits {list(expected.shape)} "
+                f"for {count} tolerances and {classes} classes in the manifest; export the bundle again"
             )
         worst = np.abs(self.logits(images) - expected).max(axis=1)
         if not (worst <= allowed).all():
@@ -237,8 +247,15 @@ def usable_cores() -> int:
 
 def _at_least_one(**values: int) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}; expected at least 1")
+        try:
+            good = 1 <= operator.index(value) < _MANY
+        except TypeError:
+            good = False
+        if not good:
+            raise UsageError(f"{name} is {value!r}; expected an integer of at least 1")
+
+
+_MANY = 1 << 20
 
 
 def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:

@@ -7,27 +7,23 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tnn_runtime.benchmark import Comparison, compare_bundles, machine
 from tnn_runtime.classifier import Classifier, Prediction, usable_cores
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser
 from tnn_runtime.doctor import examine
 from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.preprocess import find_images
 
-__all__ = ["main"]
+__all__ = ["command"]
 
 _CHUNK = 256
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``tnn-runtime`` and return its exit code."""
-    return run("tnn-runtime", _command, arguments)
-
-
-def _command(arguments: Sequence[str]) -> None:
+def command(arguments: Sequence[str]) -> None:
+    """Run ``tnn-runtime``."""
     parser = Parser("tnn-runtime", "Run exported bundles, without torch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_predict(commands)
@@ -64,13 +60,13 @@ def _predict(options: argparse.Namespace) -> None:
 
     with Classifier.load(options.bundle, options.device, threads=options.threads) as classifier:
         files = [file for path in options.images for file in (_files(path) if path.is_dir() else [path])]
-        answers: list[list[Prediction]] = []
+        show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for start in range(0, len(files), _CHUNK):
                 chunk = files[start : start + _CHUNK]
-                answers += classifier.predict(chunk, options.top_k)
+                for file, ranked in zip(chunk, classifier.predict(chunk, options.top_k), strict=True):
+                    show(file, ranked)
                 progress.update(len(chunk))
-    _print_predictions(files, answers, options.format)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -80,23 +76,22 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _print_predictions(files: list[Path], answers: list[list[Prediction]], style: str) -> None:
+def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:
+    """Return a function that prints the predictions for one file."""
     if style == "jsonl":
-        for file, ranked in zip(files, answers, strict=True):
-            print(
-                json.dumps(
-                    {"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]}
-                )
-            )
-    elif style == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "rank", "label", "score"])
-        for file, ranked in zip(files, answers, strict=True):
-            writer.writerows([file, rank, p.label, f"{p.score:.6f}"] for rank, p in enumerate(ranked, 1))
-    else:
+        return lambda file, ranked: print(
+            json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
+        )
+    if style == "text":
         width = max(len(str(file)) for file in files)
-        for file, ranked in zip(files, answers, strict=True):
-            print(f"{file!s:{width}}  " + "  ".join(f"{p.label} {p.score:.4f}" for p in ranked))
+        return lambda file, ranked: print(
+            f"{file!s:{width}}  " + "  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked)
+        )
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "score"])
+    return lambda file, ranked: writer.writerows(
+        [file, rank, prediction.label, f"{prediction.score:.6f}"] for rank, prediction in enumerate(ranked, 1)
+    )
 
 
 def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -120,8 +115,8 @@ def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UsageError(f"{options.json.parent} is not a folder; choose another file for --json")
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise UsageError(f"{options.json} is a folder, or its folder does not exist; choose another file for --json")
     threads = list(dict.fromkeys(options.threads))
     results: list[Comparison] = []
     with tqdm(

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+from PIL import Image
 
 from tnn_runtime.errors import TnnError, UsageError
 
@@ -24,22 +29,63 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help is None or action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {default})".replace("%", "%%")
 
 
-def run(name: str, command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 after one line on standard error."""
+def run(
+    name: str,
+    command: Callable[[Sequence[str]], None],
+    arguments: Sequence[str] | None = None,
+    *,
+    extra: str = "dev",
+) -> int:
+    """Run a command and return its exit code: 0, or 1 after one line on standard error.
+
+    Args:
+        name: What to call the command in an error.
+        command: What to run.
+        arguments: Its arguments, by default those of the process.
+        extra: The extra of this distribution that brings the packages it needs.
+    """
+    # Images over our limit are refused in one line; Pillow would add a warning of its own.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except (TnnError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        return _fail(f"{name}: error: {error.name} is not installed; run: pip install 'tnn-deploy[{extra}]'")
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
+        return _fail(
+            f"{name}: error: the system refused a file ({reason}); choose a folder that can be written and has space"
+        )
+    except TnnError as error:
+        return _fail(f"{name}: error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail(f"{name}: error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
-        print(f"{name}: interrupted{'; ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
-    else:
-        return 0
+        return _fail(f"{name}: interrupted{'; ' if str(interrupt) else ''}{interrupt}")
+    return 0
+
+
+def _fail(line: str) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
     return 1
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

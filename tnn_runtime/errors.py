@@ -5,7 +5,7 @@
     ├── InputError            an image or an array that cannot be classified
     ├── ArtifactError         a checkpoint or bundle that is missing, damaged, altered or newer
     │   └── SelfCheckError    a bundle that does not reproduce its own golden samples here
-    ├── OutputExistsError     an output folder that is already there
+    ├── OutputExistsError     an output folder that is already there, or cannot be made
     ├── ProviderUnavailable   a device that was asked for and does not work
     └── ClassifierClosed      a call on a classifier after ``close()``
 
@@ -47,7 +47,7 @@ class SelfCheckError(ArtifactError):
 
 
 class OutputExistsError(TnnError):
-    """An output folder that is already there, where overwriting was not asked for."""
+    """An output folder that is already there and is not to be overwritten, or that cannot be made."""
 
 
 class ProviderUnavailable(TnnError):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError
+from tnn_runtime.storage import read_arrays
 
 __all__ = ["Explanation", "FeatureParts", "HeadExplainer"]
 
@@ -75,6 +76,7 @@ def _subtractmatch(a: _Vector, b: _Vector) -> _Vector:
 
 _Measure = Callable[[_Vector, _Vector], _Vector]
 _COMMON: dict[str, _Measure] = {"product": _product}
+_SCALARS = ("alpha", "beta", "theta", "logit_scale")
 _DISTINCTIVE: dict[str, _Measure] = {"ignorematch": _ignorematch, "subtractmatch": _subtractmatch}
 
 
@@ -85,26 +87,30 @@ class HeadExplainer:
         path: ``head.npz`` of a bundle: ``feature_bank [F, D]``, ``prototypes [P, D]``, scalars ``alpha``, ``beta``,
             ``theta`` and ``logit_scale``.
         config: The ``tversky`` part of the model configuration in the manifest.
+        num_classes: P, which the file must agree with.
 
     Raises:
         ArtifactError: If the file cannot be read, or the head has a form that this version cannot explain.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: Any, num_classes: int) -> None:
+        names = ("feature_bank", "prototypes", *_SCALARS)
+        values = {name: array.astype(np.float64) for name, array in read_arrays(path, *names).items()}
+        self._bank, prototypes = values["feature_bank"], values["prototypes"]
+        if (
+            [array.ndim for array in values.values()] != [2, 2, 0, 0, 0, 0]
+            or len(prototypes) != num_classes
+            or self._bank.shape[1] != prototypes.shape[1]
+        ):
+            shapes = {name: list(array.shape) for name, array in values.items()}
+            raise ArtifactError(f"{path} has the shapes {shapes} for {num_classes} classes; export the bundle again")
+        self._alpha, self._beta, self._theta, self._scale = (float(values[name]) for name in _SCALARS)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                values = {name: arrays[name].astype(np.float64) for name in arrays.files}
-            self._bank, prototypes = values["feature_bank"], values["prototypes"]
-            self._alpha, self._beta, self._theta, self._scale = (
-                float(values[name]) for name in ("alpha", "beta", "theta", "logit_scale")
-            )
             self._common = _COMMON[config["intersection"]]
             self._distinctive = _DISTINCTIVE[config["difference"]]
             self._ratio = {"contrast": False, "ratio": True}[config["model"]]
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(
-                f"{path} cannot explain this head ({error!r}); export the bundle again with this version"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"the form {config} cannot be explained by this version; upgrade tnn-deploy") from error
         self._prototype_features = prototypes @ self._bank.T
 
     def __call__(self, embedding: NDArray[np.float32], index: int, label: str, num_features: int) -> Explanation:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import existing_folder, read_json, verify_files, write_json
@@ -81,62 +80,42 @@ class Manifest:
         """
         folder = existing_folder(Path(bundle), "bundle", MANIFEST_FILE)
         content = read_json(folder / MANIFEST_FILE, "bundle", SCHEMA_VERSION)
-        del content["schema_version"]
+        content.pop("schema_version")
         try:
-            manifest = _decode(cls, content)
+            manifest = decode(cls, content, "manifest")
         except (TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder / MANIFEST_FILE} is not a valid manifest ({error}); export the bundle again"
             ) from error
-        classes, shape = len(manifest.class_names), (None, *manifest.preprocessing.shape)
-        outputs = [(spec.name, len(spec.shape)) for spec in manifest.outputs]
-        if (
-            [spec.shape for spec in manifest.inputs] != [shape]
-            or outputs != [("logits", 2), ("embedding", 2)]
-            or manifest.outputs[0].shape != (None, classes)
-        ):
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE} contradicts itself about the input shape or the number of classes; "
-                "export the bundle again"
-            )
-        if not all(isinstance(manifest.model.get(name), str) for name in ("backbone", "head")):
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE} names no backbone or head of the model; export the bundle again"
-            )
-        if ONNX_FILE not in manifest.files and TORCHSCRIPT_FILE not in manifest.files:
-            raise ArtifactError(f"{folder / MANIFEST_FILE} lists no model file; export the bundle again")
+        if problem := manifest._contradiction():
+            raise ArtifactError(f"{folder / MANIFEST_FILE} {problem}; export the bundle again")
         verify_files(folder, manifest.files, "bundle")
-        return typing.cast(Manifest, manifest), folder
+        return manifest, folder
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)})
 
-
-def _decode(kind: Any, value: Any, where: str = "manifest") -> Any:
-    """Turn plain JSON into the annotated type ``kind``, refusing whatever does not fit."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        _expect(
-            isinstance(value, Mapping) and set(value) == set(hints), where, f"an object with {', '.join(hints)}", value
-        )
-        return typing.cast(Any, kind)(
-            **{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
-        )
-    if origin is tuple:
-        _expect(isinstance(value, list), where, "a list", value)
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is dict:
-        _expect(isinstance(value, Mapping), where, "an object", value)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    allowed = arguments or ((int, float) if kind is float else (kind,))
-    _expect(type(value) in allowed, where, " or ".join(item.__name__ for item in allowed), value)
-    return value
-
-
-def _expect(condition: bool, where: str, expected: str, value: Any) -> None:
-    if not condition:
-        raise TypeError(f"{where}: expected {expected}, got {str(value)[:60]!r}")
+    def _contradiction(self) -> str | None:
+        """Return what is wrong with entries that are valid one by one."""
+        if not all(isinstance(self.model.get(name), str) for name in ("backbone", "head")):
+            return "names no backbone or head of the model"
+        outputs = [(spec.name, spec.shape[:1], len(spec.shape)) for spec in self.outputs]
+        if (
+            [(spec.name, spec.shape) for spec in self.inputs] != [("images", (None, *self.preprocessing.shape))]
+            or outputs != [("logits", (None,), 2), ("embedding", (None,), 2)]
+            or self.outputs[0].shape[1] != len(self.class_names)
+        ):
+            return "contradicts itself about the input shape, the outputs or the number of classes"
+        if len(set(self.class_names)) < len(self.class_names):
+            return "names a class twice"
+        if self.precision != "fp32":
+            return f"has the precision {self.precision!r}, expected 'fp32'"
+        if not {ONNX_FILE, TORCHSCRIPT_FILE} & set(self.files):
+            return "lists no model file"
+        needed = {GOLDEN_FILE} | ({HEAD_FILE} if self.model["head"] == "tversky" else set())
+        if missing := needed - set(self.files):
+            return f"does not list {', '.join(sorted(missing))}"
+        if not self.parity or any(parity.get("passed") is not True for parity in self.parity.values()):
+            return "has no passed proof of parity"
+        return None

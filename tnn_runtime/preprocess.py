@@ -30,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 """The largest width x height that is decoded; the size is checked before any pixel is."""
 
+_SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -69,9 +70,10 @@ class Preprocessing:
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} deviations for {self.channels} "
                 "channels; expected one each"
             )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) < _SMALLEST_STD:
             raise ArtifactError(
-                f"preprocessing has mean {self.mean} and std {self.std}; expected finite numbers and a positive std"
+                f"preprocessing has mean {self.mean} and std {self.std}; "
+                f"expected finite numbers and a std of at least {_SMALLEST_STD}"
             )
 
     @property
@@ -88,7 +90,8 @@ class Preprocessing:
         with open_image(source) as opened:
             try:
                 frames = getattr(opened, "n_frames", 1)
-                if frames > 1:
+                # Phone cameras write MPO: a JPEG, followed by previews or a second view.
+                if frames > 1 and opened.format != "MPO":
                     raise InputError(f"{_name(source)} has {frames} frames; expected a single picture")
                 image = _eight_bit(ImageOps.exif_transpose(opened)).convert(_MODES[self.channels])
                 image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
@@ -152,7 +155,7 @@ def _from_file(source: str | Path | bytes) -> Image.Image:
         raise InputError(f"{_name(source)} does not exist; expected an image file") from None
     except IsADirectoryError:
         raise InputError(f"{_name(source)} is a folder; expected an image file") from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{_name(source)} is over the limit of {MAX_PIXELS} pixels ({error}); scale it down first"
         ) from error
@@ -177,6 +180,8 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip instead."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, expected 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)

@@ -8,10 +8,14 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, OutputExistsError
 
@@ -19,6 +23,7 @@ __all__ = [
     "describe_files",
     "existing_folder",
     "new_folder",
+    "read_arrays",
     "read_json",
     "refuse_existing",
     "verify_files",
@@ -77,9 +82,16 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
         overwrite: Whether an existing folder may be replaced.
 
     Raises:
-        OutputExistsError: If ``target`` exists and must not be overwritten, or is something else.
+        OutputExistsError: If ``target`` exists and must not be overwritten, is something else, or cannot be made.
     """
     if not os.path.lexists(target):
+        parent = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+        try:
+            tempfile.TemporaryDirectory(prefix=".", suffix=_PARTIAL, dir=parent).cleanup()
+        except OSError as error:
+            raise OutputExistsError(
+                f"{target} cannot be made in {parent} ({error.strerror}); choose another output folder"
+            ) from error
         return
     if not overwrite:
         raise OutputExistsError(
@@ -153,7 +165,7 @@ def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the {kind} again") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds a JSON {type(content).__name__}, expected an object; copy the {kind} again")
@@ -169,6 +181,21 @@ def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
             f"upgrade tnn-deploy or make the {kind} again with this version"
         )
     return content
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """Read named arrays from a ``.npz`` file, without pickle.
+
+    Raises:
+        ArtifactError: If the file cannot be read or lacks one of them.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}); expected the arrays {', '.join(names)}; make it again"
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@ training loop and the data sets.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tnn_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -33,18 +34,14 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "tnn_train.checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
-    "tnn_train.config": ("ModelConfig", "TrainConfig", "TverskyConfig"),
-    "tnn_train.data": ("ImageData", "load_data"),
-    "tnn_train.heads": ("LinearHead", "TverskyHead"),
-    "tnn_train.loop": ("evaluate", "train"),
-    "tnn_train.models": ("build_model",),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
+        "config": ["ModelConfig", "TrainConfig", "TverskyConfig"],
+        "data": ["ImageData", "load_data"],
+        "heads": ["LinearHead", "TverskyHead"],
+        "loop": ["evaluate", "train"],
+        "models": ["build_model"],
+    },
+)

@@ -16,10 +16,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_runtime.decoding import decode
+from tnn_runtime.errors import ArtifactError, TnnError
 from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files, write_json
-from tnn_train.config import ModelConfig, from_dict
+from tnn_runtime.storage import (
+    describe_files,
+    existing_folder,
+    new_folder,
+    read_arrays,
+    read_json,
+    verify_files,
+    write_json,
+)
+from tnn_train.config import ModelConfig
 from tnn_train.models import ImageModel, build_model
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint"]
@@ -29,6 +38,19 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
 STATE_FILE = "trainer_state.pt"
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What ``config.json`` holds."""
+
+    schema_version: int
+    model: ModelConfig
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -74,19 +96,17 @@ def save_checkpoint(
         if trainer_state is not None:
             torch.save(trainer_state, path / STATE_FILE)
             names.append(STATE_FILE)
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "model": dataclasses.asdict(checkpoint.config),
-            "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-            "class_names": list(checkpoint.class_names),
-            "metrics": checkpoint.metrics,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("tnn-deploy", "torch", "torchvision", "safetensors")},
-            },
-            "files": describe_files(path, names),
-        }
-        write_json(path / CONFIG_FILE, content)
+        packages = ("tnn-deploy", "torch", "torchvision", "safetensors")
+        content = _Content(
+            SCHEMA_VERSION,
+            checkpoint.config,
+            checkpoint.preprocessing,
+            checkpoint.class_names,
+            checkpoint.metrics,
+            {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            describe_files(path, names),
+        )
+        write_json(path / CONFIG_FILE, dataclasses.asdict(content))
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -95,22 +115,22 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema.
     """
-    path, content = _read(folder)
+    path, raw = _read(folder)
+    images = read_arrays(path / SAMPLES_FILE, "images")["images"]
     try:
-        config = from_dict(ModelConfig, content["model"])
-        fields = content["preprocessing"]
-        preprocessing = Preprocessing(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        with np.load(path / SAMPLES_FILE, allow_pickle=False) as samples:
-            images = samples["images"]
+        content = decode(_Content, raw, "config")
+        config, preprocessing = content.model, content.preprocessing
+        expected = (len(content.class_names), preprocessing.channels, (len(images), *preprocessing.shape))
+        if (config.num_classes, config.in_channels, images.shape) != expected or images.dtype != np.uint8:
+            raise TypeError("its classes, channels and samples do not belong together")
         model = build_model(config)
         model.load_state_dict(load_file(path / WEIGHTS_FILE))
-        names = tuple(map(str, content["class_names"]))
-        return Checkpoint(model.eval(), config, preprocessing, names, images, content["metrics"])
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError, SafetensorError, UsageError) as error:
+    except (TypeError, OSError, RuntimeError, SafetensorError, TnnError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"{path} is not a checkpoint that this version can read ({' '.join(str(error).split())[:300]}); "
-            "train again or copy it again"
+            f"{path} is not a checkpoint that this version can read ({reason}); train again or copy it again"
         ) from error
+    return Checkpoint(model.eval(), config, preprocessing, content.class_names, images, content.metrics)
 
 
 def load_trainer_state(folder: str | Path) -> dict[str, Any]:

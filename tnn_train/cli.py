@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser
 from tnn_runtime.storage import refuse_existing
 from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import BEST, LAST, train
+from tnn_train.loop import BEST, LAST, pick_device, resolve, train
 from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
 
-__all__ = ["main"]
+__all__ = ["command"]
 
 _EPILOG = """examples:
   tnn-train --data photos --out runs/photos           a folder with one subfolder of images for each class
@@ -32,13 +32,6 @@ what it writes:
   OUT/metrics.jsonl  one line for each epoch;  OUT/results.json  the test set, looked at once, with the best epoch
   OUT/curves.png, OUT/confusion.png"""
 
-_SMALL_IMAGE = 96
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``tnn-train`` and return its exit code."""
-    return run("tnn-train", _command, arguments)
-
 
 def _parser() -> Parser:
     recipe, head = TrainConfig(), TverskyConfig()
@@ -48,9 +41,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--data",
         required=True,
+        metavar="NAME|FOLDER",
         help=f"{', '.join(DATASETS)}, or a folder: one subfolder a class, or train/ and test/ with such subfolders",
     )
-    parser.add_argument("--out", type=Path, required=True, help="run folder to make")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="run folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last")
     data = parser.add_argument_group("data")
@@ -68,9 +62,7 @@ def _parser() -> Parser:
     )
     model = parser.add_argument_group("model")
     model.add_argument("--backbone", default="resnet18", help=", ".join(BACKBONES))
-    model.add_argument(
-        "--stem", help=f"small or imagenet; small if not given and images are below {_SMALL_IMAGE} pixels"
-    )
+    model.add_argument("--stem", default="auto", help="small, imagenet, or auto: by the size of the images")
     model.add_argument("--head", default="tversky", help=", ".join(HEADS))
     tversky = parser.add_argument_group("Tversky head")
     tversky.add_argument("--features", type=int, default=head.num_features, help="size of the feature bank")
@@ -93,12 +85,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _command(arguments: Sequence[str]) -> None:
+def command(arguments: Sequence[str]) -> None:
+    """Run ``tnn-train``."""
     options = _parser().parse_args(arguments)
     choose("backbone", options.backbone, BACKBONES)
     choose("head", options.head, HEADS)
     recipe = _recipe(options)
     tversky = TverskyConfig(options.features, options.similarity, options.intersection, options.difference)
+    model = ModelConfig(options.backbone, options.head, stem=options.stem, tversky=tversky)
+    pick_device(options.device)
     if not options.resume:
         refuse_existing(options.out, BEST, overwrite=options.overwrite)
     data = load_data(
@@ -110,11 +105,10 @@ def _command(arguments: Sequence[str]) -> None:
         download=options.download,
     )
     size = data.preprocessing.height
-    stem = options.stem or ("small" if size < _SMALL_IMAGE else "imagenet")
-    model = ModelConfig(backbone=options.backbone, head=options.head, stem=stem, tversky=tversky)
+    model = resolve(model, data)
     print(
         f"{options.data}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
-        f"{len(data.class_names)} classes, {size}x{size}; {options.backbone}, {stem} stem, {options.head} head"
+        f"{len(data.class_names)} classes, {size}x{size}; {options.backbone}, {model.stem} stem, {options.head} head"
     )
     try:
         result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)

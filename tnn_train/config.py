@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tnn_runtime.errors import UsageError
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
 
-__all__ = ["ModelConfig", "TrainConfig", "TverskyConfig", "choose", "from_dict"]
+__all__ = ["ModelConfig", "TrainConfig", "TverskyConfig", "choose"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,9 @@ class TverskyConfig:
             for name in ("alpha", "beta", "theta"):
                 if getattr(self, name) == 0:
                     raise UsageError(f"{name} is 0; the ratio model learns it as a positive number, so start above 0")
+        choose("similarity model", self.model, MODELS)
+        choose("intersection", self.intersection, INTERSECTIONS)
+        choose("difference", _SPELLINGS.get(self.difference, self.difference), DIFFERENCES)
         object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
 
 
@@ -59,7 +62,8 @@ class ModelConfig:
         head: A key of `tnn_train.heads.HEADS`.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).
-        stem: ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels;
+        stem: ``"auto"``: `tnn_train.train` chooses by the size of the images, `build_model` takes ``"small"``;
+            ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels;
             ``"imagenet"``: torchvision's 7x7 convolution with stride 2 and pooling.
         tversky: The form of the head if ``head`` is ``"tversky"``.
     """
@@ -68,13 +72,13 @@ class ModelConfig:
     head: str = "tversky"
     num_classes: int = 10
     in_channels: int = 3
-    stem: str = "small"
+    stem: str = "auto"
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 
     def __post_init__(self) -> None:
         _at_least(self, 2, "num_classes")
         choose("number of input channels", self.in_channels, (1, 3))
-        choose("stem", self.stem, ("imagenet", "small"))
+        choose("stem", self.stem, ("auto", "imagenet", "small"))
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs")
         _at_least(self, 2, "batch_size")
-        _at_least(self, 0.0, "learning_rate", "weight_decay", "seed")
+        _at_least(self, 0.0, "learning_rate", "weight_decay")
+        _at_least(self, 0, "seed")
         choose("augmentation", self.augment, ("none", "crop", "crop-flip"))
         if self.threads is not None:
             _at_least(self, 1, "threads")
@@ -120,20 +125,6 @@ def choose(what: str, value: T, choices: Iterable[T]) -> T:
     if value not in choices:
         raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
     return value
-
-
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Build a configuration from the dictionary that ``dataclasses.asdict`` made of it.
-
-    Raises:
-        UsageError: If a field is unknown, missing or out of its range.
-    """
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if set(values) != set(fields):
-        raise UsageError(f"{kind.__name__} has the fields {sorted(fields)}; got {sorted(values)}")
-    if isinstance(values.get("tversky"), dict):
-        values = {**values, "tversky": from_dict(TverskyConfig, values["tversky"])}
-    return kind(**values)
 
 
 def _at_least(config: Any, lowest: float, *names: str) -> None:

@@ -29,6 +29,7 @@ CACHE_BYTES = 1 << 30
 """Decoded sets up to this size are kept in memory, decoded once before training starts."""
 
 _SPLITS = ("train", "val", "test")
+_HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
 _MEASURED_IMAGES = 2000
 
 _Labelled: TypeAlias = tuple[Sequence[ImageSource], NDArray[np.int64]]
@@ -147,12 +148,14 @@ def load_data(
         DataError: If the data is missing, empty, too small to split, or has a file that is no image.
         UsageError: If the name is unknown or an argument out of its range.
     """
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed is {seed}; expected 0 to {2**32 - 1}")
     for name, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; expected at least 1")
     if str(source) in DATASETS:
         found = DATASETS[str(source)](Path(root), download)
-    elif Path(source).is_dir():
+    elif str(source) and Path(source).is_dir():
         found = _read_folder(Path(source))
     else:
         raise UsageError(
@@ -215,7 +218,12 @@ DATASETS: dict[str, Callable[[Path, bool], _Found]] = {
 def _read_folder(folder: Path) -> _Found:
     """Read a folder of classes, or one whose subfolders are the splits."""
     subfolders = [path.name for path in _subfolders(folder)]
-    split_already = "train" in subfolders and set(subfolders) <= set(_SPLITS)
+    split_already = "train" in subfolders and (set(subfolders) <= set(_SPLITS) or not _HELD_OUT.isdisjoint(subfolders))
+    if split_already and (strangers := set(subfolders) - set(_SPLITS)):
+        raise DataError(
+            f"{folder} has {', '.join(sorted(strangers))} beside train; expected train, test and optionally val, "
+            "or one subfolder of images for each class"
+        )
     parts = {name: folder / name for name in subfolders} if split_already else {"train": folder}
     classes = [path.name for path in _subfolders(parts["train"])]
     if len(classes) < 2:
@@ -232,7 +240,9 @@ def _read_folder(folder: Path) -> _Found:
         for label, class_name in enumerate(classes):
             files = find_images(part / class_name)
             if not files:
-                raise DataError(f"class folder {part / class_name} has no images; add some or remove the folder")
+                raise DataError(
+                    f"class folder {part / class_name} is missing or has no images; add some, or remove the class"
+                )
             paths += files
             labels += [label] * len(files)
         for path in tqdm(paths, desc=f"checking {part.name}", unit="image", disable=None, delay=1):
@@ -260,7 +270,7 @@ def _split(found: _Found, limit: int | None, seed: int) -> dict[str, _Labelled]:
             raise DataError(
                 f"{len(labels)} images of {len(names)} classes ({counts[rarest]} of {names[rarest]!r}) cannot be "
                 "split so that "
-                "every class is on both sides; use more images of each class, or a larger --limit"
+                "every class is on both sides; use more images of each class, or another --limit"
             )
         kept, away = train_test_split(
             np.arange(len(labels)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ __all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
 
 BEST, LAST = "best", "last"
 
+_SMALL_IMAGE = 96
 _PARITY_SAMPLES = 128
 _SAMPLE_BYTES = 16 << 20
 
@@ -97,21 +100,21 @@ def train(
     folder, config = Path(out), config or TrainConfig()
     if not resume:
         refuse_existing(folder, BEST, overwrite=overwrite)
+    elif not (folder / LAST).exists():
+        raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
+    device = pick_device(config.device)
     data = data if isinstance(data, ImageData) else load_data(data, seed=config.seed)
-    model = dataclasses.replace(
-        model or ModelConfig(), num_classes=len(data.class_names), in_channels=data.preprocessing.channels
-    )
-    device = _device(config.device)
+    model = resolve(model or ModelConfig(), data)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     trainer = _Trainer(data, build_model(model), model, config, device)
     if resume:
         trainer.restore(folder / LAST)
-    elif folder.exists():
-        shutil.rmtree(folder)
     while trainer.epoch < config.epochs:
         trainer.run_epoch()
+        if trainer.epoch == 1 and folder.exists():
+            shutil.rmtree(folder)
         trainer.save(folder)
     best = folder / BEST
     test = evaluate(load_checkpoint(best).model.to(device), data.test)
@@ -133,6 +136,14 @@ def train(
         },
     )
     return TrainResult(folder, best, trainer.history, test)
+
+
+def resolve(model: ModelConfig, data: ImageData) -> ModelConfig:
+    """Return the configuration with what the data decides: classes, channels, and the stem if it is ``"auto"``."""
+    small = max(data.preprocessing.height, data.preprocessing.width) < _SMALL_IMAGE
+    stem = model.stem if model.stem != "auto" else "small" if small else "imagenet"
+    channels = data.preprocessing.channels
+    return dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
 
 
 def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Evaluation:
@@ -196,10 +207,7 @@ class _Trainer:
                 loss = functional.cross_entropy(logits, labels)
                 value = float(loss.detach())
                 if not math.isfinite(value):
-                    raise TrainingError(
-                        f"the loss is {value} at epoch {self.epoch}, step {step}; the last good checkpoint is in "
-                        "last/; try a lower learning rate"
-                    )
+                    raise _diverged(value, f"epoch {self.epoch}, step {step}")
                 self.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -213,6 +221,8 @@ class _Trainer:
                 progress.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.3f}, {rate:.0f} images/s")
         seconds = time.perf_counter() - started
         val = evaluate(self.model, self.data.val)
+        if not math.isfinite(val.loss):
+            raise _diverged(val.loss, f"the validation after epoch {self.epoch}")
         tqdm.write(f"epoch {self.epoch}: validation accuracy {val.accuracy:.4f}, loss {val.loss:.4f}")
         self.history.append(
             {
@@ -277,9 +287,11 @@ class _Trainer:
         recipe = dataclasses.asdict(self.config)
         for name in ("device", "threads"):
             del recipe[name]
+        labels = hashlib.sha256(self.data.train.labels.tobytes() + self.data.val.labels.tobytes()).hexdigest()
         images = {
-            "data": self.data.name,
             "images": len(self.data.train),
+            "labels": labels,
+            "classes": self.data.class_names,
             "preprocessing": dataclasses.asdict(self.data.preprocessing),
         }
         return json.dumps({**recipe, **images, "model": dataclasses.asdict(self.model_config)}, sort_keys=True)
@@ -307,12 +319,22 @@ def _loader(images: ImageSet, batch_size: int, order: torch.Generator | None = N
     )
 
 
-def _device(name: str) -> torch.device:
+def _diverged(loss: float, where: str) -> TrainingError:
+    return TrainingError(f"the loss is {loss} at {where}; earlier checkpoints are kept; try a lower learning rate")
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name, or the best one for ``"auto"``.
+
+    Raises:
+        UsageError: If there is no such device, or it does not work here.
+    """
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise UsageError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} does not work here ({str(error).splitlines()[0]}); choose auto, cpu or cuda"
-        ) from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0][:100]
+        raise UsageError(f"device {name!r} does not work here ({reason}); choose auto, cpu, cuda or cuda:N") from error
     return device

@@ -67,7 +67,7 @@ def build_model(config: ModelConfig) -> ImageModel:
     backbone: Any = BACKBONES[config.backbone]()
     features = backbone.fc.in_features
     backbone.fc = nn.Identity()
-    if config.stem == "small":
+    if config.stem != "imagenet":
         backbone.conv1 = nn.Conv2d(config.in_channels, 64, kernel_size=3, padding=1, bias=False)
         backbone.maxpool = nn.Identity()
     elif config.in_channels != 3:

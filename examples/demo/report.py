@@ -91,7 +91,6 @@ def _plot_latency(latency: Mapping[str, Any]) -> Figure:
         )
     bars.set_ylabel("milliseconds a call")
     bars.set_yscale("log")
-    bars.legend(fontsize=8)
     for offset, name, label in ((-0.1, "ratio", "tversky / linear"), (0.1, "aa_ratio", "control: linear / linear")):
         values = np.array([row[name] for _, row in rows])
         intervals = np.array([row[f"{name}_ci95"] for _, row in rows]).T
@@ -99,8 +98,8 @@ def _plot_latency(latency: Mapping[str, Any]) -> Figure:
         ratios.errorbar(places + offset, values, yerr=errors, fmt="o", capsize=3, label=label)
     ratios.axhline(1, color="grey", linewidth=0.8)
     ratios.set_ylabel("ratio of medians, 95% interval")
-    ratios.legend(fontsize=8)
     for axes in (bars, ratios):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8, frameon=False)
         axes.set_xticks(places, [name for name, _ in rows], fontsize=8)
         axes.grid(alpha=0.3, axis="y")
     return figure

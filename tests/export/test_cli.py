@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tnn_export.cli import main
+from tnn_export.__main__ import main
 from tnn_runtime import Classifier
 from tnn_train.loop import TrainResult
 

@@ -72,6 +72,29 @@ def not_a_number(model: ServingModel) -> None:
     model.head.features.constant[0] = float("nan")
 
 
+def test_eager_logits_that_are_no_numbers_prove_nothing(trained: dict[str, Checkpoint], data: ImageData) -> None:
+    checkpoint = trained["tversky"]
+    with torch.no_grad():
+        checkpoint.model.head.prototypes[0, 0] = float("nan")
+    reference = Reference(checkpoint.model, checkpoint.preprocessing, data.test.pixels)
+    for answer in (7.0, np.nan, np.inf):
+        report = check_parity(
+            reference, {"it": lambda images, answer=answer: np.full((len(images), 2), answer, np.float32)}
+        )
+        assert report.formats["it"].failed == 8
+
+
+def test_every_batch_has_the_size_that_is_reported(trained: dict[str, Checkpoint], data: ImageData) -> None:
+    checkpoint = trained["linear"]
+    model = ServingModel(lower_model(checkpoint.model), checkpoint.preprocessing)
+    sizes = []
+    run = serve(model)
+    reference = Reference(checkpoint.model, checkpoint.preprocessing, data.test.pixels)
+    report = check_parity(reference, {"it": lambda images: (sizes.append(len(images)), run(images))[1]})
+    assert sizes == [1] * 8 + [7] * 2 + [64]
+    assert report.formats["it"].samples == 8
+
+
 @pytest.mark.parametrize(
     "fault", [drop_relu, wrong_mean, swapped_classes, transposed_kernel, depends_on_the_batch, not_a_number]
 )

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tnn_runtime import ArtifactError, Classifier, ProviderUnavailable
+from tnn_runtime import ArtifactError, Classifier, Manifest, ProviderUnavailable
 from tnn_runtime.backends import onnxruntime as module
 
 needs_no_gpu = pytest.mark.skipif(module.cuda_problems() == [], reason="this machine has a working GPU")
@@ -70,12 +70,13 @@ def test_onnxruntime_itself_refuses_to_fall_back(bundles: dict[str, Path], monke
 
 
 def test_a_model_that_onnxruntime_refuses(bundle: Path) -> None:
+    manifest, _ = Manifest.read(bundle)
     (bundle / "model.onnx").write_bytes(b"\x08\x0anonsense")
     with pytest.raises(ArtifactError, match="refuses the model"):
-        module.OnnxRuntimeBackend(bundle, "cpu", 1)
+        module.OnnxRuntimeBackend(bundle, manifest, "cpu", 1)
     (bundle / "model.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"has no model.onnx, which the runtime needs; export with --formats onnx"):
-        module.OnnxRuntimeBackend(bundle, "cpu", 1)
+        module.OnnxRuntimeBackend(bundle, manifest, "cpu", 1)
 
 
 @pytest.mark.gpu

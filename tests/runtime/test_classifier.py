@@ -123,6 +123,7 @@ class TestBadInput:
             (np.zeros((2, 16, 16, 3, 1), np.uint8), r"shape \[2, 16, 16, 3, 1\]; expected uint8 \[N, H, W, C\]"),
             (np.zeros((2, 0, 16, 3), np.uint8), "expected at least one pixel"),
             ([3], "got an image of type int"),
+            ({"image": 1}, "got one dict; expected a list of images"),
             ([np.zeros((16, 16, 3), np.int64)], "got an array of dtype int64"),
             (["photo.png"], "photo.png does not exist"),
         ],
@@ -137,8 +138,10 @@ class TestBadInput:
         [
             ({"device": "tpu"}, "unknown device 'tpu'; choose auto, cpu, cuda or cuda:N"),
             ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
-            ({"threads": 0}, "threads is 0; expected at least 1"),
-            ({"max_batch_size": 0}, "max_batch_size is 0; expected at least 1"),
+            ({"threads": 0}, "threads is 0; expected an integer of at least 1"),
+            ({"threads": 10**12}, "threads is 1000000000000; expected an integer"),
+            ({"device": None}, "unknown device None"),
+            ({"max_batch_size": 0}, "max_batch_size is 0; expected an integer of at least 1"),
         ],
     )
     def test_options(self, bundles: dict[str, Path], options: dict, message: str) -> None:
@@ -146,7 +149,11 @@ class TestBadInput:
             Classifier.load(bundles["tversky"], **options)
 
     def test_top_k(self, classifier: Classifier, data: ImageData) -> None:
-        with pytest.raises(UsageError, match="top_k is 0; expected at least 1"):
+        with pytest.raises(UsageError, match="top_k is 0; expected an integer of at least 1"):
             classifier.predict(data.test.sources, top_k=0)
-        with pytest.raises(UsageError, match="top_k is 0; expected at least 1"):
+        with pytest.raises(UsageError, match="top_k is 0; expected an integer of at least 1"):
             classifier.explain(data.test.sources, top_k=0)
+        with pytest.raises(UsageError, match="num_features is -1; expected an integer of at least 1"):
+            classifier.explain(data.test.sources, num_features=-1)
+        with pytest.raises(UsageError, match="top_k is '3'; expected an integer of at least 1"):
+            classifier.predict(data.test.sources, top_k="3")  # type: ignore[arg-type]

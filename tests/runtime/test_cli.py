@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tnn_runtime import Classifier
-from tnn_runtime.cli import main
+from tnn_runtime.__main__ import main
 from tnn_train import ImageData
 
 
@@ -69,13 +69,16 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         (["predict", "BUNDLE", "x.png"], "x.png does not exist; expected an image file"),
         (["predict", "BUNDLE", "empty"], "empty has no files; expected images"),
         (["predict", "BUNDLE", "note.txt"], "note.txt is not an image that can be read"),
-        (["predict", "BUNDLE", "note.txt", "--top-k", "0"], "top_k is 0; expected at least 1"),
+        (["predict", "BUNDLE", "note.txt", "--top-k", "0"], "top_k is 0; expected an integer of at least 1"),
         (
             ["predict", "BUNDLE", "note.txt", "--device", "tpu"],
             "unknown device 'tpu'; choose auto, cpu, cuda or cuda:N",
         ),
         (["predict", "BUNDLE", "note.txt", "--format", "xml"], "invalid choice: 'xml'"),
-        (["bench", "BUNDLE", "BUNDLE", "--json", "gone/x.json"], "gone is not a folder"),
+        (
+            ["bench", "BUNDLE", "BUNDLE", "--json", "gone/x.json"],
+            "gone/x.json is a folder, or its folder does not exist",
+        ),
         (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
         (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "batch sizes are [0] and blocks 30; expected at least 1"),
     ],

@@ -73,7 +73,22 @@ def test_a_linear_head_has_no_parts(bundles: dict[str, Path], data: ImageData) -
 
 def test_a_form_of_the_future_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
     config = {"model": "contrast", "intersection": "cosine", "difference": "ignorematch"}
-    with pytest.raises(ArtifactError, match="cannot explain this head"):
-        HeadExplainer(bundles["tversky"] / "head.npz", config)
-    with pytest.raises(ArtifactError, match="cannot explain this head"):
-        HeadExplainer(tmp_path / "head.npz", config)
+    for other in (config, None, {**config, "intersection": []}, {}):
+        with pytest.raises(ArtifactError, match="cannot be explained by this version; upgrade"):
+            HeadExplainer(bundles["tversky"] / "head.npz", other, 2)
+
+
+def test_a_file_that_does_not_fit_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    config = {"model": "contrast", "intersection": "product", "difference": "ignorematch"}
+    with pytest.raises(ArtifactError, match=r"head.npz cannot be read .*expected the arrays feature_bank"):
+        HeadExplainer(tmp_path / "head.npz", config, 2)
+    (tmp_path / "head.npz").touch()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        HeadExplainer(tmp_path / "head.npz", config, 2)
+    with pytest.raises(ArtifactError, match="for 3 classes; export the bundle again"):
+        HeadExplainer(bundles["tversky"] / "head.npz", config, 3)
+    arrays = dict(np.load(bundles["tversky"] / "head.npz"))
+    for name, value in (("alpha", np.ones(3)), ("feature_bank", np.ones((4, 5)))):
+        np.savez(tmp_path / "head.npz", **{**arrays, name: value})
+        with pytest.raises(ArtifactError, match="has the shapes"):
+            HeadExplainer(tmp_path / "head.npz", config, 2)

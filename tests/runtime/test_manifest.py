@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, Classifier, Manifest
 
 
-def edit(bundle: Path, *keys: str, value: Any) -> None:
+def edit(bundle: Path, *keys: str | int, value: Any) -> None:
     path = bundle / "manifest.json"
     content = json.loads(path.read_text())
     place = content
@@ -78,20 +81,28 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("preprocessing", "height"), "16", "preprocessing.height: expected int, got '16'"),
         (("preprocessing", "height"), 17, "contradicts itself"),
         (("preprocessing", "height"), True, "preprocessing.height: expected int"),
-        (("preprocessing", "std"), [0, 1, 1], "expected finite numbers and a positive std"),
+        (("preprocessing", "std"), [0, 1, 1], "expected finite numbers and a std of at least 1e-06"),
         (("preprocessing", "extra"), 1, "preprocessing: expected an object with height, width"),
         (("outputs",), [], "contradicts itself"),
         (("files",), {}, "lists no model file"),
         (("files", "model.onnx"), 3, "files.model.onnx: expected an object"),
         (("files", "model.onnx"), {"size": 1}, "records .* for model.onnx, expected its size and sha256"),
         (("model",), [], "model: expected an object"),
-        (("model", "head"), None, "model"),
+        (("model", "head"), None, "names no backbone or head"),
+        (("class_names",), ["cat", "cat"], "names a class twice"),
+        (("precision",), "fp16", "has the precision 'fp16', expected 'fp32'"),
+        (("parity",), {}, "has no passed proof of parity"),
+        (("parity", "onnx", "passed"), False, "has no passed proof of parity"),
+        (("preprocessing", "mean"), [10**400, 0, 0], r"mean\[0\]: expected a number"),
+        (("inputs", 0, "dtype"), "float32", "where the manifest has"),
+        (("outputs", 1, "shape"), [None, 25], "where the manifest has"),
+        (("model", "tversky"), None, "cannot be explained by this version"),
         (("golden_tolerance",), [float("nan")] * 8, "golden"),
         (("golden_tolerance",), [], "golden"),
     ],
     ids=str,
 )
-def test_edited_manifests_are_refused(bundle: Path, keys: tuple[str, ...], value: Any, message: str) -> None:
+def test_edited_manifests_are_refused(bundle: Path, keys: tuple[str | int, ...], value: Any, message: str) -> None:
     edit(bundle, *keys, value=value)
     with pytest.raises(ArtifactError, match=message):
         Classifier.load(bundle)
@@ -104,4 +115,50 @@ def test_missing_entries_are_refused(bundle: Path, name: str) -> None:
     del content[name]
     path.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="is not a valid manifest"):
+        Classifier.load(bundle)
+
+
+def rewrite(bundle: Path, name: str, content: bytes) -> None:
+    """Replace a file and its entry in the manifest, as somebody with a purpose would."""
+    (bundle / name).write_bytes(content)
+    edit(bundle, "files", name, value={"size": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+
+
+def archive(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["golden.npz", "head.npz", "model.onnx"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 half an archive", archive(other=np.zeros(3))], ids=["empty", "half", "other"]
+)
+def test_files_replaced_together_with_their_hash_are_refused(bundle: Path, name: str, content: bytes) -> None:
+    rewrite(bundle, name, content)
+    with pytest.raises(ArtifactError):
+        Classifier.load(bundle)
+
+
+def test_golden_samples_of_another_shape_are_refused(bundle: Path) -> None:
+    images, logits = np.zeros((8, 16, 16, 3), np.uint8), np.zeros((8, 2), np.float32)
+    for wrong in ({"logits": logits[:, :1]}, {"logits": logits[:3]}, {"images": images[:0]}, {"images": images[:, :8]}):
+        rewrite(bundle, "golden.npz", archive(**{"images": images, "logits": logits, **wrong}))
+        with pytest.raises(ArtifactError, match="golden.npz has images"):
+            Classifier.load(bundle)
+
+
+@pytest.mark.parametrize("name", ["golden.npz", "head.npz"])
+def test_a_file_that_is_used_must_be_listed(bundle: Path, name: str) -> None:
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["files"][name]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=f"does not list {name}"):
+        Classifier.load(bundle)
+
+
+def test_nesting_without_end_is_refused(bundle: Path) -> None:
+    (bundle / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="cannot be read as JSON"):
         Classifier.load(bundle)

@@ -59,6 +59,12 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(pixels: np.ndarray) -> None:
     assert np.array_equal(GREY(encode(deep))[..., 0], pixels[..., 0])
 
 
+def test_phone_pictures_with_a_preview_are_read(pixels: np.ndarray) -> None:
+    image = Image.fromarray(np.full_like(pixels, 90))
+    content = encode(image, "MPO", save_all=True, append_images=[Image.new("RGB", (4, 6))])
+    assert (RGB(content) == 90).all()
+
+
 def test_exif_orientation_is_applied(pixels: np.ndarray) -> None:
     lying = Image.fromarray(np.rot90(pixels).copy())
     exif = Image.Exif()
@@ -113,6 +119,10 @@ class TestBadInput:
         image = Image.fromarray(pixels)
         with pytest.raises(InputError, match="has 2 frames; expected a single picture"):
             RGB(encode(image, "TIFF", save_all=True, append_images=[image]))
+
+    def test_floating_point_pixels(self) -> None:
+        with pytest.raises(InputError, match="floating-point pixels, expected 8 or 16 bits"):
+            RGB(encode(Image.new("F", (4, 4), 0.5), "TIFF"))
 
     def test_zero_size(self) -> None:
         with pytest.raises(InputError, match="has the size 0x5; expected at least one pixel"):

@@ -155,6 +155,10 @@ class TestBadInput:
             {"model": None},
             {"preprocessing": {"height": 16}},
             {"class_names": None},
+            {"class_names": ["cat"]},
+            {"class_names": "ab"},
+            {"model": ["backbone", "head"]},
+            {"metrics": 3},
             {"files": {"../model.safetensors": {"size": 1, "sha256": ""}}},
             {"files": {"model.safetensors": 3, "samples.npz": 4}},
         ],
@@ -163,6 +167,27 @@ class TestBadInput:
     def test_edited_config(self, checkpoint: Path, changes: dict[str, object]) -> None:
         edit(checkpoint, **changes)
         with pytest.raises(ArtifactError):
+            load_checkpoint(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "value"),
+        [
+            ("model", "tversky", None),
+            ("model", "tversky", "x"),
+            ("model", "num_classes", 3),
+            ("model", "num_classes", True),
+            ("model", "in_channels", 1),
+            ("model", "backbone", "vgg"),
+            ("preprocessing", "height", 16.0),
+            ("preprocessing", "height", 17),
+            ("preprocessing", "std", [1e-300] * 3),
+            ("preprocessing", "mean", [10**400] * 3),
+        ],
+    )
+    def test_edited_fields(self, checkpoint: Path, part: str, name: str, value: object) -> None:
+        content = json.loads((checkpoint / "config.json").read_text())
+        edit(checkpoint, **{part: {**content[part], name: value}})
+        with pytest.raises(ArtifactError, match="not a checkpoint that this version can read"):
             load_checkpoint(checkpoint)
 
     def test_weights_of_another_model(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tnn_train import load_checkpoint
-from tnn_train.cli import main
+from tnn_train.__main__ import main
 
 FAST = ["--backbone", "tiny", "--epochs", "2", "--features", "8"]
 
@@ -64,11 +64,23 @@ def test_an_interruption_says_how_to_go_on(
         (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; choose from resnet18"),
         (["--data", "digits", "--out", "run", "--difference", "x"], "unknown difference 'x'; choose from ignorematch"),
         (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
+        (["--data", "digits", "--out", "run", "--seed", "5000000000"], "seed is 5000000000; expected 0 to 4294967295"),
+        (["--data", "", "--out", "run"], "unknown data ''"),
+        (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
         (["--data", "digits", "--out", "run", "--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
-        (["--data", "digits", "--out", "run", "--device", "tpu"], "device 'tpu' does not work here"),
-        (["--data", "digits", "--out", "run", "--resume"], "run/last does not exist; expected a checkpoint folder"),
+        (
+            ["--data", "digits", "--out", "run", "--device", "tpu"],
+            "unknown device 'tpu'; choose auto, cpu, cuda or cuda:N",
+        ),
+        (
+            ["--data", "digits", "--out", "run", "--resume"],
+            "run has no last to resume from; start again, with --overwrite if the folder exists",
+        ),
         (["--data", "mnist", "--data-root", "empty", "--out", "run"], "MNIST cannot be read under empty"),
-        (["--data", "digits", "--out", "run", "--stem", "big"], "unknown stem 'big'; choose from imagenet, small"),
+        (
+            ["--data", "digits", "--out", "run", "--stem", "big"],
+            "unknown stem 'big'; choose from auto, imagenet, small",
+        ),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_1(

@@ -167,7 +167,7 @@ class TestBadInput:
     def test_class_without_images(self, photos: Path, tmp_path: Path) -> None:
         (tmp_path / "cat").symlink_to(photos / "cat")
         (tmp_path / "dog").mkdir()
-        with pytest.raises(DataError, match=r"class folder .*dog has no images"):
+        with pytest.raises(DataError, match=r"class folder .*dog is missing or has no images"):
             load_data(tmp_path)
 
     def test_file_that_is_no_image_is_named(self, photos: Path, tmp_path: Path) -> None:
@@ -208,11 +208,27 @@ class TestBadInput:
         with pytest.raises(DataError, match="test has classes that .*train lacks: wolf"):
             load_data(tmp_path)
 
+    @pytest.mark.parametrize("stray", ["valid", "holdout"])
+    def test_folders_beside_the_splits(self, photos: Path, tmp_path: Path, stray: str) -> None:
+        for part in ("train", "test", stray):
+            (tmp_path / part).mkdir()
+            for name in ("cat", "dog"):
+                (tmp_path / part / name).symlink_to(photos / name)
+        with pytest.raises(DataError, match=f"has {stray} beside train; expected train, test and optionally val"):
+            load_data(tmp_path)
+
+    def test_a_class_of_one_split_is_missing(self, photos: Path, tmp_path: Path) -> None:
+        for part, name in (("train", "cat"), ("train", "dog"), ("test", "cat")):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / name).symlink_to(photos / name)
+        with pytest.raises(DataError, match=r"class folder .*test/dog is missing or has no images"):
+            load_data(tmp_path)
+
     @pytest.mark.parametrize("option", ["limit", "image_size"])
     def test_numbers_out_of_range(self, option: str) -> None:
         with pytest.raises(UsageError, match=f"{option} is 0; expected at least 1"):
             load_data("digits", **{option: 0})
 
     def test_limit_below_the_number_of_classes(self) -> None:
-        with pytest.raises(DataError, match="cannot be split so that every class is on both sides.*larger --limit"):
+        with pytest.raises(DataError, match="cannot be split so that every class is on both sides.*another --limit"):
             load_data("digits", limit=5)

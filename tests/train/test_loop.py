@@ -11,7 +11,7 @@ from conftest import RECIPE
 from torch.nn import functional
 
 from tnn_runtime import OutputExistsError, UsageError
-from tnn_train import ImageData, ModelConfig, evaluate, load_checkpoint, train
+from tnn_train import ImageData, ModelConfig, evaluate, load_checkpoint, load_data, train
 from tnn_train import loop as loop_module
 from tnn_train.errors import TrainingError
 from tnn_train.loop import TrainResult
@@ -127,13 +127,30 @@ def test_an_existing_run_is_kept_unless_overwriting(data: ImageData, tmp_path: P
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(data: ImageData, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, learning_rate=1e30)
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at epoch \d+, step \d+.*lower learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf) at .*epoch \d+.*; earlier checkpoints are kept; try a lower"
+    ):
         train(data, tmp_path / "run", TINY, recipe)
+
+
+def test_a_failed_training_keeps_the_run_it_was_to_overwrite(data: ImageData, tmp_path: Path) -> None:
+    run = train(data, tmp_path / "run", TINY, RECIPE)
+    broken = dataclasses.replace(RECIPE, learning_rate=1e30)
+    with pytest.raises(TrainingError):
+        train(data, tmp_path / "run", TINY, broken, overwrite=True)
+    assert load_checkpoint(run.best).metrics in run.history
+
+
+def test_the_stem_follows_the_size_of_the_images(photos: Path) -> None:
+    for size, stem in ((32, "small"), (95, "small"), (96, "imagenet"), (224, "imagenet")):
+        sized = load_data(photos, image_size=size, limit=10)
+        assert loop_module.resolve(ModelConfig(), sized).stem == stem
+        assert loop_module.resolve(ModelConfig(stem="small"), sized).stem == "small"
 
 
 def test_a_device_that_does_not_work_is_an_error(data: ImageData, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="device 'cuda:99' does not work here"):
         train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, device="cuda:99"))
-    with pytest.raises(UsageError, match="device 'gpu' does not work here"):
+    with pytest.raises(UsageError, match="unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"):
         train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, device="gpu"))
     assert not (tmp_path / "run").exists()

@@ -44,7 +44,7 @@ def test_the_twins_differ_in_the_head_only() -> None:
 def test_unknown_parts_list_the_choices() -> None:
     with pytest.raises(UsageError, match=f"unknown backbone 'resnet19'; choose from {', '.join(BACKBONES)}"):
         build_model(ModelConfig(backbone="resnet19"))
-    with pytest.raises(UsageError, match="unknown stem 'large'; choose from imagenet, small"):
+    with pytest.raises(UsageError, match="unknown stem 'large'; choose from auto, imagenet, small"):
         ModelConfig(stem="large")
     with pytest.raises(UsageError, match="num_classes is 1; expected an integer of at least 2"):
         ModelConfig(num_classes=1)

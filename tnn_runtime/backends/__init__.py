@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import ProviderUnavailable, UsageError
+from tnn_runtime.manifest import Manifest
 
 __all__ = ["DEVICES", "Backend", "open_backend"]
 
@@ -40,7 +41,7 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(folder: Path, device: str, threads: int) -> tuple[Backend, str]:
+def open_backend(folder: Path, manifest: Manifest, device: str, threads: int) -> tuple[Backend, str]:
     """Load the model in ``folder`` on ``device``.
 
     Returns:
@@ -54,9 +55,9 @@ def open_backend(folder: Path, device: str, threads: int) -> tuple[Backend, str]
 
     if device == "auto":
         try:
-            return OnnxRuntimeBackend(folder, "cuda:0", threads), "auto: CUDA works"
+            return OnnxRuntimeBackend(folder, manifest, "cuda:0", threads), "auto: CUDA works"
         except ProviderUnavailable as error:
-            return OnnxRuntimeBackend(folder, "cpu", threads), f"auto: no CUDA ({error})"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            return OnnxRuntimeBackend(folder, manifest, "cpu", threads), f"auto: no CUDA ({error})"
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UsageError(f"unknown device {device!r}; choose {DEVICES}")
-    return OnnxRuntimeBackend(folder, "cuda:0" if device == "cuda" else device, threads), "as asked"
+    return OnnxRuntimeBackend(folder, manifest, "cuda:0" if device == "cuda" else device, threads), "as asked"

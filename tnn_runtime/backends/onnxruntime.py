@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, ProviderUnavailable
-from tnn_runtime.manifest import ONNX_FILE
+from tnn_runtime.manifest import ONNX_FILE, Manifest
 
 try:
     import onnxruntime as ort
@@ -27,6 +27,7 @@ __all__ = ["OnnxRuntimeBackend", "cuda_problems", "open_session"]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _FATAL = 4
+_TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 
 
 class OnnxRuntimeBackend:
@@ -34,21 +35,33 @@ class OnnxRuntimeBackend:
 
     Args:
         folder: The bundle folder.
+        manifest: Its manifest, which the graph must agree with.
         device: ``"cpu"`` or ``"cuda:N"``.
         threads: Threads for the work inside one call, at least 1.
 
     Raises:
         ProviderUnavailable: If CUDA was asked for and does not work.
-        ArtifactError: If the bundle has no ONNX model, or ONNX Runtime refuses it.
+        ArtifactError: If the bundle has no ONNX model, another one than the manifest says, or one that ONNX Runtime
+            refuses.
     """
 
-    def __init__(self, folder: Path, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: str, threads: int) -> None:
         if not (folder / ONNX_FILE).is_file():
             raise ArtifactError(f"{folder} has no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
         self.device = device
         self.threads = threads
         self.versions = {"onnxruntime": ort.__version__}
         self._session: Any = open_session(str(folder / ONNX_FILE), device, threads)
+        for found, expected in (
+            (self._session.get_inputs(), manifest.inputs),
+            (self._session.get_outputs(), manifest.outputs),
+        ):
+            graph = [(value.name, value.type, *value.shape[1:]) for value in found]
+            listed = [(spec.name, _TYPES.get(spec.dtype), *spec.shape[1:]) for spec in expected]
+            if graph != listed:
+                raise ArtifactError(
+                    f"{folder / ONNX_FILE} has {graph} where the manifest has {listed}; export the bundle again"
+                )
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return ``(logits [N, classes], embedding [N, D])`` of images ``[N, H, W, C]``."""

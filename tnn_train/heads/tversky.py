@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_train import similarity
-from tnn_train.config import ModelConfig, TverskyConfig, choose
+from tnn_train.config import ModelConfig, TverskyConfig
 
 __all__ = ["TverskyHead"]
 
@@ -30,17 +30,11 @@ class TverskyHead(nn.Module):
         feature_bank: Parameter ``[F, D]``.
         prototypes: Parameter ``[P, D]``.
         raw_alpha, raw_beta, raw_theta, raw_logit_scale: Scalar parameters behind the properties without ``raw_``.
-
-    Raises:
-        UsageError: If the configuration names an unknown model or measure.
     """
 
     def __init__(self, in_features: int, num_classes: int, config: TverskyConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or TverskyConfig()
-        choose("similarity model", config.model, similarity.MODELS)
-        choose("intersection", config.intersection, similarity.INTERSECTIONS)
-        choose("difference", config.difference, similarity.DIFFERENCES)
         self.feature_bank = nn.Parameter(torch.empty(config.num_features, in_features))
         self.prototypes = nn.Parameter(torch.empty(num_classes, in_features))
         self.raw_alpha = self._scalar(config.alpha)

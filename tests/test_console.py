@@ -1,0 +1,94 @@
+"""The three commands as processes: signals, missing packages, closed pipes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tnn_runtime import TnnError
+from tnn_runtime.console import run
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "module"),
+    [("train", "train", "torch"), ("export", "export", "torch"), ("runtime", "cpu", "tqdm")],
+)
+def test_a_missing_package_is_one_line(package: str, extra: str, module: str, bundles: dict[str, Path]) -> None:
+    arguments = ["predict", str(bundles["linear"]), "x.png"] if package == "runtime" else ["--help"]
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; "
+        f"from tnn_{package}.__main__ import main; sys.exit(main({arguments!r}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == f"tnn-{package}: error: {module} is not installed; run: pip install 'tnn-deploy[{extra}]'\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [1.0, 8.0])
+def test_an_interrupted_training_ends_in_one_line(number: int, seconds: float, photos: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tnn_train",
+        "--data",
+        str(photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "9999",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = error.splitlines()[-1]
+    assert last.startswith("tnn-train: interrupted")
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (TnnError("two\nlines"), "it: error: two lines"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            "it: error: the system refused a file (No space left on device: /x)",
+        ),
+        (MemoryError("no room for 3 TiB"), "it: error: out of memory (no room for 3 TiB); use a smaller batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "it: error: out of memory (DefaultCPUAllocator"),
+        (KeyboardInterrupt(), "it: interrupted"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(
+    raised: BaseException, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: object) -> None:
+        raise raised
+
+    assert run("it", fail, []) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def fail(arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("it", fail, [])
+
+
+def test_a_closed_pipe_is_no_error(bundles: dict[str, Path], photos: Path) -> None:
+    command = f"{sys.executable} -m tnn_runtime predict {bundles['linear']} {photos} | head -n 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    assert result.stdout.count("\n") == 1

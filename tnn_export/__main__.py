@@ -1,0 +1,25 @@
+"""The command ``tnn-export``; the rest is imported inside it, so that a missing package is one clear line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tnn_runtime.console import run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``tnn-export`` and return its exit code."""
+    return run("tnn-export", _command, arguments, extra="export")
+
+
+def _command(arguments: Sequence[str]) -> None:
+    from tnn_export.cli import command
+
+    command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The command ``tnn-train``; the rest is imported inside it, so that a missing package is one clear line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tnn_runtime.console import run
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``tnn-train`` and return its exit code."""
+    return run("tnn-train", _command, arguments, extra="train")
+
+
+def _command(arguments: Sequence[str]) -> None:
+    from tnn_train.cli import command
+
+    command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
