@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tnn_runtime.console import Parser
-from tnn_runtime.storage import refuse_existing
 from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import BEST, LAST, pick_device, resolve, train
+from tnn_train.loop import LAST, check_run_folder, pick_device, resolve, train
 from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
@@ -94,8 +93,7 @@ def command(arguments: Sequence[str]) -> None:
     tversky = TverskyConfig(options.features, options.similarity, options.intersection, options.difference)
     model = ModelConfig(options.backbone, options.head, stem=options.stem, tversky=tversky)
     pick_device(options.device)
-    if not options.resume:
-        refuse_existing(options.out, BEST, overwrite=options.overwrite)
+    check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume)
     data = load_data(
         options.data,
         root=options.data_root,

@@ -98,10 +98,7 @@ def train(
         TrainingError: If the loss is no longer a number.
     """
     folder, config = Path(out), config or TrainConfig()
-    if not resume:
-        refuse_existing(folder, BEST, overwrite=overwrite)
-    elif not (folder / LAST).exists():
-        raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
+    check_run_folder(folder, overwrite=overwrite, resume=resume)
     device = pick_device(config.device)
     data = data if isinstance(data, ImageData) else load_data(data, seed=config.seed)
     model = resolve(model or ModelConfig(), data)
@@ -136,6 +133,19 @@ def train(
         },
     )
     return TrainResult(folder, best, trainer.history, test)
+
+
+def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make sure that a training may be written to ``folder``, or resumed from it.
+
+    Raises:
+        OutputExistsError: If it exists and is neither to be overwritten nor resumed.
+        UsageError: If there is nothing to resume.
+    """
+    if not resume:
+        refuse_existing(folder, BEST, overwrite=overwrite)
+    elif not (folder / LAST).exists():
+        raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
 
 
 def resolve(model: ModelConfig, data: ImageData) -> ModelConfig:
