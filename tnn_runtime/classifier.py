@@ -209,11 +209,7 @@ class Classifier:
         images = images if isinstance(images, np.ndarray) else list(images)
         for start in range(0, len(images), self._max_batch_size):
             part = images[start : start + self._max_batch_size]
-            yield (
-                np.ascontiguousarray(part)
-                if isinstance(part, np.ndarray) and ready
-                else preprocessing.batch(list(part))
-            )
+            yield np.ascontiguousarray(part) if ready else preprocessing.batch(list(part))
 
     def _replay_golden_samples(self) -> None:
         path = self._folder / GOLDEN_FILE
@@ -234,9 +230,9 @@ class Classifier:
         worst = np.abs(self.logits(images) - expected).max(axis=1)
         if not (worst <= allowed).all():
             raise SelfCheckError(
-                f"{self._folder} does not reproduce its golden samples on {self._backend.device}: logits differ "
-                "by up to "
-                f"{worst.max():.3g}, expected at most {allowed.min():.3g}; export again, or choose another device"
+                f"{self._folder} does not reproduce its golden samples on {self._backend.device}: "
+                f"logits differ by up to {worst.max():.3g}, expected at most {allowed.min():.3g}; "
+                "export again, or choose another device"
             )
 
 
@@ -252,7 +248,7 @@ def _at_least_one(**values: int) -> None:
         except TypeError:
             good = False
         if not good:
-            raise UsageError(f"{name} is {value!r}; expected an integer of at least 1")
+            raise UsageError(f"{name} is {value!r}; expected an integer of at least 1 and below {_MANY}")
 
 
 _MANY = 1 << 20

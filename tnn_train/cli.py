@@ -12,7 +12,7 @@ from tnn_runtime.console import Parser
 from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import LAST, check_run_folder, pick_device, resolve, train
+from tnn_train.loop import check_run_folder, pick_device, resolve, train
 from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
@@ -108,23 +108,13 @@ def command(arguments: Sequence[str]) -> None:
         f"{options.data}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
         f"{len(data.class_names)} classes, {size}x{size}; {options.backbone}, {model.stem} stem, {options.head} head"
     )
-    try:
-        result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)
-    except KeyboardInterrupt:
-        if (options.out / LAST).exists():
-            last = options.out / LAST
-            raise KeyboardInterrupt(
-                f"{last} holds the last whole epoch: repeat the command with --resume to go on"
-            ) from None
-        raise
+    result = train(data, options.out, model, recipe, overwrite=options.overwrite, resume=options.resume)
     plot_curves({options.head: result.history}).savefig(options.out / "curves.png", dpi=120)
     plot_confusion(np.asarray(result.test.confusion), data.class_names, "test set").savefig(
         options.out / "confusion.png", dpi=120
     )
-    print(
-        f"test accuracy {result.test.accuracy:.4f} on {len(data.test)} images\nnext: tnn-export {result.best} -o "
-        f"{options.out}-bundle"
-    )
+    print(f"test accuracy {result.test.accuracy:.4f} on {len(data.test)} images")
+    print(f"next: tnn-export {result.best} -o {options.out}-bundle")
 
 
 def _recipe(options: argparse.Namespace) -> TrainConfig:

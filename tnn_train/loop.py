@@ -108,11 +108,17 @@ def train(
     trainer = _Trainer(data, build_model(model), model, config, device)
     if resume:
         trainer.restore(folder / LAST)
-    while trainer.epoch < config.epochs:
-        trainer.run_epoch()
-        if trainer.epoch == 1 and folder.exists():
-            shutil.rmtree(folder)
-        trainer.save(folder)
+    try:
+        while trainer.epoch < config.epochs:
+            trainer.run_epoch()
+            if trainer.epoch == 1 and folder.exists():
+                shutil.rmtree(folder)
+            trainer.save(folder)
+    except KeyboardInterrupt:
+        if not trainer.history or not (folder / LAST).exists():
+            raise
+        hint = "repeat the command with --resume (resume=True) to go on"
+        raise KeyboardInterrupt(f"{folder / LAST} holds the last whole epoch: {hint}") from None
     best = folder / BEST
     test = evaluate(load_checkpoint(best).model.to(device), data.test)
     chosen = max(trainer.history, key=_rank)

@@ -47,7 +47,7 @@ def test_an_interruption_says_how_to_go_on(
         patch.setattr(loop._Trainer, "save", save_and_interrupt)
         assert main(arguments) == 1
     captured = capsys.readouterr()
-    assert "holds the last whole epoch: repeat the command with --resume to go on" in captured.err
+    assert "holds the last whole epoch: repeat the command with --resume (resume=True) to go on" in captured.err
     assert captured.err.count("\n") == 1
     assert main([*arguments, "--resume"]) == 0
 
