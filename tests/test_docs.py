@@ -71,6 +71,7 @@ def test_the_demo(tmp_path: Path) -> None:
     options = ["--epochs", "1", "--limit", "120", "--image-size", "8", "--blocks", "2", "--out", "out"]
     result = run(sys.executable, str(ROOT / "examples" / "demo"), *options, cwd=tmp_path)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["dataset"] == "digits"
     for values in summary["heads"].values():
         assert values["runtime_accuracy"] == values["test_accuracy"]
         assert all(parity["passed"] and parity["samples"] == 120 for parity in values["parity"].values())

@@ -73,7 +73,8 @@ def _demo(arguments: Sequence[str]) -> None:
 
     _say("timing tversky against linear")
     summary = {
-        "dataset": {"name": data.name, "train": len(data.train), "val": len(data.val), "test": len(data.test)},
+        "dataset": data.name,
+        "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "backbone": options.backbone,
         "image_size": options.image_size,
         "heads": heads,
