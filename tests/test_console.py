@@ -29,6 +29,11 @@ def test_a_missing_package_is_one_line(package: str, extra: str, module: str, bu
     assert result.stderr == f"tnn-{package}: error: {module} is not installed; run: pip install 'tnn-deploy[{extra}]'\n"
 
 
+def _hear_interrupts() -> None:
+    """Undo what a shell does to jobs in the background: they inherit an ignored SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [1.0, 8.0])
@@ -44,7 +49,9 @@ def test_an_interrupted_training_ends_in_one_line(number: int, seconds: float, p
         "--epochs",
         "9999",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
+    ) as process:
         time.sleep(seconds)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
