@@ -205,7 +205,7 @@ class _Trainer:
             lr=config.learning_rate,
         )
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=config.epochs * len(self.loader), pct_start=0.2
+            self.optimizer, config.learning_rate, total_steps=config.epochs * len(self.loader)
         )
         self.epoch = 0
         self.history: list[dict[str, Any]] = []

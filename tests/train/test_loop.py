@@ -154,3 +154,10 @@ def test_a_device_that_does_not_work_is_an_error(data: ImageData, tmp_path: Path
     with pytest.raises(UsageError, match="unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"):
         train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, device="gpu"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 10])
+def test_a_few_steps_are_enough_for_the_schedule(epochs: int, data: ImageData, tmp_path: Path) -> None:
+    """One batch an epoch; the one-cycle schedule divides by the length of its first phase less one step."""
+    run = train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=epochs, batch_size=64))
+    assert len(run.history) == epochs
