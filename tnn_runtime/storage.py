@@ -54,9 +54,12 @@ def new_folder(target: Path, marker: str, *, overwrite: bool = False) -> Iterato
         OutputExistsError: As `refuse_existing`.
     """
     refuse_existing(target, marker, overwrite=overwrite)
+    target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left_by_a_kill in target.parent.glob(f".{target.name}.*{_PARTIAL}"):
-        _remove(left_by_a_kill)
+    left_by_a_kill = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(_PARTIAL)}")
+    for path in target.parent.iterdir():
+        if left_by_a_kill.fullmatch(path.name):
+            _remove(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     try:
         yield temporary

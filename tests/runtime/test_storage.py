@@ -68,9 +68,22 @@ def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / ".target.abc.partial").mkdir()
+    other = tmp_path / ".target.v2.abc.partial"
+    other.mkdir()
     with new_folder(tmp_path / "target", "file") as folder:
         fill(folder, "new")
-    assert list(tmp_path.iterdir()) == [tmp_path / "target"]
+    assert set(tmp_path.iterdir()) == {tmp_path / "target", other}
+
+
+def test_the_current_folder_can_be_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    fill(target, "old")
+    monkeypatch.chdir(target)
+    with new_folder(Path("."), "file", overwrite=True) as folder:
+        fill(folder, "new")
+    assert (target / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_text_is_replaced_whole(tmp_path: Path) -> None:
