@@ -166,7 +166,10 @@ def _write_head(checkpoint: Checkpoint, folder: Path) -> list[str]:
     if not isinstance(head, TverskyHead):
         return []
     names = ("feature_bank", "prototypes", "alpha", "beta", "theta", "logit_scale")
-    np.savez(folder / HEAD_FILE, **{name: getattr(head, name).detach().cpu().numpy() for name in names})
+    with torch.no_grad():
+        tensors = {name: getattr(head, name) for name in names}
+        tensors["prototype_features"] = head.project(head.prototypes)
+    np.savez(folder / HEAD_FILE, **{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
     return [HEAD_FILE]
 
 

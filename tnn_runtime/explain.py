@@ -84,8 +84,8 @@ class HeadExplainer:
     """Explains the logits of a Tversky head from embeddings.
 
     Args:
-        path: ``head.npz`` of a bundle: ``feature_bank [F, D]``, ``prototypes [P, D]``, scalars ``alpha``, ``beta``,
-            ``theta`` and ``logit_scale``.
+        path: ``head.npz`` of a bundle: ``feature_bank [F, D]``, ``prototype_features [P, F]`` (the prototypes in
+            feature space, as the head computed them), scalars ``alpha``, ``beta``, ``theta`` and ``logit_scale``.
         config: The ``tversky`` part of the model configuration in the manifest.
         num_classes: P, which the file must agree with.
 
@@ -94,13 +94,12 @@ class HeadExplainer:
     """
 
     def __init__(self, path: Path, config: Any, num_classes: int) -> None:
-        names = ("feature_bank", "prototypes", *_SCALARS)
+        names = ("feature_bank", "prototype_features", *_SCALARS)
         values = {name: array.astype(np.float64) for name, array in read_arrays(path, *names).items()}
-        self._bank, prototypes = values["feature_bank"], values["prototypes"]
-        if (
-            [array.ndim for array in values.values()] != [2, 2, 0, 0, 0, 0]
-            or len(prototypes) != num_classes
-            or self._bank.shape[1] != prototypes.shape[1]
+        self._bank, self._prototype_features = values["feature_bank"], values["prototype_features"]
+        if [array.ndim for array in values.values()] != [2, 2, 0, 0, 0, 0] or self._prototype_features.shape != (
+            num_classes,
+            len(self._bank),
         ):
             shapes = {name: list(array.shape) for name, array in values.items()}
             raise ArtifactError(f"{path} has the shapes {shapes} for {num_classes} classes; export the bundle again")
@@ -111,7 +110,6 @@ class HeadExplainer:
             self._ratio = {"contrast": False, "ratio": True}[config["model"]]
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"the form {config} cannot be explained by this version; upgrade tnn-deploy") from error
-        self._prototype_features = prototypes @ self._bank.T
 
     def __call__(self, embedding: NDArray[np.float32], index: int, label: str, num_features: int) -> Explanation:
         """Explain the logit of class ``index`` for one embedding ``[D]``."""

@@ -51,6 +51,8 @@ def test_no_trace_of_the_machine_or_of_pickle_is_in_the_files(bundles: dict[str,
         assert b"site-packages" not in content, path
     with np.load(bundles["tversky"] / "head.npz", allow_pickle=False) as head:
         assert head["feature_bank"].shape == (16, 24)
+        assert head["prototypes"].shape == (2, 24)
+        assert head["prototype_features"].shape == (2, 16)
 
 
 def test_artifacts_run_without_this_project(

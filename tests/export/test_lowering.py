@@ -80,6 +80,22 @@ def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size(config: Tvers
         np.testing.assert_allclose(scripted(x[:size]).numpy(), expected, rtol=2e-5, atol=2e-5)
 
 
+def test_a_prototype_on_the_membership_boundary_stays_on_its_side() -> None:
+    """A feature of a prototype that is 0 but for rounding has one sign in float32 and another in float64."""
+    for seed in range(100):
+        head, x = random_head(TverskyConfig(6, difference="ignorematch"), seed)
+        with torch.no_grad():
+            row, prototype = head.feature_bank[0].double(), head.prototypes[0].double()
+            head.prototypes[0] = (prototype - (prototype @ row) / (row @ row) * row).float()
+            exact = head.prototypes.double() @ head.feature_bank.double().T
+            if (head.project(head.prototypes)[0, 0] > 0) != (exact[0, 0] > 0):
+                break
+    else:
+        pytest.fail("no seed gave two signs")
+    with torch.no_grad():
+        torch.testing.assert_close(lower_head(head)(x), head(x), rtol=2e-5, atol=2e-5)
+
+
 _JUMP = {"Gemm": 2, "Relu": 1, "Greater": 1, "Cast": 1, "Concat": 1}
 _MINIMA = {"Gemm": 2, "Relu": 1, "Unsqueeze": 1, "Min": 1, "ReduceSum": 1, "Mul": 1, "Add": 1}
 OPERATORS = {

@@ -88,7 +88,7 @@ def test_a_file_that_does_not_fit_is_refused(bundles: dict[str, Path], tmp_path:
     with pytest.raises(ArtifactError, match="for 3 classes; export the bundle again"):
         HeadExplainer(bundles["tversky"] / "head.npz", config, 3)
     arrays = dict(np.load(bundles["tversky"] / "head.npz"))
-    for name, value in (("alpha", np.ones(3)), ("feature_bank", np.ones((4, 5)))):
+    for name, value in (("alpha", np.ones(3)), ("prototype_features", np.ones((4, 5)))):
         np.savez(tmp_path / "head.npz", **{**arrays, name: value})
         with pytest.raises(ArtifactError, match="has the shapes"):
             HeadExplainer(tmp_path / "head.npz", config, 2)

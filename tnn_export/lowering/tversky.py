@@ -71,13 +71,23 @@ _DIFFERENCES: dict[str, Callable[[Tensor], tuple[Affine, Affine]]] = {
 
 
 def lower_tversky(head: TverskyHead) -> nn.Module:
-    """Fold the prototype side of a trained head into constants; the algebra runs in float64."""
+    """Fold the prototype side of a trained head into constants.
+
+    The algebra runs in float64, but on the prototype's features as the head itself computes them: which of them are
+    present must not depend on the precision.
+    """
     with torch.no_grad():
-        bank, prototypes, alpha, beta, theta, scale = (
+        bank, b, alpha, beta, theta, scale = (
             tensor.detach().cpu().double()
-            for tensor in (head.feature_bank, head.prototypes, head.alpha, head.beta, head.theta, head.logit_scale)
+            for tensor in (
+                head.feature_bank,
+                head.project(head.prototypes),
+                head.alpha,
+                head.beta,
+                head.theta,
+                head.logit_scale,
+            )
         )
-        b = prototypes @ bank.T
         common = _INTERSECTIONS[head.config.intersection](b)
         input_only, prototype_only = _DIFFERENCES[head.config.difference](b)
         differences = alpha * input_only + beta * prototype_only
