@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from tnn_runtime.manifest import (
 )
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.config import choose
 from tnn_train.heads import TverskyHead
 
 __all__ = ["FORMATS", "PRECISIONS", "export_bundle"]
@@ -116,8 +117,11 @@ def export_bundle(
         OutputExistsError: If ``out`` exists and ``overwrite`` is false.
         UsageError: If a format or the precision is unknown.
     """
-    _check_choice("format", formats, FORMATS)
-    _check_choice("precision", [precision], PRECISIONS)
+    if not formats:
+        raise UsageError(f"no format was given; choose from {', '.join(FORMATS)}")
+    for name in formats:
+        choose("format", name, FORMATS)
+    choose("precision", precision, PRECISIONS)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     images = _check_images(checkpoint, checkpoint.samples if images is None else images)
@@ -182,11 +186,3 @@ def _check_images(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[
         )
     _, firsts = np.unique(images, axis=0, return_index=True)
     return images[np.sort(firsts)]
-
-
-def _check_choice(what: str, values: Sequence[str], choices: Collection[str]) -> None:
-    unknown = [value for value in values if value not in choices]
-    if unknown or not values:
-        raise UsageError(
-            f"unknown {what} {', '.join(map(repr, unknown)) or '(none)'}; choose from {', '.join(choices)}"
-        )

@@ -123,8 +123,8 @@ class Reference:
         batches = torch.split(torch.from_numpy(images), max(BATCH_SIZES))
         with torch.inference_mode():
             self._embeddings = torch.cat([model.backbone(normalize(batch)) for batch in batches])
-            self._logits = torch.cat([model.head(x) for x in torch.split(self._embeddings, max(BATCH_SIZES))])
-        self.logits: NDArray[np.float32] = self._logits.numpy()
+            logits = torch.cat([model.head(x) for x in torch.split(self._embeddings, max(BATCH_SIZES))])
+        self.logits: NDArray[np.float32] = logits.numpy()
         self.scale = np.maximum(1.0, np.abs(self.logits).max(axis=1, keepdims=True))
 
     def explains(self, sample: int, logits: NDArray[np.float32]) -> bool:
@@ -132,8 +132,9 @@ class Reference:
         if not isinstance(self._head, TverskyHead):
             return False
         with torch.inference_mode():
-            a = self._head.project(self._embeddings[sample : sample + 1])
-            near = (a.abs() <= BOUNDARY * self._reach(sample)).flatten().nonzero().flatten()
+            x = self._embeddings[sample : sample + 1]
+            a = self._head.project(x)
+            near = (a.abs() <= BOUNDARY * self._reach(x)).flatten().nonzero().flatten()
             if not 0 < len(near) <= _MOST_FLIPS:
                 return False
             variants = a.repeat(2 ** len(near), 1)
@@ -148,15 +149,14 @@ class Reference:
             return np.full(len(self.images), np.inf, dtype=np.float32)
         with torch.inference_mode():
             values = self._head.project(self._embeddings).abs()
-            reach = torch.cat([self._reach(sample) for sample in range(len(values))])
-            return np.asarray((values / reach.clamp_min(_TINY)).amin(1).numpy())
+            return np.asarray((values / self._reach(self._embeddings).clamp_min(_TINY)).amin(1).numpy())
 
-    def _reach(self, sample: int) -> Tensor:
-        """Return the largest value each feature could have for a sample, ``|x| |omega_k|``, ``[1, F]``."""
+    def _reach(self, embeddings: Tensor) -> Tensor:
+        """Return ``|x| |omega_k|``, the largest values of the features of ``embeddings [n, D]``, ``[n, F]``."""
         assert isinstance(self._head, TverskyHead)
-        bank = self._head.feature_bank
-        reach: Tensor = torch.linalg.vector_norm(self._embeddings[sample]) * torch.linalg.vector_norm(bank, dim=1)
-        return reach.unsqueeze(0)
+        lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+        reach: Tensor = lengths * torch.linalg.vector_norm(self._head.feature_bank, dim=1)
+        return reach
 
 
 _TINY = float(torch.finfo(torch.float32).tiny)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +99,17 @@ class Preprocessing:
                 raise InputError(f"{_name(source)} cannot be decoded ({error}); replace or remove it") from error
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
-    def batch(self, sources: Sequence[ImageSource]) -> NDArray[np.uint8]:
-        """Return images as one uint8 array ``[len(sources), height, width, channels]``."""
+    def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
+        """Return images as one uint8 array ``[len(sources), height, width, channels]``.
+
+        Args:
+            sources: The images.
+            progress: Called after each of them.
+        """
         out = np.empty((len(sources), *self.shape), dtype=np.uint8)
         for row, source in zip(out, sources, strict=True):
             row[:] = self(source)
+            progress()
         return out
 
 

@@ -49,8 +49,8 @@ class TverskyConfig:
                     raise UsageError(f"{name} is 0; the ratio model learns it as a positive number, so start above 0")
         choose("similarity model", self.model, MODELS)
         choose("intersection", self.intersection, INTERSECTIONS)
-        choose("difference", _SPELLINGS.get(self.difference, self.difference), DIFFERENCES)
         object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
+        choose("difference", self.difference, DIFFERENCES)
 
 
 @dataclass(frozen=True)

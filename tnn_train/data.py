@@ -171,7 +171,9 @@ def load_data(
     cache = count * size * size * found.channels <= CACHE_BYTES
     with tqdm(total=count, desc="decoding", unit="image", disable=None if cache else True, delay=1) as progress:
         train, val, test = (
-            ImageSet(*splits[name], preprocessing, _decode(splits[name][0], preprocessing, progress) if cache else None)
+            ImageSet(
+                *splits[name], preprocessing, preprocessing.batch(splits[name][0], progress.update) if cache else None
+            )
             for name in _SPLITS
         )
     return ImageData(str(source), train, val, test, found.class_names, preprocessing)
@@ -269,8 +271,7 @@ def _split(found: _Found, limit: int | None, seed: int) -> dict[str, _Labelled]:
         if counts[rarest] < 2 or not len(names) <= wanted <= len(labels) - len(names):
             raise DataError(
                 f"{len(labels)} images of {len(names)} classes ({counts[rarest]} of {names[rarest]!r}) cannot be "
-                "split so that "
-                "every class is on both sides; use more images of each class, or another --limit"
+                "split so that every class is on both sides; use more images of each class, or another --limit"
             )
         kept, away = train_test_split(
             np.arange(len(labels)),
@@ -293,9 +294,7 @@ def _split(found: _Found, limit: int | None, seed: int) -> dict[str, _Labelled]:
     return splits
 
 
-def _take(
-    images: Sequence[ImageSource], labels: NDArray[np.int64], indices: NDArray[np.int64]
-) -> tuple[Sequence[ImageSource], NDArray[np.int64]]:
+def _take(images: Sequence[ImageSource], labels: NDArray[np.int64], indices: NDArray[np.int64]) -> _Labelled:
     return [images[index] for index in indices], labels[indices]
 
 
@@ -303,11 +302,3 @@ def _statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[flo
     """Return mean and standard deviation of each channel, in the unit of pixel / 255."""
     pixels = images.reshape(-1, images.shape[-1]) / 255
     return tuple(map(float, pixels.mean(0))), tuple(float(max(value, 1e-3)) for value in pixels.std(0))
-
-
-def _decode(images: Sequence[ImageSource], preprocessing: Preprocessing, progress: Any) -> NDArray[np.uint8]:
-    out = np.empty((len(images), *preprocessing.shape), dtype=np.uint8)
-    for row, image in zip(out, images, strict=True):
-        row[:] = preprocessing(image)
-        progress.update()
-    return out

@@ -207,6 +207,7 @@ class _Trainer:
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, config.learning_rate, total_steps=config.epochs * len(self.loader)
         )
+        self.samples = _samples(data.val)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
 
@@ -261,7 +262,7 @@ class _Trainer:
             self.model_config,
             self.data.preprocessing,
             self.data.class_names,
-            _samples(self.data.val),
+            self.samples,
             newest,
         )
         state = {
