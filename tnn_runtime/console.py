@@ -56,9 +56,9 @@ def run(
     """
     # Images over our limit are refused in one line; Pillow would add a warning of its own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         command(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except BrokenPipeError:
