@@ -105,6 +105,26 @@ def test_what_a_user_can_cause_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_other_code_disguised_is_still_one(number: int) -> None:
+    program = f"""
+import os, signal, sys
+from tnn_runtime.console import run
+def disguise(arguments):
+    try:
+        exec("os.kill(os.getpid(), {int(number)})", {{"os": os}})
+    except KeyboardInterrupt:
+        if arguments:
+            raise RuntimeError("cannot define a class") from None
+        raise
+sys.exit(run("it", disguise, sys.argv[1:]))
+"""
+    for arguments in ([], ["disguise"]):
+        command = [sys.executable, "-c", program, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_hear_interrupts)
+        assert (result.returncode, result.stderr) == (1, "it: interrupted\n")
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def fail(arguments: object) -> None:
         raise RuntimeError("a bug")

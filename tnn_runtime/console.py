@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from PIL import Image
@@ -57,10 +58,9 @@ def run(
     # Images over our limit are refused in one line; Pillow would add a warning of its own.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _terminate)
-        command(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
+        with _interrupts():
+            command(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -78,6 +78,9 @@ def run(
             raise
         return _fail(f"{name}: error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
+        # CPython kills its own process by SIGINT at the end if the last string it executed was interrupted (classes
+        # are made that way during imports), although the interrupt was caught; an empty one clears its memory.
+        exec("")  # noqa: S102
         return _fail(f"{name}: interrupted{'; ' if str(interrupt) else ''}{interrupt}")
     return 0
 
@@ -87,5 +90,23 @@ def _fail(line: str) -> int:
     return 1
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` on SIGINT and SIGTERM, also where other code turned it into another error."""
+    received = False
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        nonlocal received
+        received = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if received:
+            raise KeyboardInterrupt from error
+        raise
