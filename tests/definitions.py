@@ -2,38 +2,84 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tnn_train import TverskyConfig, TverskyHead
+from tnn_train.layers import TverskyMeasure
 
 Array = NDArray[np.float64]
 
 
-def measures(a: Array, b: Array, config: TverskyConfig) -> tuple[Array, Array, Array]:
-    """Return f(A and B), f(A-B) and f(B-A), ``[N, P]``, of features ``a [N, F]`` and ``b [P, F]``."""
+class Measured(NamedTuple):
+    """f(A and B), f(A-B) and f(B-A), each ``[N, P]``."""
+
+    common: Array
+    input_only: Array
+    prototype_only: Array
+
+
+def sigmoid(x: Array) -> Array:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+def measures(a: Array, b: Array, config: TverskyConfig, weight: Array | float = 1.0) -> Measured:
+    """Measure feature values ``a [N, F]`` and ``b [P, F]``, weighted by ``weight [F]``."""
     a, b = a[:, None, :], b[None, :, :]
-    has_a, has_b = a > 0, b > 0
-    common = {"product": a * b * has_a * has_b}[config.intersection].sum(-1)
-    input_only = np.where(has_a & ~has_b, a, 0)
-    prototype_only = np.where(has_b & ~has_a, b, 0)
+    if config.membership == "hard":
+        m, n = np.where(a > 0, 1.0, 0.0), np.where(b > 0, 1.0, 0.0)
+    else:
+        m, n = sigmoid(config.sharpness * a), sigmoid(config.sharpness * b)
+    a, b = np.maximum(a, 0) * m, np.maximum(b, 0) * n
+    shift = np.log(2) if config.model == "ratio" else 0.0
+    common = {
+        "product": a * b,
+        "mean": (a * n + b * m) / 2,
+        "gmean": np.sqrt(a * b),
+        "min": np.minimum(a, b),
+        "max": a * n + b * m - np.minimum(a, b) if config.membership == "sigmoid" else np.maximum(a, b) * m * n,
+        "softmin": (shift - np.logaddexp(-a, -b)) * m * n,
+    }[config.intersection]
     if config.difference == "subtractmatch":
-        input_only = input_only + np.where(has_a & has_b & (a > b), a - b, 0)
-        prototype_only = prototype_only + np.where(has_a & has_b & (b > a), b - a, 0)
-    return common, input_only.sum(-1), prototype_only.sum(-1)
+        input_only, prototype_only = np.maximum(a - b, 0), np.maximum(b - a, 0)
+    else:
+        input_only, prototype_only = a * (1 - n), b * (1 - m)
+    return Measured(*((weight * part).sum(-1) for part in (common, input_only, prototype_only)))
+
+
+def feature_values(layer: TverskyMeasure, x: Array) -> Array:
+    """Return the feature values ``[N, F]`` of vectors ``x [N, D]``."""
+    if layer.config.normalize:
+        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    return np.abs(x) if layer.feature_bank is None else x @ as_array(layer.feature_bank).T
+
+
+def similarities(layer: TverskyMeasure, x: Array, y: Array) -> tuple[Array, Array]:
+    """Return the similarities ``[N, P]`` of ``x [N, D]`` and ``y [P, D]``, and their largest terms."""
+    config = layer.config
+    alpha, beta, theta = (as_array(getattr(layer, name)) for name in ("alpha", "beta", "theta"))
+    weight = 1.0 if layer.feature_weight is None else as_array(layer.feature_weight)
+    measured = measures(feature_values(layer, x), feature_values(layer, y), config, weight)
+    common, input_only, prototype_only = measured
+    if config.model == "contrast":
+        result = theta * common - alpha * input_only - beta * prototype_only
+        return result, np.abs([theta * common, alpha * input_only, beta * prototype_only]).max(0)
+    result = common / (common + alpha * input_only + beta * prototype_only + theta)
+    return result, np.ones_like(result)
 
 
 def logits(head: TverskyHead, x: Array) -> tuple[Array, Array]:
-    """Return the logits ``[N, P]`` of a head, and the magnitude of the largest term in each, for relative errors."""
-    value = {
-        name: getattr(head, name).detach().double().numpy()
-        for name in ("feature_bank", "prototypes", "alpha", "beta", "theta", "logit_scale")
-    }
-    bank = value["feature_bank"]
-    common, input_only, prototype_only = measures(x @ bank.T, value["prototypes"] @ bank.T, head.config)
-    against = value["alpha"] * input_only, value["beta"] * prototype_only
-    if head.config.model == "contrast":
-        terms = (value["theta"] * common, *against)
-        return terms[0] - terms[1] - terms[2], np.abs(terms).max(0)
-    result = value["logit_scale"] * common / (common + against[0] + against[1] + value["theta"])
-    return result, np.full_like(result, value["logit_scale"])
+    """Return the logits ``[N, C]`` of a head, and the largest magnitude among their terms, for relative errors."""
+    values, magnitude = similarities(head, x, as_array(head.prototypes))
+    values, magnitude = values * as_array(head.logit_scale), magnitude * as_array(head.logit_scale)
+    if head.linear is not None:
+        weight = as_array(head.linear.weight)
+        values = values @ weight.T + as_array(head.linear.bias)
+        magnitude = magnitude @ np.abs(weight).T + np.abs(as_array(head.linear.bias))
+    return values, magnitude
+
+
+def as_array(tensor: object) -> Array:
+    return np.asarray(tensor.detach().double().numpy())  # type: ignore[attr-defined]

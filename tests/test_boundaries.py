@@ -88,6 +88,7 @@ def test_public_names() -> None:
         "TrainConfig",
         "TverskyConfig",
         "TverskyHead",
+        "TverskySimilarity",
         "build_model",
         "evaluate",
         "load_checkpoint",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from tqdm import tqdm
 
 from tnn_export.errors import ExportError, ParityError
@@ -42,7 +43,7 @@ from tnn_runtime.manifest import (
 )
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
-from tnn_train.config import choose
+from tnn_train.config import SCALARS, choose
 from tnn_train.heads import TverskyHead
 
 __all__ = ["FORMATS", "PRECISIONS", "export_bundle"]
@@ -142,7 +143,7 @@ def export_bundle(
         report = ParityReport(comparisons)
         if not report.passed:
             raise ParityError(report)
-        files = [FORMATS[name].file for name in names] + _write_head(checkpoint, folder)
+        files = [FORMATS[name].file for name in names] + write_head(checkpoint.model.head, folder)
         golden = np.argsort(-reference.margins(), kind="stable")[:_GOLDEN_SAMPLES]
         np.savez_compressed(folder / GOLDEN_FILE, images=images[golden], logits=reference.logits[golden])
         embedding_size = serving(serving.example())[1].shape[1]
@@ -164,16 +165,22 @@ def export_bundle(
     return report
 
 
-def _write_head(checkpoint: Checkpoint, folder: Path) -> list[str]:
-    """Write what explanations need, for heads that have explanations."""
-    head = checkpoint.model.head
+def write_head(head: nn.Module, folder: Path) -> list[str]:
+    """Write what explanations need to ``head.npz``, for heads that have explanations; return the files written."""
     if not isinstance(head, TverskyHead):
         return []
-    names = ("feature_bank", "prototypes", "alpha", "beta", "theta", "logit_scale")
     with torch.no_grad():
-        tensors = {name: getattr(head, name) for name in names}
-        tensors["prototype_features"] = head.project(head.prototypes)
-    np.savez(folder / HEAD_FILE, **{name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()})
+        tensors = {
+            "feature_bank": head.feature_bank,
+            "feature_weight": head.feature_weight,
+            "prototypes": head.prototypes,
+            "prototype_features": head.project(head.prototypes),
+            **{name: getattr(head, name) for name in SCALARS},
+            "linear_weight": None if head.linear is None else head.linear.weight,
+            "linear_bias": None if head.linear is None else head.linear.bias,
+        }
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+    np.savez(folder / HEAD_FILE, **arrays)
     return [HEAD_FILE]
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
@@ -134,7 +133,7 @@ class Reference:
         with torch.inference_mode():
             x = self._embeddings[sample : sample + 1]
             a = self._head.project(x)
-            near = (a.abs() <= BOUNDARY * self._reach(x)).flatten().nonzero().flatten()
+            near = (a.abs() <= BOUNDARY * self._head.reach(x)).flatten().nonzero().flatten()
             if not 0 < len(near) <= _MOST_FLIPS:
                 return False
             variants = a.repeat(2 ** len(near), 1)
@@ -149,14 +148,7 @@ class Reference:
             return np.full(len(self.images), np.inf, dtype=np.float32)
         with torch.inference_mode():
             values = self._head.project(self._embeddings).abs()
-            return np.asarray((values / self._reach(self._embeddings).clamp_min(_TINY)).amin(1).numpy())
-
-    def _reach(self, embeddings: Tensor) -> Tensor:
-        """Return ``|x| |omega_k|``, the largest values of the features of ``embeddings [n, D]``, ``[n, F]``."""
-        assert isinstance(self._head, TverskyHead)
-        lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-        reach: Tensor = lengths * torch.linalg.vector_norm(self._head.feature_bank, dim=1)
-        return reach
+            return np.asarray((values / self._head.reach(self._embeddings).clamp_min(_TINY)).amin(1).numpy())
 
 
 _TINY = float(torch.finfo(torch.float32).tiny)

@@ -14,6 +14,8 @@ T = TypeVar("T")
 def decode(kind: type[T], value: Any, where: str) -> T:
     """Build a dataclass from the dictionary that ``dataclasses.asdict`` and JSON made of it.
 
+    A field that is missing has its default, so that a class may grow without losing the files written before.
+
     Args:
         kind: The dataclass. Its fields may be dataclasses, ``tuple[X, ...]``, ``dict[str, X]``, ``str``, ``int``,
             ``float``, unions of these with ``None``, and ``Any``.
@@ -21,7 +23,7 @@ def decode(kind: type[T], value: Any, where: str) -> T:
         where: What to call it in an error.
 
     Raises:
-        TypeError: If a field is missing, unknown or of another type; the message names it.
+        TypeError: If a field without a default is missing, or one is unknown or of another type; the message names it.
     """
     return typing.cast(T, _decode(kind, value, where))
 
@@ -32,10 +34,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        _expect(
-            isinstance(value, dict) and set(value) == set(hints), where, f"an object with {', '.join(hints)}", value
-        )
-        fields = {name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+        required = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
+        fits = isinstance(value, dict) and required <= set(value) <= set(hints)
+        _expect(fits, where, f"an object with {', '.join(hints)}", value)
+        fields = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     if origin is tuple:
         _expect(isinstance(value, list), where, "a list", value)
@@ -52,6 +54,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 
 _HUGE = 1e300
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _expect(condition: bool, where: str, expected: str, value: Any) -> None:

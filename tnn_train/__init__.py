@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig
     from tnn_train.data import ImageData, load_data
     from tnn_train.heads import LinearHead, TverskyHead
+    from tnn_train.layers import TverskySimilarity
     from tnn_train.loop import evaluate, train
     from tnn_train.models import build_model
 
@@ -26,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "TverskyConfig",
     "TverskyHead",
+    "TverskySimilarity",
     "build_model",
     "evaluate",
     "load_checkpoint",
@@ -41,6 +43,7 @@ __getattr__ = lazy_names(
         "config": ["ModelConfig", "TrainConfig", "TverskyConfig"],
         "data": ["ImageData", "load_data"],
         "heads": ["LinearHead", "TverskyHead"],
+        "layers": ["TverskySimilarity"],
         "loop": ["evaluate", "train"],
         "models": ["build_model"],
     },

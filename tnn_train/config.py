@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tnn_runtime.errors import UsageError
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
+from tnn_train.inits import INITS
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["ModelConfig", "TrainConfig", "TverskyConfig", "choose"]
+__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TrainConfig", "TverskyConfig", "choose"]
+
+CLASS_MEANS = "class-means"
+SCALARS = ("alpha", "beta", "theta", "logit_scale")
 
 T = TypeVar("T")
 
@@ -21,15 +25,30 @@ class TverskyConfig:
     """The form of a Tversky head (arXiv 2506.11035).
 
     Args:
-        num_features: F, the size of the feature bank.
+        num_features: F, the size of a learned feature bank; a diagonal one has as many features as the embedding.
         model: ``"contrast"``: theta f(A and B) - alpha f(A-B) - beta f(B-A), or
-            ``"ratio"``: f(A and B) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), times a learned logit scale.
+            ``"ratio"``: f(A and B) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), times a logit scale.
         intersection: The measure of f(A and B), a key of `tnn_train.similarity.INTERSECTIONS`.
         difference: The measure of f(A-B) and f(B-A), a key of `tnn_train.similarity.DIFFERENCES`; the paper's
             spelling ``"substractmatch"`` is accepted.
-        alpha: Initial weight of what only the input has; learned.
-        beta: Initial weight of what only the prototype has; learned.
-        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio); learned.
+        alpha: Initial weight of what only the input has.
+        beta: Initial weight of what only the prototype has.
+        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio).
+        logit_scale: Initial factor of the ratio model's similarities, which could not reach a low cross-entropy
+            within 0 and 1; not used by the contrast model.
+        fixed: Which of ``"alpha"``, ``"beta"``, ``"theta"`` and ``"logit_scale"`` keep their initial values; the
+            others are learned, as positive numbers in the ratio model.
+        normalize: Whether embeddings and prototypes are scaled to unit norm first.
+        membership: ``"hard"``: a feature is present where its value is above 0, or ``"sigmoid"``: to the degree
+            ``sigmoid(sharpness * value)``, which has no jump.
+        sharpness: The factor in the sigmoid; not used by hard membership.
+        feature_bank: ``"learned"``: ``num_features`` directions, or ``"diagonal"``: the features are ``|x_k|``, each
+            with a learned positive weight.
+        num_prototypes: P, followed by a linear map to the classes; ``None`` for one prototype a class and no map.
+        init: How the feature bank starts, a key of `tnn_train.inits.INITS`.
+        prototype_init: How the prototypes start: such a key, ``None`` for the same as ``init``, or ``"class-means"``:
+            at means of the embeddings of each class, which `tnn_train.train` computes in one pass over the data.
+        prototype_gain: The norm of the prototypes at the start, but for ``"class-means"``.
     """
 
     num_features: int = 64
@@ -39,18 +58,44 @@ class TverskyConfig:
     alpha: float = 0.5
     beta: float = 0.5
     theta: float = 1.0
+    logit_scale: float = 20.0
+    fixed: tuple[str, ...] = ()
+    normalize: bool = False
+    membership: str = "hard"
+    sharpness: float = 10.0
+    feature_bank: str = "learned"
+    num_prototypes: int | None = None
+    init: str = "uniform"
+    prototype_init: str | None = None
+    prototype_gain: float = 2.3
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_features")
-        _at_least(self, 0.0, "alpha", "beta", "theta")
-        if self.model == "ratio":
-            for name in ("alpha", "beta", "theta"):
-                if getattr(self, name) == 0:
-                    raise UsageError(f"{name} is 0; the ratio model learns it as a positive number, so start above 0")
+        if self.num_prototypes is not None:
+            _at_least(self, 1, "num_prototypes")
+        _at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
         choose("similarity model", self.model, MODELS)
         choose("intersection", self.intersection, INTERSECTIONS)
         object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
         choose("difference", self.difference, DIFFERENCES)
+        choose("membership", self.membership, MEMBERSHIPS)
+        choose("feature bank", self.feature_bank, ("learned", "diagonal"))
+        choose("init", self.init, INITS)
+        choose("prototype init", self.prototype_init, (None, *INITS, CLASS_MEANS))
+        object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
+        for name in self.fixed:
+            choose("number to be fixed", name, SCALARS)
+        if not isinstance(self.normalize, bool):
+            raise UsageError(f"normalize is {self.normalize!r}; expected True or False")
+        positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
+        for name in positive if self.model == "ratio" else ():
+            if getattr(self, name) == 0:
+                raise UsageError(
+                    f"{name} is 0; the ratio model "
+                    + ("divides by it where nothing is shared" if name == "theta" else "learns it as a positive number")
+                    + ", so choose it above 0"
+                    + ("" if name == "theta" else ", or fix it")
+                )
 
 
 @dataclass(frozen=True)

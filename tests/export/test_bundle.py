@@ -104,7 +104,7 @@ def test_a_failed_parity_writes_nothing(
 
 
 def _halved(model: ImageModel) -> ImageModel:
-    model.head.features.weight /= 2
+    model.head.logits.weight /= 2
     return model
 
 

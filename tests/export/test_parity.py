@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_export import ParityReport, Reference, check_parity, lower_model
-from tnn_export.lowering import tversky
+from tnn_export.lowering import affine
 from tnn_export.parity import BATCH_SIZES, BOUNDARY
 from tnn_export.serving import ServingModel
 from tnn_train import Checkpoint, ImageData, TverskyHead, load_checkpoint
@@ -56,8 +56,8 @@ def wrong_mean(model: ServingModel) -> None:
 
 
 def swapped_classes(model: ServingModel) -> None:
-    model.head.features.constant.copy_(model.head.features.constant.flip(0))
-    model.head.features.weight.copy_(model.head.features.weight.flip(0))
+    model.head.logits.constant.copy_(model.head.logits.constant.flip(0))
+    model.head.logits.weight.copy_(model.head.logits.weight.flip(0))
 
 
 def transposed_kernel(model: ServingModel) -> None:
@@ -69,7 +69,7 @@ def depends_on_the_batch(model: ServingModel) -> None:
 
 
 def not_a_number(model: ServingModel) -> None:
-    model.head.features.constant[0] = float("nan")
+    model.head.logits.constant[0] = float("nan")
 
 
 def test_eager_logits_that_are_no_numbers_prove_nothing(trained: dict[str, Checkpoint], data: ImageData) -> None:
@@ -110,11 +110,13 @@ def test_planted_faults_are_caught(fault: Change, name: str, trained: dict[str, 
 def test_a_wrong_sign_of_beta_is_caught(
     trained: dict[str, Checkpoint], data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def negated(b: torch.Tensor) -> tuple[tversky.Affine, tversky.Affine]:
-        one, other = tversky._ignorematch(b)
-        return one, b.new_tensor(-1.0) * other
+    right = affine.DIFFERENCES["ignorematch"]
 
-    monkeypatch.setitem(tversky._DIFFERENCES, "ignorematch", negated)
+    def negated(prototypes: affine.Prototypes) -> tuple[affine.Affine, affine.Affine]:
+        input_only, prototype_only = right(prototypes)
+        return input_only, torch.tensor(-1.0) * prototype_only
+
+    monkeypatch.setitem(affine.DIFFERENCES, "ignorematch", negated)
     assert not compare(trained["jumping"], data.test.pixels).passed
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -19,20 +18,22 @@ from tnn_train.models import ImageModel
 
 __all__ = ["LOWERINGS", "lower_head", "lower_model"]
 
-LOWERINGS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {LinearHead: lower_linear, TverskyHead: lower_tversky}
+LOWERINGS: dict[type[nn.Module], Callable[..., nn.Module]] = {LinearHead: lower_linear, TverskyHead: lower_tversky}
 
 
-def lower_head(head: nn.Module) -> nn.Module:
+def lower_head(head: nn.Module, *, parts: bool = False) -> nn.Module:
     """Return a new module with the head's logits, made of operators that every exporter knows.
 
     Args:
         head: A trained head; it is not changed.
+        parts: Whether the module shall also return the similarities to each prototype and what they are made of.
 
     Returns:
-        A module from embeddings ``[N, D]`` to logits ``[N, C]``, float32, whose prototype side is constant.
+        A module whose prototype side is constant, from embeddings ``[N, D]`` to logits ``[N, C]``, float32, or to
+        `tnn_export.lowering.tversky.HeadOutputs` with ``parts``.
 
     Raises:
-        ExportError: If there is no lowering for this kind of head.
+        ExportError: If there is no lowering for this kind of head, or it has no parts.
     """
     if type(head) not in LOWERINGS:
         known = ", ".join(kind.__name__ for kind in LOWERINGS)
@@ -40,7 +41,10 @@ def lower_head(head: nn.Module) -> nn.Module:
             f"no lowering for a head of type {type(head).__name__}; expected one of {known}, or add one to "
             "tnn_export.lowering"
         )
-    return LOWERINGS[type(head)](head).eval().requires_grad_(False)
+    if parts and not isinstance(head, TverskyHead):
+        raise ExportError(f"a head of type {type(head).__name__} has no parts; only a Tversky head has them")
+    lowering = LOWERINGS[type(head)]
+    return (lowering(head, parts=True) if parts else lowering(head)).eval().requires_grad_(False)
 
 
 def lower_model(model: ImageModel) -> ImageModel:

@@ -1,162 +1,330 @@
 """The Tversky head as one matrix product after the projection.
 
-At export the prototypes are constant, so each measure of arXiv 2506.11035 is an affine function of few quantities of
-the input: a+ (the feature values where positive), m (which features are present) and M (the sums of minima of a+ and
-each prototype's b+). Affine functions are closed under the sums and multiples that the contrast model makes of them,
-and under what the numerator and the denominator of the ratio model need; so the whole head folds into one GEMM over
-``[a+, m]``, and at most one M.
+Measures are affine functions of few quantities of the input (see `tnn_export.lowering.affine`), so the whole head folds
+into one GEMM over ``[a+, m, sqrt(a+)]``, or those of them that the form needs, and at most one pairwise sum for each
+kind of minimum. What follows the head's similarities, a logit scale or a linear map, is folded in where it can be.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnn_export.lowering import affine
+from tnn_export.lowering.affine import Affine, Prototypes
 from tnn_train.heads import TverskyHead
+from tnn_train.layers import SHORTEST
 
-__all__ = ["Affine", "lower_tversky"]
+__all__ = ["HeadOutputs", "lower_tversky"]
+
+BLOCK_VALUES = 1 << 14
+"""How many values of prototypes a block of a pairwise sum has; measured, see ``docs/results/head.md``."""
 
 
-@dataclass(frozen=True)
-class Affine:
-    """``a+ @ positive.T + m @ present.T + minima * M + constant``, one value for each input and prototype.
+class HeadOutputs(NamedTuple):
+    """What a head lowered with its parts returns.
 
-    Args:
-        positive: Coefficients of a+, ``[P, F]``.
-        present: Coefficients of m, ``[P, F]``.
-        minima: Coefficient of M, a scalar.
-        constant: ``[P]``.
+    Contrast model: ``similarities = common - input_only - prototype_only``.
+    Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
     """
 
-    positive: Tensor
-    present: Tensor
-    minima: Tensor
-    constant: Tensor
+    logits: Tensor
+    """``[N, C]``"""
 
-    def __add__(self, other: "Affine") -> "Affine":
-        return Affine(*(getattr(self, name) + getattr(other, name) for name in _FIELDS))
+    similarities: Tensor
+    """To each prototype, before the logit scale and the linear map, ``[N, P]``."""
 
-    def __rmul__(self, factor: Tensor) -> "Affine":
-        return Affine(*(factor * getattr(self, name) for name in _FIELDS))
+    common: Tensor
+    """theta f(A and B) in the contrast model, f(A and B) in the ratio model, ``[N, P]``."""
 
+    input_only: Tensor
+    """alpha f(A - B), ``[N, P]``."""
 
-_FIELDS = ("positive", "present", "minima", "constant")
-
-
-def _affine(b: Tensor, **coefficients: Tensor | float) -> Affine:
-    """Return the affine function with these coefficients for prototypes ``b [P, F]``, the others 0."""
-    shapes = {"positive": b.shape, "present": b.shape, "minima": (), "constant": b.shape[:1]}
-    return Affine(**{name: b.new_zeros(shape) + coefficients.get(name, 0.0) for name, shape in shapes.items()})
+    prototype_only: Tensor
+    """beta f(B - A), ``[N, P]``."""
 
 
-def _product(b: Tensor) -> Affine:
-    return _affine(b, positive=b.relu())
-
-
-def _ignorematch(b: Tensor) -> tuple[Affine, Affine]:
-    return _affine(b, positive=(b <= 0).to(b.dtype)), _affine(b, present=-b.relu(), constant=b.relu().sum(1))
-
-
-def _subtractmatch(b: Tensor) -> tuple[Affine, Affine]:
-    return _affine(b, positive=1.0, minima=-1.0), _affine(b, minima=-1.0, constant=b.relu().sum(1))
-
-
-_INTERSECTIONS: dict[str, Callable[[Tensor], Affine]] = {"product": _product}
-_DIFFERENCES: dict[str, Callable[[Tensor], tuple[Affine, Affine]]] = {
-    "ignorematch": _ignorematch,
-    "subtractmatch": _subtractmatch,
-}
-
-
-def lower_tversky(head: TverskyHead) -> nn.Module:
+def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
     """Fold the prototype side of a trained head into constants.
 
-    The algebra runs in float64, but on the prototype's features as the head itself computes them: which of them are
+    The algebra runs in float64, but on the prototypes' features as the head itself computes them: which of them are
     present must not depend on the precision.
+
+    Args:
+        head: The trained head.
+        parts: Whether to return `HeadOutputs`, and not the logits alone.
     """
     with torch.no_grad():
-        bank, b, alpha, beta, theta, scale = (
-            tensor.detach().cpu().double()
-            for tensor in (
-                head.feature_bank,
-                head.project(head.prototypes),
-                head.alpha,
-                head.beta,
-                head.theta,
-                head.logit_scale,
-            )
-        )
-        common = _INTERSECTIONS[head.config.intersection](b)
-        input_only, prototype_only = _DIFFERENCES[head.config.difference](b)
-        differences = alpha * input_only + beta * prototype_only
+        b = head.project(head.prototypes).cpu().double()
+        membership, salience = head.features(b)
+        weight = b.new_ones(b.shape[1]) if head.feature_weight is None else _constant(head.feature_weight)
+        prototypes = Prototypes(membership, salience, weight)
+        alpha, beta, theta, scale = map(_constant, (head.alpha, head.beta, head.theta, head.logit_scale))
+        common, input_only, prototype_only = _measures(head, prototypes)
+        input_only, prototype_only = alpha * input_only, beta * prototype_only
         if head.config.model == "contrast":
-            return LoweredContrast(bank, b, theta * common + b.new_tensor(-1.0) * differences)
-        return LoweredRatio(bank, b, scale * common, common + differences + _affine(b, constant=theta))
+            common = theta * common
+        if parts:
+            return _LoweredParts(head, prototypes, [common, input_only, prototype_only])
+        if head.config.model == "contrast":
+            logits = common - input_only - prototype_only
+            if head.linear is not None:
+                logits = logits.through(_constant(head.linear.weight), _constant(head.linear.bias))
+            return _LoweredContrast(_Functions(head, prototypes, [logits]))
+        denominator = common + input_only + prototype_only + prototypes.constant(theta)
+        if head.linear is None:
+            return _LoweredRatio(_Functions(head, prototypes, [scale * common, denominator]), nn.Identity())
+        return _LoweredRatio(_Functions(head, prototypes, [common, denominator]), _scaled(head.linear, scale))
 
 
-class LoweredContrast(nn.Module):
-    """Embeddings ``[N, D]`` to logits ``[N, P]`` that are one affine function."""
+def _measures(head: TverskyHead, prototypes: Prototypes) -> tuple[Affine, Affine, Affine]:
+    config = head.config
+    intersection = affine.INTERSECTIONS[config.intersection]
+    if config.model == "ratio" and config.intersection == "softmin":
+        intersection = affine.softmin_of_means
+    return intersection(prototypes), *affine.DIFFERENCES[config.difference](prototypes)
 
-    def __init__(self, bank: Tensor, b: Tensor, logits: Affine) -> None:
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
+
+
+def _scaled(linear: nn.Linear, scale: Tensor) -> nn.Linear:
+    """Return the linear map of values that are still to be multiplied by ``scale``."""
+    scaled = nn.Linear(linear.in_features, linear.out_features)
+    scaled.weight = nn.Parameter((scale * _constant(linear.weight)).float())
+    scaled.bias = nn.Parameter(_constant(linear.bias).float())
+    return scaled
+
+
+class _LoweredContrast(nn.Module):
+    """Embeddings ``[N, D]`` to logits ``[N, C]`` that are affine functions."""
+
+    def __init__(self, logits: nn.Module) -> None:
         super().__init__()
-        self.features = _Features(bank, b, [logits])
+        self.logits = logits
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, P]``."""
-        logits: Tensor = self.features(x)
+        logits: Tensor = self.logits(x)
         return logits
 
 
-class LoweredRatio(nn.Module):
-    """Embeddings ``[N, D]`` to logits ``[N, P]`` that are the quotient of two affine functions."""
+class _LoweredRatio(nn.Module):
+    """Embeddings ``[N, D]`` to quotients of affine functions, or to a linear map of them: logits ``[N, C]``."""
 
-    def __init__(self, bank: Tensor, b: Tensor, numerator: Affine, denominator: Affine) -> None:
+    def __init__(self, quotients: nn.Module, linear: nn.Module) -> None:
         super().__init__()
-        self.features = _Features(bank, b, [numerator, denominator])
+        self.quotients = quotients
+        self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, P]``."""
-        numerator, denominator = self.features(x).chunk(2, dim=1)
-        logits: Tensor = numerator / denominator
+        numerator, denominator = self.quotients(x).chunk(2, dim=-1)
+        logits: Tensor = self.linear(numerator / denominator)
         return logits
 
 
-class _Features(nn.Module):
-    """Embeddings ``[N, D]`` to the values of k affine functions, ``[N, k * P]``; what none uses is left out."""
+class _LoweredParts(nn.Module):
+    """Embeddings ``[N, D]`` to `HeadOutputs`."""
 
-    bank: Tensor
+    theta: Tensor
+
+    def __init__(self, head: TverskyHead, prototypes: Prototypes, parts: list[Affine]) -> None:
+        super().__init__()
+        self.parts = _Functions(head, prototypes, parts)
+        self.is_ratio = head.config.model == "ratio"
+        self.register_buffer("theta", _constant(head.theta).float())
+        scale = _constant(head.logit_scale)
+        self.linear = _Scale(scale) if head.linear is None else _scaled(head.linear, scale)
+
+    def forward(self, x: Tensor) -> HeadOutputs:
+        common, input_only, prototype_only = self.parts(x).chunk(3, dim=-1)
+        if self.is_ratio:
+            similarities = common / (common + input_only + prototype_only + self.theta)
+        else:
+            similarities = common - input_only - prototype_only
+        return HeadOutputs(self.linear(similarities), similarities, common, input_only, prototype_only)
+
+
+class _Scale(nn.Module):
+    """A logit scale without a linear map."""
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, similarities: Tensor) -> Tensor:
+        return self.scale * similarities
+
+
+class _Functions(nn.Module):
+    """Embeddings ``[N, D]`` to the values of affine functions, ``[N, K]``; what none of them uses is left out."""
+
     weight: Tensor
     constant: Tensor
-    minima: Tensor
-    prototype_features: Tensor
 
-    def __init__(self, bank: Tensor, b: Tensor, functions: list[Affine]) -> None:
+    def __init__(self, head: TverskyHead, prototypes: Prototypes, functions: list[Affine]) -> None:
         super().__init__()
-        positive, present = (torch.cat([getattr(f, name) for f in functions]) for name in ("positive", "present"))
-        self.uses_present = bool(present.any())
-        self.uses_minima = any(bool(f.minima != 0) for f in functions)
-        constants = {
-            "bank": bank,
-            "weight": torch.cat([positive, present], dim=1) if self.uses_present else positive,
-            "constant": torch.cat([f.constant for f in functions]),
-            "minima": torch.cat([f.minima.expand(len(b)) for f in functions]),
-            "prototype_features": b.relu().unsqueeze(0),
-        }
-        self.functions = len(functions)
-        for name, value in constants.items():
-            self.register_buffer(name, value.float())
+        all_functions = Affine.stack(functions)
+        self.features = _InputFeatures(head)
+        blocks = [all_functions.positive, all_functions.present, all_functions.root]
+        self.uses_positive, self.uses_present, self.uses_root = (bool(block.any()) for block in blocks)
+        self.register_buffer("weight", torch.cat([block for block in blocks if block.any()] or blocks[:1], 1).float())
+        self.uses_positive |= not (self.uses_present or self.uses_root)
+        self.register_buffer("constant", all_functions.constant.float())
+        sums: list[nn.Module] = []
+        if all_functions.minima.any():
+            sums.append(_spread(_Minima(prototypes), all_functions.minima))
+        if all_functions.soft_minima.any():
+            sums.append(_spread(_SoftMinima(prototypes), all_functions.soft_minima))
+        self.sums = nn.ModuleList(sums)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = functional.linear(x, self.bank)
-        positive = a.relu()
-        present = (a > 0).to(a.dtype)
-        inputs = torch.cat([positive, present], dim=1) if self.uses_present else positive
-        values = functional.linear(inputs, self.weight, self.constant)
-        if self.uses_minima:
-            minima = torch.minimum(positive.unsqueeze(1), self.prototype_features).sum(-1)
-            if self.functions > 1:
-                minima = torch.cat([minima] * self.functions, dim=1)
-            values = values + self.minima * minima
+        positive, present = self.features(x)
+        inputs: list[Tensor] = []
+        if self.uses_positive:
+            inputs.append(positive)
+        if self.uses_present:
+            inputs.append(present)
+        if self.uses_root:
+            inputs.append(positive.sqrt())
+        values = functional.linear(
+            torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0], self.weight, self.constant
+        )
+        for pairwise in self.sums:
+            values = values + pairwise(positive, present)
         return values
+
+
+class _InputFeatures(nn.Module):
+    """Embeddings ``[N, D]`` to saliences a+ and memberships m, ``[N, F]`` each."""
+
+    bank: Tensor
+
+    def __init__(self, head: TverskyHead) -> None:
+        super().__init__()
+        self.normalize = head.config.normalize
+        self.is_diagonal = head.feature_bank is None
+        self.is_hard = head.config.membership == "hard"
+        self.sharpness = head.config.sharpness
+        self.shortest = SHORTEST
+        bank = torch.empty(0) if head.feature_bank is None else _constant(head.feature_bank).float()
+        self.register_buffer("bank", bank)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.normalize:
+            x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(self.shortest)
+        a = x.abs() if self.is_diagonal else functional.linear(x, self.bank)
+        value = a if self.is_diagonal else a.relu()
+        if self.is_hard:
+            return value, (value > 0).to(value.dtype)
+        membership = (self.sharpness * a).sigmoid()
+        return value * membership, membership
+
+
+class _Minima(nn.Module):
+    """M: saliences ``[N, F]`` to the sums of their minima with those of each prototype, ``[N, P]``."""
+
+    def __init__(self, prototypes: Prototypes) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            _MinimaBlock(prototypes.weight, prototypes.salience[rows]) for rows in _blocks(prototypes.salience)
+        )
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        sums = [block(positive) for block in self.blocks]
+        return torch.cat(sums, dim=-1) if len(sums) > 1 else sums[0]
+
+
+class _MinimaBlock(nn.Module):
+    salience: Tensor
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, salience: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("salience", salience.float())
+        self.register_buffer("weight", weight.float())
+        self.is_weighted = bool((weight != 1).any())
+
+    def forward(self, positive: Tensor) -> Tensor:
+        minima = torch.minimum(positive.unsqueeze(-2), self.salience)
+        return minima @ self.weight if self.is_weighted else minima.sum(-1)
+
+
+class _SoftMinima(nn.Module):
+    """S: saliences and memberships ``[N, F]`` to the sums of soft minima with each prototype, ``[N, P]``."""
+
+    def __init__(self, prototypes: Prototypes) -> None:
+        super().__init__()
+        presence = prototypes.weight * prototypes.membership
+        self.blocks = nn.ModuleList(
+            _SoftMinimaBlock(prototypes.salience[rows], presence[rows]) for rows in _blocks(presence)
+        )
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        sums = [block(positive, present) for block in self.blocks]
+        return torch.cat(sums, dim=-1) if len(sums) > 1 else sums[0]
+
+
+class _SoftMinimaBlock(nn.Module):
+    """-log(e^-a + e^-b) as min(a, b) - log(1 + exp(-abs(a - b))), which cannot overflow."""
+
+    salience: Tensor
+    presence: Tensor
+
+    def __init__(self, salience: Tensor, presence: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("salience", salience.float())
+        self.register_buffer("presence", presence.float())
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        a, b = positive.unsqueeze(-2), self.salience
+        soft_minima = torch.minimum(a, b) - torch.log1p(torch.exp(-(a - b).abs()))
+        return (soft_minima * self.presence @ present.unsqueeze(-1)).squeeze(-1)
+
+
+def _blocks(rows: Tensor) -> list[slice]:
+    size = max(1, BLOCK_VALUES // rows.shape[1])
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _spread(pairwise: nn.Module, coefficients: Tensor) -> nn.Module:
+    """Return a module that gives K functions their multiples of P pairwise sums, for ``coefficients [K, P]``."""
+    functions = torch.split(coefficients, coefficients.shape[1])
+    if all(torch.equal(function, torch.diag(function.diagonal())) for function in functions):
+        return _Multiples(pairwise, torch.cat([function.diagonal() for function in functions]), len(functions))
+    return _Mapped(pairwise, coefficients)
+
+
+class _Multiples(nn.Module):
+    """A multiple of the sum of each prototype for each of the functions."""
+
+    factors: Tensor
+
+    def __init__(self, pairwise: nn.Module, factors: Tensor, functions: int) -> None:
+        super().__init__()
+        self.pairwise = pairwise
+        self.functions = functions
+        self.register_buffer("factors", factors.float())
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        sums: Tensor = self.pairwise(positive, present)
+        if self.functions > 1:
+            sums = torch.cat([sums] * self.functions, dim=-1)
+        return self.factors * sums
+
+
+class _Mapped(nn.Module):
+    """A linear map of the sums of the prototypes."""
+
+    coefficients: Tensor
+
+    def __init__(self, pairwise: nn.Module, coefficients: Tensor) -> None:
+        super().__init__()
+        self.pairwise = pairwise
+        self.register_buffer("coefficients", coefficients.float())
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        return functional.linear(self.pairwise(positive, present), self.coefficients)

@@ -2,109 +2,85 @@
 
 from __future__ import annotations
 
-import math
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnn_train import similarity
-from tnn_train.config import ModelConfig, TverskyConfig
+from tnn_train.config import CLASS_MEANS, ModelConfig, TverskyConfig
+from tnn_train.inits import INITS
+from tnn_train.layers import TverskyMeasure, full_precision, precise
 
 __all__ = ["TverskyHead"]
 
-_RATIO_LOGIT_SCALE = 20.0
-"""Initial logit scale: similarities within 0..1 could not reach a low cross-entropy without one."""
 
+class TverskyHead(TverskyMeasure):
+    """Logits from the Tversky similarities of the embedding to learned prototypes (arXiv 2506.11035).
 
-class TverskyHead(nn.Module):
-    """Logits are Tversky similarities of the embedding to one learned prototype a class (arXiv 2506.11035).
+    With one prototype a class, the similarities are the logits, times a learned scale in the ratio model. With
+    ``config.num_prototypes``, a linear map from the scaled similarities to the classes follows.
 
     Args:
         in_features: D, the size of the embedding.
-        num_classes: P, the number of prototypes and of logits.
+        num_classes: C, the number of logits.
         config: The form of the measures.
+        feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
 
     Attributes:
-        feature_bank: Parameter ``[F, D]``.
         prototypes: Parameter ``[P, D]``.
-        raw_alpha, raw_beta, raw_theta, raw_logit_scale: Scalar parameters behind the properties without ``raw_``.
+        linear: The map from P prototypes to C classes, or ``None`` with one prototype a class.
+        raw_logit_scale: Scalar behind ``logit_scale``, of the ratio model.
     """
 
-    def __init__(self, in_features: int, num_classes: int, config: TverskyConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or TverskyConfig()
-        self.feature_bank = nn.Parameter(torch.empty(config.num_features, in_features))
-        self.prototypes = nn.Parameter(torch.empty(num_classes, in_features))
-        self.raw_alpha = self._scalar(config.alpha)
-        self.raw_beta = self._scalar(config.beta)
-        self.raw_theta = self._scalar(config.theta)
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        config: TverskyConfig | None = None,
+        feature_bank: nn.Parameter | None = None,
+    ) -> None:
+        config = config or TverskyConfig()
+        super().__init__(in_features, config, feature_bank)
+        self.num_classes = num_classes
+        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes or num_classes, in_features))
+        init = config.init if config.prototype_init in (None, CLASS_MEANS) else config.prototype_init
+        INITS[init](self.prototypes, config.prototype_gain)
+        self.linear = nn.Linear(config.num_prototypes, num_classes) if config.num_prototypes else None
         if config.model == "ratio":
-            self.raw_logit_scale = self._scalar(_RATIO_LOGIT_SCALE)
-        self.reset_parameters()
+            self._add_scalar("logit_scale", config.logit_scale)
 
     @classmethod
     def from_config(cls, in_features: int, config: ModelConfig) -> Self:
         """Build the head for ``config.num_classes`` classes in the form ``config.tversky``."""
         return cls(in_features, config.num_classes, config.tversky)
 
-    def reset_parameters(self) -> None:
-        """Draw the feature bank uniformly with rows of unit norm on average, and the prototypes from +-4/sqrt(D).
-
-        Prototypes as small as the bank start with so few common features that training loses its first epochs.
-        """
-        in_features = self.feature_bank.shape[1]
-        nn.init.uniform_(self.feature_bank, -math.sqrt(3 / in_features), math.sqrt(3 / in_features))
-        nn.init.uniform_(self.prototypes, -4 / math.sqrt(in_features), 4 / math.sqrt(in_features))
-
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, P]`` of embeddings ``x [N, D]``."""
-        return self.score(self.project(x))
+        """Return logits ``[..., C]`` of embeddings ``x [..., D]``, computed in float32 at least."""
+        with full_precision(x):
+            return self.score(self.project(x))
 
-    def project(self, x: Tensor) -> Tensor:
-        """Return the feature values ``[N, F]`` of embeddings or prototypes ``x [N, D]``."""
-        return x @ self.feature_bank.T
+    def similarities(self, x: Tensor) -> Tensor:
+        """Return the similarities ``[..., P]`` of embeddings ``x [..., D]`` to the prototypes."""
+        with full_precision(x):
+            return self._similarities(self.project(x))
 
     def score(self, a: Tensor) -> Tensor:
-        """Return logits ``[N, P]`` from feature values ``a [N, F]``."""
-        config = self.config
-        measured = similarity.parts(a, self.project(self.prototypes), config.intersection, config.difference)
-        return self.logit_scale * similarity.MODELS[config.model](measured, self.alpha, self.beta, self.theta)
+        """Return logits ``[..., C]`` from feature values ``a [..., F]``."""
+        scaled = self.logit_scale * self._similarities(a)
+        if self.linear is None:
+            return scaled
+        return functional.linear(scaled, precise(self.linear.weight), precise(self.linear.bias))
 
-    @property
-    def alpha(self) -> Tensor:
-        """Weight of what only the input has, a scalar; positive in the ratio model."""
-        return self._effective(self.raw_alpha)
-
-    @property
-    def beta(self) -> Tensor:
-        """Weight of what only the prototype has, a scalar; positive in the ratio model."""
-        return self._effective(self.raw_beta)
-
-    @property
-    def theta(self) -> Tensor:
-        """Weight of the common features (contrast), or positive offset of the denominator (ratio), a scalar."""
-        return self._effective(self.raw_theta)
+    def _similarities(self, a: Tensor) -> Tensor:
+        compared = self.compare(a.reshape(-1, a.shape[-1]), self.project(self.prototypes))
+        return compared.reshape(*a.shape[:-1], len(self.prototypes))
 
     @property
     def logit_scale(self) -> Tensor:
-        """The learned factor of the ratio model's similarities, a positive scalar; 1 in the contrast model."""
-        if self.config.model == "ratio":
-            return self._effective(self.raw_logit_scale)
-        return self.prototypes.new_ones(())
+        """The factor of the ratio model's similarities, a positive scalar; 1 in the contrast model."""
+        return self._scalar("logit_scale") if self.config.model == "ratio" else self.prototypes.new_ones(())
 
     def extra_repr(self) -> str:
         """Describe the head in one line."""
-        return f"in_features={self.feature_bank.shape[1]}, num_classes={self.prototypes.shape[0]}, config={self.config}"
-
-    def _scalar(self, value: float) -> nn.Parameter:
-        """Return the parameter whose effective value is ``value``."""
-        raw = torch.tensor(value, dtype=torch.float64)
-        if self.config.model == "ratio":
-            raw = raw + torch.log(-torch.expm1(-raw))
-        return nn.Parameter(raw.to(torch.get_default_dtype()))
-
-    def _effective(self, raw: Tensor) -> Tensor:
-        """Keep the ratio model's scalars positive, so that its similarity stays between 0 and 1."""
-        return functional.softplus(raw, threshold=40) if self.config.model == "ratio" else raw
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, config={self.config}"

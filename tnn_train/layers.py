@@ -1,0 +1,175 @@
+"""What every layer that measures Tversky similarity has: a feature space, and the weights of the measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tnn_runtime.errors import UsageError
+from tnn_train import similarity
+from tnn_train.config import TverskyConfig
+from tnn_train.inits import INITS
+from tnn_train.similarity import Features, Pairs, Parts
+
+__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "full_precision", "precise"]
+
+SHORTEST = 1e-6
+"""Vectors shorter than this are divided by it, not by their norm: the zero vector has a gradient too."""
+
+
+class TverskyMeasure(nn.Module):
+    """A feature space and the learned weights of a similarity in it: what `TverskySimilarity` and heads share.
+
+    Args:
+        in_features: D, the size of the vectors to be compared.
+        config: The form of the measures.
+        feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
+
+    Attributes:
+        feature_bank: Parameter ``[F, D]``; ``None`` for the diagonal bank, whose features are ``|x_k|``.
+        raw_feature_weight: Parameter ``[D]`` behind ``feature_weight``; ``None`` for a learned bank.
+        raw_alpha, raw_beta, raw_theta: Scalars behind ``alpha``, ``beta`` and ``theta``: parameters if they are
+            learned, buffers if they are fixed.
+    """
+
+    feature_bank: nn.Parameter | None
+    raw_feature_weight: nn.Parameter | None
+
+    def __init__(self, in_features: int, config: TverskyConfig, feature_bank: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.in_features, self.config = in_features, config
+        learned = config.feature_bank == "learned"
+        if feature_bank is not None:
+            _check_bank(feature_bank, (config.num_features, in_features), learned)
+        elif learned:
+            feature_bank = nn.Parameter(torch.empty(config.num_features, in_features))
+            INITS[config.init](feature_bank, 1.0)
+        self.register_parameter("feature_bank", feature_bank)
+        weight = None if learned else nn.Parameter(_raw(torch.ones(in_features)))
+        self.register_parameter("raw_feature_weight", weight)
+        self._add_scalar("alpha", config.alpha)
+        self._add_scalar("beta", config.beta)
+        self._add_scalar("theta", config.theta)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the feature values ``[..., F]`` of vectors ``x [..., D]``, in float32 at least."""
+        x = precise(x)
+        if self.config.normalize:
+            x = functional.normalize(x, dim=-1, eps=SHORTEST)
+        return x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
+
+    def reach(self, x: Tensor) -> Tensor:
+        """Return how large the feature values of vectors as long as ``x [..., D]`` can be, ``|x| |omega_k|``."""
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if self.config.normalize:
+            length = (length / SHORTEST).clamp_max(1)
+        bank = self.feature_bank
+        return length.expand_as(x) if bank is None else length * torch.linalg.vector_norm(bank, dim=1)
+
+    def features(self, values: Tensor) -> Features:
+        """Return which features objects have, from their feature values."""
+        return similarity.MEMBERSHIPS[self.config.membership](values, self.config.sharpness)
+
+    def parts(self, a: Tensor, b: Tensor) -> Parts:
+        """Measure all pairs of feature values ``a [..., N, F]`` and ``b [..., P, F]``."""
+        config = self.config
+        pairs = Pairs(self.features(a), self.features(b), self.feature_weight)
+        return similarity.measure(pairs, config.model, config.intersection, config.difference)
+
+    def compare(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the similarities ``[..., N, P]`` of feature values ``a [..., N, F]`` and ``b [..., P, F]``."""
+        return similarity.MODELS[self.config.model](self.parts(a, b), self.alpha, self.beta, self.theta)
+
+    @property
+    def feature_weight(self) -> Tensor | None:
+        """The positive weights of the features of a diagonal bank, ``[D]``; ``None`` for a learned bank."""
+        return None if self.raw_feature_weight is None else _positive(precise(self.raw_feature_weight))
+
+    @property
+    def alpha(self) -> Tensor:
+        """Weight of what only the input has, a scalar; not negative in the ratio model."""
+        return self._scalar("alpha")
+
+    @property
+    def beta(self) -> Tensor:
+        """Weight of what only the prototype has, a scalar; not negative in the ratio model."""
+        return self._scalar("beta")
+
+    @property
+    def theta(self) -> Tensor:
+        """Weight of the common features (contrast), or positive offset of the denominator (ratio), a scalar."""
+        return self._scalar("theta")
+
+    def extra_repr(self) -> str:
+        """Describe the layer in one line."""
+        return f"in_features={self.in_features}, config={self.config}"
+
+    def _add_scalar(self, name: str, value: float) -> None:
+        raw = torch.tensor(value, dtype=torch.float64)
+        raw = (_raw(raw) if self._is_positive(name) else raw).to(torch.get_default_dtype())
+        if name in self.config.fixed:
+            self.register_buffer(f"raw_{name}", raw)
+        else:
+            self.register_parameter(f"raw_{name}", nn.Parameter(raw))
+
+    def _scalar(self, name: str) -> Tensor:
+        raw = precise(getattr(self, f"raw_{name}"))
+        return _positive(raw) if self._is_positive(name) else raw
+
+    def _is_positive(self, name: str) -> bool:
+        """Whether a scalar is learned as a positive number: in the ratio model, so that it stays within 0 and 1."""
+        return self.config.model == "ratio" and name not in self.config.fixed
+
+
+class TverskySimilarity(TverskyMeasure):
+    """The Tversky similarity of two objects (arXiv 2506.11035), asymmetric where alpha and beta differ.
+
+    Args:
+        in_features: D, the size of the vectors to be compared.
+        config: The form of the measures; what it says of prototypes is not used.
+        feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
+    """
+
+    def __init__(
+        self, in_features: int, config: TverskyConfig | None = None, feature_bank: nn.Parameter | None = None
+    ) -> None:
+        super().__init__(in_features, config or TverskyConfig(), feature_bank)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the similarities of ``x [..., D]`` and ``y [..., D]``, whose leading shapes are broadcast."""
+        with full_precision(x):
+            a, b = self.project(x), self.project(y)
+            return self.compare(a.unsqueeze(-2), b.unsqueeze(-2)).squeeze((-1, -2))
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Return a context without autocast: whether a feature is present must not hang on a few bits."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return ``x`` in float32, or in its own dtype if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _positive(raw: Tensor) -> Tensor:
+    # Above its threshold torch's softplus is the identity; at 40 that step is smaller than any rounding.
+    return functional.softplus(raw, threshold=40)
+
+
+def _raw(value: Tensor) -> Tensor:
+    """Return the inverse of `_positive`."""
+    return value + torch.log(-torch.expm1(-value))
+
+
+def _check_bank(bank: Any, shape: tuple[int, int], learned: bool) -> None:
+    if not learned:
+        raise UsageError("a feature bank to share was given with feature_bank='diagonal'; choose 'learned'")
+    if not isinstance(bank, nn.Parameter) or bank.shape != shape:
+        raise UsageError(
+            f"got a feature bank of type {type(bank).__name__} and shape {list(getattr(bank, 'shape', []))}; expected "
+            f"a Parameter [{shape[0]}, {shape[1]}] (num_features, in_features)"
+        )
