@@ -34,7 +34,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help that shows the defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.help is None or action.default in (None, False, argparse.SUPPRESS):
+        if action.help is None or action.default in (None, False, (), argparse.SUPPRESS):
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})".replace("%", "%%")

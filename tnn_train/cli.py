@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tnn_runtime.console import Parser
-from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig, choose
+from tnn_train.config import CLASS_MEANS, SCALARS, ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
+from tnn_train.inits import INITS
 from tnn_train.loop import check_run_folder, pick_device, resolve, train
 from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
 __all__ = ["command"]
 
@@ -30,6 +32,41 @@ what it writes:
   OUT/last/          checkpoint of the last whole epoch, with what --resume needs
   OUT/metrics.jsonl  one line for each epoch;  OUT/results.json  the test set, looked at once, with the best epoch
   OUT/curves.png, OUT/confusion.png"""
+
+
+class _Option(NamedTuple):
+    flag: str
+    settings: dict[str, Any]
+
+
+_TVERSKY = {
+    "num_features": _Option("--features", {"help": "size of the feature bank"}),
+    "model": _Option("--similarity", {"help": ", ".join(MODELS)}),
+    "intersection": _Option("--intersection", {"help": ", ".join(INTERSECTIONS)}),
+    "difference": _Option("--difference", {"help": ", ".join(DIFFERENCES)}),
+    "alpha": _Option("--alpha", {"help": "initial weight of what only the input has"}),
+    "beta": _Option("--beta", {"help": "initial weight of what only the prototype has"}),
+    "theta": _Option("--theta", {"help": "initial weight of what is common; offset of the ratio model"}),
+    "logit_scale": _Option("--logit-scale", {"help": "initial factor of the ratio model's similarities"}),
+    "fixed": _Option(
+        "--fixed",
+        {"nargs": "+", "metavar": "NAME", "help": f"which of {', '.join(SCALARS)} are not learned"},
+    ),
+    "normalize": _Option(
+        "--normalize",
+        {"action": "store_true", "help": "scale embeddings and prototypes to unit norm first"},
+    ),
+    "membership": _Option("--membership", {"help": ", ".join(MEMBERSHIPS)}),
+    "sharpness": _Option("--sharpness", {"help": "of sigmoid membership"}),
+    "feature_bank": _Option("--feature-bank", {"help": "learned, or diagonal: the absolute values of the embedding"}),
+    "num_prototypes": _Option(
+        "--prototypes", {"type": int, "help": "so many prototypes and a linear map; one prototype a class if not given"}
+    ),
+    "init": _Option("--init", {"help": f"of the feature bank: {', '.join(INITS)}"}),
+    "prototype_init": _Option("--prototype-init", {"help": f"such a name, or {CLASS_MEANS}; as --init if not given"}),
+    "prototype_gain": _Option("--prototype-gain", {"help": "norm of the prototypes at the start"}),
+}
+"""The option of each field of `TverskyConfig`; its default is that of the field, and so is its type."""
 
 
 def _parser() -> Parser:
@@ -64,10 +101,10 @@ def _parser() -> Parser:
     model.add_argument("--stem", default="auto", help="small, imagenet, or auto: by the size of the images")
     model.add_argument("--head", default="tversky", help=", ".join(HEADS))
     tversky = parser.add_argument_group("Tversky head")
-    tversky.add_argument("--features", type=int, default=head.num_features, help="size of the feature bank")
-    tversky.add_argument("--similarity", default=head.model, help=", ".join(MODELS))
-    tversky.add_argument("--intersection", default=head.intersection, help=", ".join(INTERSECTIONS))
-    tversky.add_argument("--difference", default=head.difference, help=", ".join(DIFFERENCES))
+    for name, option in _TVERSKY.items():
+        default = getattr(head, name)
+        settings = {"type": type(default), **option.settings} if type(default) in (int, float) else option.settings
+        tversky.add_argument(option.flag, dest=name, default=default, **settings)
     loop = parser.add_argument_group("recipe")
     loop.add_argument("--epochs", type=int, default=recipe.epochs, help="passes over the training set")
     loop.add_argument("--batch-size", type=int, default=recipe.batch_size, help="images a step")
@@ -90,7 +127,7 @@ def command(arguments: Sequence[str]) -> None:
     choose("backbone", options.backbone, BACKBONES)
     choose("head", options.head, HEADS)
     recipe = _recipe(options)
-    tversky = TverskyConfig(options.features, options.similarity, options.intersection, options.difference)
+    tversky = TverskyConfig(**{name: getattr(options, name) for name in _TVERSKY})
     model = ModelConfig(options.backbone, options.head, stem=options.stem, tversky=tversky)
     pick_device(options.device)
     check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume)

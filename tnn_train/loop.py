@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -23,9 +25,11 @@ from tqdm import tqdm
 from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import refuse_existing, write_json, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint
-from tnn_train.config import ModelConfig, TrainConfig
+from tnn_train.config import CLASS_MEANS, ModelConfig, TrainConfig
 from tnn_train.data import ImageData, ImageSet, load_data
 from tnn_train.errors import TrainingError
+from tnn_train.heads import TverskyHead
+from tnn_train.inits import class_means
 from tnn_train.models import ImageModel, Normalize, build_model
 
 __all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
@@ -108,6 +112,8 @@ def train(
     trainer = _Trainer(data, build_model(model), model, config, device)
     if resume:
         trainer.restore(folder / LAST)
+    elif model.head == "tversky" and model.tversky.prototype_init == CLASS_MEANS:
+        trainer.start_at_class_means()
     try:
         while trainer.epoch < config.epochs:
             trainer.run_epoch()
@@ -210,6 +216,24 @@ class _Trainer:
         self.samples = _samples(data.val)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
+
+    def start_at_class_means(self) -> None:
+        """Move the prototypes to means of the embeddings of their classes, in one pass over the training images.
+
+        Batch norm works as in training, so that the embeddings are those of the first epoch.
+        """
+        head = self.model.head
+        assert isinstance(head, TverskyHead)
+        self.model.train()
+
+        def embeddings() -> Iterator[tuple[Tensor, Tensor]]:
+            loader = _loader(self.data.train, self.config.batch_size, self.order)
+            for images, labels in tqdm(loader, desc="class means", unit="batch", disable=None, leave=False, delay=2):
+                yield self.model.backbone(self.normalize(images.to(self.device))), labels
+
+        with torch.no_grad():
+            means = class_means(embeddings(), head.num_classes, len(head.prototypes))
+            head.prototypes.copy_(means)
 
     def run_epoch(self) -> None:
         """Train for one epoch, validate, and enter both in the history."""
