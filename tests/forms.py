@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import warnings
+from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
@@ -59,3 +61,31 @@ def random_head(config: TverskyConfig, seed: int = 0) -> tuple[TverskyHead, Tens
 
 
 seeds = st.integers(0, 10_000)
+
+
+class Together(nn.Module):
+    """Several heads on the same input: one export for all of them saves most of its time."""
+
+    def __init__(self, heads: list[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [head(x) for head in self.heads]
+
+
+def to_onnx(head: nn.Module, path: Path) -> Path:
+    """Write a head as one ONNX file with the input ``x [batch, SIZE]``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            head,
+            (torch.zeros(2, SIZE),),
+            str(path),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=["x"],
+            external_data=False,
+            verbose=False,
+        )
+    return path

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from forms import FORMS, MEASURES, forms, name, random_head, seeds
+from forms import FORMS, MEASURES, Together, forms, name, random_head, seeds, to_onnx
 from hypothesis import given, settings
 from torch import nn
 
@@ -23,19 +23,8 @@ from tnn_train.loop import TrainResult
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
 
 
-def to_onnx(head: nn.Module, path: Path) -> onnx.ModelProto:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            head,
-            (torch.zeros(2, 5),),
-            str(path),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            input_names=["x"],
-            verbose=False,
-        )
-    return onnx.load(path)
+def graph_of(head: nn.Module, path: Path) -> onnx.GraphProto:
+    return onnx.load(to_onnx(head, path)).graph
 
 
 @pytest.mark.parametrize("config", FORMS, ids=name)
@@ -76,17 +65,6 @@ def test_degenerate_inputs_give_numbers(config: TverskyConfig) -> None:
     x = torch.cat([torch.zeros(1, 5), torch.full((1, 5), -1e-30), torch.full((1, 5), 1e4), x])
     expected, magnitude = definitions.logits(head, x.double().numpy())
     assert (np.abs(lower_head(head)(x).numpy() - expected) <= 2e-5 * (magnitude + 1)).all()
-
-
-class Together(nn.Module):
-    """Several heads on the same input: one export for all of them saves most of its time."""
-
-    def __init__(self, heads: list[nn.Module]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [head(x) for head in self.heads]
 
 
 @pytest.mark.slow
@@ -183,14 +161,14 @@ def expected_operators(config: TverskyConfig) -> Counter[str]:
     ids=name,
 )
 def test_a_form_has_no_more_operators_than_it_needs(config: TverskyConfig, tmp_path: Path) -> None:
-    graph = to_onnx(lower_head(random_head(config)[0]), tmp_path / "head.onnx").graph
+    graph = graph_of(lower_head(random_head(config)[0]), tmp_path / "head.onnx")
     assert Counter(node.op_type for node in graph.node) == expected_operators(config)
 
 
 def test_a_diagonal_bank_needs_no_projection(tmp_path: Path) -> None:
     for difference, others in (("ignorematch", HARD + Counter(Concat=1)), ("subtractmatch", MINIMA)):
         head, _ = random_head(TverskyConfig(feature_bank="diagonal", difference=difference))
-        graph = to_onnx(lower_head(head), tmp_path / "head.onnx").graph
+        graph = graph_of(lower_head(head), tmp_path / "head.onnx")
         expected = Counter(Abs=1, Gemm=1) + others
         if difference == "subtractmatch":
             expected += Counter(MatMul=1)
@@ -202,7 +180,7 @@ def test_a_diagonal_bank_needs_no_projection(tmp_path: Path) -> None:
 def test_large_heads_are_cut_into_blocks(intersection: str, tmp_path: Path) -> None:
     head = TverskyHead(5, 700, TverskyConfig(100, intersection=intersection, num_prototypes=350))
     lowered = lower_head(head)
-    graph = to_onnx(lowered, tmp_path / "head.onnx").graph
+    graph = graph_of(lowered, tmp_path / "head.onnx")
     largest = max((tensor.dims for tensor in graph.initializer if len(tensor.dims) == 2), key=lambda dims: dims[0])
     assert largest[0] == 700
     blocks = -(-350 // (tversky.BLOCK_VALUES // 100))

@@ -1,0 +1,161 @@
+"""Heads on a frozen backbone: `python examples/frozen_heads.py runs/cifar/best --data mnist --data-root ../shared/data`.
+
+The backbone of a checkpoint turns every image into an embedding once. Then each head is trained on the embeddings from
+several seeds. The learning rate of each head is the best of the same three on validation, with the first seed; the test
+set is looked at afterwards, once for each seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from tnn_runtime.console import Parser, run
+from tnn_runtime.errors import UsageError
+from tnn_train import Checkpoint, LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
+from tnn_train.data import ImageSet
+from tnn_train.inits import class_means
+from tnn_train.loop import pick_device
+from tnn_train.models import Normalize
+
+HEADS: dict[str, TverskyConfig | None] = {
+    "linear": None,
+    "tversky": TverskyConfig(),
+    "tversky, class means": TverskyConfig(prototype_init="class-means"),
+    "tversky, 256 features": TverskyConfig(num_features=256),
+    "tversky, 256 features, class means": TverskyConfig(num_features=256, prototype_init="class-means"),
+    "tversky, 256 features, class means, ignorematch": TverskyConfig(
+        num_features=256, prototype_init="class-means", difference="ignorematch"
+    ),
+    "tversky, 256 features, class means, ignorematch, sigmoid": TverskyConfig(
+        num_features=256, prototype_init="class-means", difference="ignorematch", membership="sigmoid"
+    ),
+    "tversky, 256 features, class means, alpha = beta = 0": TverskyConfig(
+        num_features=256, prototype_init="class-means", alpha=0.0, beta=0.0, fixed=("alpha", "beta")
+    ),
+    "tversky, 256 features, class means, ratio": TverskyConfig(
+        num_features=256, prototype_init="class-means", model="ratio"
+    ),
+}
+LEARNING_RATES = (1e-3, 1e-2, 1e-1)
+BATCH_SIZE = 128
+WEIGHT_DECAY = 0.05
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantiles of Student's t distribution with 1 to 9 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Embeddings ``[N, D]`` and classes ``[N]``."""
+
+    x: Tensor
+    y: Tensor
+
+
+def embed(checkpoint: Checkpoint, images: ImageSet, cache: Path, device: torch.device) -> Split:
+    """Return the embeddings of a set of images, computed once and kept in ``cache``."""
+    labels = torch.from_numpy(images.labels)
+    digest = hashlib.sha256(images.labels.tobytes())
+    for tensor in checkpoint.model.backbone.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    for index in range(0, len(images), max(1, len(images) // 100)):
+        digest.update(np.asarray(images.sources[index]).tobytes())
+    path = cache / f"{digest.hexdigest()[:16]}.npy"
+    if not path.exists():
+        seen = ImageSet(images.sources, images.labels, checkpoint.preprocessing)
+        normalize, backbone = Normalize(checkpoint.preprocessing).to(device), checkpoint.model.backbone.to(device)
+        batches = []
+        with torch.inference_mode():
+            for start in tqdm(range(0, len(seen), BATCH_SIZE), desc="embedding", unit="batch", disable=None):
+                pixels = [seen.decoded(index) for index in range(start, min(start + BATCH_SIZE, len(seen)))]
+                batches.append(backbone(normalize(torch.from_numpy(np.stack(pixels)).to(device))).float().cpu())
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        with temporary.open("wb") as file:
+            np.save(file, torch.cat(batches).numpy())
+        temporary.replace(path)
+    return Split(torch.from_numpy(np.load(path)), labels)
+
+
+def fit(config: TverskyConfig | None, data: Split, classes: int, rate: float, epochs: int, seed: int) -> nn.Module:
+    """Return a head trained on embeddings with AdamW and a one-cycle learning rate."""
+    torch.manual_seed(seed)
+    size = data.x.shape[1]
+    head = LinearHead(size, classes) if config is None else TverskyHead(size, classes, config)
+    if isinstance(head, TverskyHead) and head.config.prototype_init == "class-means":
+        with torch.no_grad():
+            head.prototypes.copy_(class_means([(data.x, data.y)], classes, len(head.prototypes)))
+    matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate)
+    steps = len(data.y) // BATCH_SIZE
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(data.y))[: steps * BATCH_SIZE].view(steps, BATCH_SIZE):
+            optimizer.zero_grad()
+            functional.cross_entropy(head(data.x[batch]), data.y[batch]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    return head
+
+
+def accuracy(head: nn.Module, data: Split) -> float:
+    """Return the share of right answers."""
+    with torch.no_grad():
+        return float((head(data.x).argmax(1) == data.y).double().mean())
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run the example."""
+    parser = Parser("frozen_heads", __doc__ or "")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="whose backbone to freeze")
+    parser.add_argument("--data", required=True, metavar="NAME|FOLDER", help="as for tnn-train")
+    parser.add_argument("--data-root", type=Path, default="data", help="as for tnn-train")
+    parser.add_argument("--limit", type=int, help="as for tnn-train")
+    parser.add_argument("--seeds", type=int, default=5, help="how many, 2 to 10")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the embeddings")
+    parser.add_argument("--device", default="auto", help="for the embeddings")
+    parser.add_argument("--out", type=Path, default=Path("runs/frozen_heads"), help="folder to write to")
+    options = parser.parse_args(arguments)
+    if not 2 <= options.seeds <= len(T_975) + 1 or options.epochs < 1:
+        raise UsageError(f"expected --seeds of 2 to {len(T_975) + 1} and --epochs of at least 1, got {options}")
+    device = pick_device(options.device)
+    checkpoint = load_checkpoint(options.checkpoint)
+    data = load_data(options.data, root=options.data_root, limit=options.limit)
+    train, val, test = (
+        embed(checkpoint, images, options.out / "cache", device) for images in (data.train, data.val, data.test)
+    )
+    torch.set_num_threads(1)
+    classes, results = len(data.class_names), {}
+    print(f"{len(train.y)} training, {len(val.y)} validation and {len(test.y)} test embeddings, {options.seeds} seeds")
+    print("| head | learning rate | parameters | validation accuracy | test accuracy, mean and 95% interval |")
+    print("|---|---|---|---|---|")
+    for name, config in tqdm(HEADS.items(), unit="head", disable=None):
+        first = {rate: fit(config, train, classes, rate, options.epochs, seed=0) for rate in LEARNING_RATES}
+        rate = max(LEARNING_RATES, key=lambda value: accuracy(first[value], val))
+        heads = [first[rate]]
+        heads += [fit(config, train, classes, rate, options.epochs, seed) for seed in range(1, options.seeds)]
+        accuracies = [accuracy(head, test) for head in heads]
+        mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+        half = T_975[options.seeds - 2] * spread / options.seeds**0.5
+        validation = float(np.mean([accuracy(head, val) for head in heads]))
+        size = sum(parameter.numel() for parameter in heads[0].parameters())
+        results[name] = {"learning_rate": rate, "parameters": size, "validation": validation, "test": accuracies}
+        tqdm.write(f"| {name} | {rate:g} | {size} | {validation:.4f} | {mean:.4f} ± {half:.4f} |", file=sys.stdout)
+    (options.out / "frozen_heads.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {options.out / 'frozen_heads.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run("frozen_heads", command))
