@@ -1,4 +1,4 @@
-"""Heads on a frozen backbone: `python examples/frozen_heads.py runs/cifar/best --data mnist --data-root ../shared/data`.
+"""Heads on a frozen backbone: `python examples/frozen_heads.py runs/cifar/best --data mnist --data-root data`.
 
 The backbone of a checkpoint turns every image into an embedding once. Then each head is trained on the embeddings from
 several seeds. The learning rate of each head is the best of the same three on validation, with the first seed; the test
@@ -68,11 +68,11 @@ def embed(checkpoint: Checkpoint, images: ImageSet, cache: Path, device: torch.d
     digest = hashlib.sha256(images.labels.tobytes())
     for tensor in checkpoint.model.backbone.state_dict().values():
         digest.update(tensor.numpy().tobytes())
-    for index in range(0, len(images), max(1, len(images) // 100)):
-        digest.update(np.asarray(images.sources[index]).tobytes())
+    seen = ImageSet(images.sources, images.labels, checkpoint.preprocessing)
+    for index in range(0, len(seen), max(1, len(seen) // 100)):
+        digest.update(seen.decoded(index).tobytes())
     path = cache / f"{digest.hexdigest()[:16]}.npy"
     if not path.exists():
-        seen = ImageSet(images.sources, images.labels, checkpoint.preprocessing)
         normalize, backbone = Normalize(checkpoint.preprocessing).to(device), checkpoint.model.backbone.to(device)
         batches = []
         with torch.inference_mode():

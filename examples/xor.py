@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -69,25 +70,24 @@ def plot(head: TverskyHead, samples: tuple[Tensor, Tensor], path: Path) -> None:
 
     reach = 2.2
     axis = torch.linspace(-reach, reach, 300)
-    grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
-        logits = head(grid)
-        margin = (logits[:, 1] - logits[:, 0]).reshape(300, 300).T
-    prototypes = head.prototypes.detach()
+        logits = head(torch.cartesian_prod(axis, axis))
+    margin = (logits[:, 1] - logits[:, 0]).reshape(300, 300).T.numpy()
+    prototypes = head.prototypes.detach().numpy()
     assert head.feature_bank is not None
-    bank = head.feature_bank.detach()
+    bank = head.feature_bank.detach().numpy()
     figure = Figure(figsize=(6.4, 6), layout="constrained")
     axes = figure.subplots()
-    limit = float(margin.abs().max())
+    limit = np.abs(margin).max()
     axes.imshow(margin, extent=(-reach, reach, -reach, reach), origin="lower", cmap="RdBu", vmin=-limit, vmax=limit)
-    axes.contour(axis, axis, margin, levels=[0.0], colors="black", linewidths=1.5)
-    x, y = samples
+    axes.contour(axis.numpy(), axis.numpy(), margin, levels=[0.0], colors="black", linewidths=1.5)
+    x, y = (tensor.numpy() for tensor in samples)
     for label, colour in enumerate(("#b2182b", "#2166ac")):
         points = x[y == label]
         axes.scatter(points[:, 0], points[:, 1], 8, colour, edgecolor="white", linewidth=0.3, label=f"class {label}")
-        place = prototypes[label] * min(1.0, 0.9 * reach / float(prototypes[label].abs().max()))
+        place = prototypes[label] * min(1.0, 0.9 * reach / np.abs(prototypes[label]).max())
         axes.scatter(place[:1], place[1:], 260, colour, marker="*", edgecolor="black", label=f"prototype {label}")
-    for number, feature in enumerate(bank / bank.norm(dim=1).max()):
+    for number, feature in enumerate(bank / np.linalg.norm(bank, axis=1).max()):
         axes.annotate("", feature.tolist(), (0, 0), arrowprops={"arrowstyle": "->", "color": "#444444"})
         if number == 0:
             axes.plot([], [], color="#444444", label="features")

@@ -1,0 +1,122 @@
+"""The examples that measure: each runs, small, and prints what it promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from tnn_train.loop import TrainResult
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Dataclasses look their module up by its name.
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestXor:
+    @pytest.fixture
+    def xor(self) -> ModuleType:
+        return load("xor")
+
+    def test_it_is_solved_and_drawn(self, xor: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        xor.command(["--seeds", "3", "--first-seed", "40", "--out", str(tmp_path)])
+        printed = capsys.readouterr().out
+        assert "four points: solved 3/3" in printed
+        assert "at least 99%: 3/3" in printed
+        assert (tmp_path / "xor.png").stat().st_size > 10_000
+
+    def test_what_is_not_solved_is_named(
+        self, xor: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(xor, "STEPS", 1)
+        xor.command(["--seeds", "2", "--first-seed", "7", "--no-plots"])
+        assert "not solved: seeds 7, 8" in capsys.readouterr().out
+
+    def test_the_bayes_rate_is_that_of_the_quadrants(self, xor: ModuleType) -> None:
+        x, y = xor.draw(200_000, 0.6, torch.Generator().manual_seed(0))
+        quadrants = (x[:, 0] * x[:, 1] < 0).long()
+        assert (quadrants == y).double().mean().item() == pytest.approx(xor.bayes_rate(0.6), abs=0.003)
+
+    def test_the_table_has_every_form(
+        self, xor: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(xor, "STEPS", 2)
+        xor.command(["--seeds", "1", "--table"])
+        rows = capsys.readouterr().out.strip().splitlines()
+        assert len(rows) == 2 + len(MODELS) * len(INTERSECTIONS) * len(DIFFERENCES) * len(MEMBERSHIPS)
+
+    @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--noise", "0"], ["--first-seed", "-1"]])
+    def test_wrong_numbers_are_refused(
+        self, xor: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert xor.run("xor", xor.command, arguments) == 1
+        assert "xor: error: expected --seeds of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cost_of_the_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load("benchmark_head")
+    monkeypatch.setattr(benchmark, "SIZES", ((8, 32, 48, 20), (4, 16, 8, 3)))
+    benchmark.command(["--threads", str(torch.get_num_threads()), "--blocks", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "| 8, 32, 48, 20 | product/ignorematch |" in printed
+    rows = json.loads((tmp_path / "benchmark_head.json").read_text())["rows"]
+    assert len(rows) == 4
+    for row in rows:
+        assert set(row["forward_ms"]) == {"linear", "control", "eager", "broadcast", "lowered", "bare products"}
+        assert set(row["measures_peak_mib"]) == {"eager", "broadcast"}
+    assert (tmp_path / "benchmark_head.png").exists()
+    head, x = torch.nn.Linear(100, 300), torch.randn(50, 100)
+    gradients = 4 * (300 * 100 + 300 + 50 * 100 + 2 * 50 * 300)
+    assert gradients / 2**20 <= benchmark._peak_mib(benchmark._step(head), x) <= 3 * gradients / 2**20
+
+
+@pytest.mark.slow
+def test_the_broadcast_head_is_the_same_head() -> None:
+    benchmark = load("benchmark_head")
+    for config in benchmark.FORMS.values():
+        torch.manual_seed(0)
+        head, other = (kind(16, 5, config) for kind in (benchmark.TverskyHead, benchmark.BroadcastHead))
+        other.load_state_dict(head.state_dict())
+        x = torch.randn(7, 16)
+        torch.testing.assert_close(other(x), head(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_heads_on_a_frozen_backbone(
+    runs: dict[str, TrainResult],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen = load("frozen_heads")
+    monkeypatch.setattr(frozen, "BATCH_SIZE", 8)
+    arguments = [str(runs["linear"].best), "--data", str(photos), "--seeds", "2", "--epochs", "3"]
+    frozen.command([*arguments, "--out", str(tmp_path)])
+    first = capsys.readouterr().out
+    results = json.loads((tmp_path / "frozen_heads.json").read_text())
+    assert set(results) == set(frozen.HEADS)
+    assert all(len(result["test"]) == 2 for result in results.values())
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    monkeypatch.setattr(frozen, "Normalize", None)
+    frozen.command([*arguments, "--out", str(tmp_path)])
+    assert capsys.readouterr().out == first
+    assert frozen.run("frozen_heads", frozen.command, [*arguments[:-4], "--seeds", "1"]) == 1
+    assert "expected --seeds of 2 to 10" in capsys.readouterr().err
