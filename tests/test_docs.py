@@ -40,7 +40,8 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
-    (block,) = blocks("python")
+    block, similarity = blocks("python")
+    assert run(sys.executable, "-c", similarity, cwd=tmp_path).stdout == "torch.Size([10])\n"
     source = (ROOT / "examples" / "quickstart.py").read_text()
     assert source.split('"""\n', 1)[1].strip() == block.strip()
     draw_photos(tmp_path / "photos")
