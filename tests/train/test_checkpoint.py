@@ -203,3 +203,15 @@ class TestBadInput:
     def test_best_has_no_trainer_state(self, runs: dict[str, TrainResult]) -> None:
         with pytest.raises(ArtifactError, match=r"trainer_state.pt cannot be read.*cannot be resumed"):
             load_trainer_state(runs["tversky"].best)
+
+
+def test_a_checkpoint_from_before_an_option_has_its_default(checkpoint: Path) -> None:
+    expected = load_checkpoint(checkpoint)
+    model = json.loads((checkpoint / "config.json").read_text())["model"]
+    for name in ("membership", "num_prototypes", "fixed", "normalize"):
+        del model["tversky"][name]
+    edit(checkpoint, model=model)
+    assert load_checkpoint(checkpoint).config == expected.config
+    edit(checkpoint, model={**model, "tversky": {**model["tversky"], "colour": 1}})
+    with pytest.raises(ArtifactError, match="expected an object with num_features, .*, got"):
+        load_checkpoint(checkpoint)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from tnn_train import load_checkpoint
+from tnn_train import TverskyConfig, cli, load_checkpoint
 from tnn_train.__main__ import main
 
 FAST = ["--backbone", "tiny", "--epochs", "2", "--features", "8"]
@@ -106,3 +107,35 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for word in ("examples:", "what it writes:", "tnn-train --data photos", "tversky", "ignorematch, subtractmatch"):
         assert word in text
+
+
+def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = (
+        "--features 8 --similarity ratio --intersection softmin --difference ignorematch --alpha 0.2 --beta 0 "
+        "--theta 0.7 --logit-scale 9 --fixed beta theta --normalize --membership sigmoid --sharpness 3 --prototypes 6 "
+        "--init orthogonal --prototype-init class-means --prototype-gain 1.5"
+    )
+    command = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "1", *options.split()]
+    assert main(command) == 0
+    assert load_checkpoint(out / "best").config.tversky == TverskyConfig(
+        num_features=8,
+        model="ratio",
+        intersection="softmin",
+        difference="ignorematch",
+        alpha=0.2,
+        beta=0.0,
+        theta=0.7,
+        logit_scale=9.0,
+        fixed=("beta", "theta"),
+        normalize=True,
+        membership="sigmoid",
+        sharpness=3.0,
+        num_prototypes=6,
+        init="orthogonal",
+        prototype_init="class-means",
+        prototype_gain=1.5,
+    )
+    flags = {option.flag for option in cli._TVERSKY.values()}
+    assert {field.name for field in dataclasses.fields(TverskyConfig)} == set(cli._TVERSKY)
+    assert flags >= {word for word in options.split() if word.startswith("--")}
