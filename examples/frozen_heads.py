@@ -1,7 +1,7 @@
 """Heads on a frozen backbone: `python examples/frozen_heads.py runs/cifar/best --data mnist --data-root data`.
 
 The backbone of a checkpoint turns every image into an embedding once. Then each head is trained on the embeddings from
-several seeds. The learning rate of each head is the best of the same three on validation, with the first seed; the test
+several seeds. The learning rate of each head is the best of the same four on validation, with the first seed; the test
 set is looked at afterwards, once for each seed.
 """
 
@@ -32,7 +32,6 @@ HEADS: dict[str, TverskyConfig | None] = {
     "linear": None,
     "tversky": TverskyConfig(),
     "tversky, class means": TverskyConfig(prototype_init="class-means"),
-    "tversky, 256 features": TverskyConfig(num_features=256),
     "tversky, 256 features, class means": TverskyConfig(num_features=256, prototype_init="class-means"),
     "tversky, 256 features, class means, ignorematch": TverskyConfig(
         num_features=256, prototype_init="class-means", difference="ignorematch"
@@ -47,7 +46,7 @@ HEADS: dict[str, TverskyConfig | None] = {
         num_features=256, prototype_init="class-means", model="ratio"
     ),
 }
-LEARNING_RATES = (1e-3, 1e-2, 1e-1)
+LEARNING_RATES = (1e-3, 1e-2, 1e-1, 1.0)
 BATCH_SIZE = 128
 WEIGHT_DECAY = 0.05
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

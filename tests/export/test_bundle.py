@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from forms import name
 
 from tnn_export import ExportError, ParityError, export_bundle, lower_model
 from tnn_export import bundle as bundle_module
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
-from tnn_train import ImageData, evaluate, load_checkpoint
+from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from tnn_train.loop import TrainResult
-from tnn_train.models import ImageModel
+from tnn_train.models import ImageModel, Normalize
 
 
 def test_a_bundle_holds_what_the_runtime_needs(bundles: dict[str, Path]) -> None:
@@ -160,3 +163,35 @@ def test_the_manifest_is_readable_json(bundles: dict[str, Path]) -> None:
     content = json.loads((bundles["tversky"] / "manifest.json").read_text())
     assert content["schema_version"] == 1
     assert content["parity"]["onnx"]["explained"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "form",
+    [
+        TverskyConfig(16, intersection="softmin", difference="ignorematch", num_prototypes=5),
+        TverskyConfig(16, model="ratio", intersection="max", membership="sigmoid", normalize=True),
+        TverskyConfig(16, model="ratio", intersection="softmin", num_prototypes=7, fixed=("alpha",)),
+        TverskyConfig(feature_bank="diagonal", intersection="gmean"),
+        TverskyConfig(feature_bank="diagonal", model="ratio", intersection="min", num_prototypes=3, normalize=True),
+    ],
+    ids=name,
+)
+def test_other_forms_go_the_whole_way(
+    form: TverskyConfig, runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
+) -> None:
+    trained = load_checkpoint(runs["tversky"].best)
+    torch.manual_seed(0)
+    config = dataclasses.replace(trained.config, tversky=form)
+    model = build_model(config).eval()
+    model.backbone.load_state_dict(trained.model.backbone.state_dict())
+    save_checkpoint(tmp_path / "checkpoint", dataclasses.replace(trained, model=model, config=config))
+    report = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", images=data.test.pixels)
+    assert report.passed
+    with torch.no_grad():
+        expected = model(Normalize(trained.preprocessing)(torch.from_numpy(data.test.pixels))).numpy()
+    with Classifier.load(tmp_path / "bundle", "cpu") as classifier:
+        np.testing.assert_allclose(classifier.logits(data.test.pixels), expected, rtol=1e-4, atol=1e-4)
+        for row, explanations in zip(expected, classifier.explain(data.test.pixels, top_k=2), strict=True):
+            for e in explanations:
+                assert e.logit == pytest.approx(row[e.index], rel=1e-4, abs=1e-4)
