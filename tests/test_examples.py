@@ -120,3 +120,17 @@ def test_heads_on_a_frozen_backbone(
     assert capsys.readouterr().out == first
     assert frozen.run("frozen_heads", frozen.command, [*arguments[:-4], "--seeds", "1"]) == 1
     assert "expected --seeds of 2 to 10" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_size_of_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = load("benchmark_blocks")
+    monkeypatch.setattr(blocks, "SIZES", ((48, 20),))
+    monkeypatch.setattr(blocks, "LOWERED", (96, 2048))
+    monkeypatch.setattr(blocks, "EAGER", (4, 16))
+    before = (blocks.tversky.BLOCK_VALUES, blocks.similarity.BLOCK)
+    blocks.command(["--rounds", "1", "--threads", str(torch.get_num_threads())])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 48 x 20")]
+    assert len(rows) == 4
+    assert all("1.00" in row for row in rows)
+    assert (blocks.tversky.BLOCK_VALUES, blocks.similarity.BLOCK) == before

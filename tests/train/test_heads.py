@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 
 import definitions
 import numpy as np
@@ -124,6 +125,31 @@ def test_no_form_builds_a_tensor_over_all_inputs_prototypes_and_features(config:
     with Largest() as largest:
         head(torch.randn(inputs, 8)).sum().backward()
     assert 0 < largest.size <= bound
+
+
+def _peak_of_a_step(head: TverskyHead, a: Tensor, b: Tensor) -> int:
+    """Return the most bytes that the tensors of a training step on the measures alone held at once."""
+    a, b = a.requires_grad_(), b.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            head.compare(a, b).sum().backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(np.cumsum([0, *changes]).max())
+
+
+@pytest.mark.parametrize("config", MEASURES, ids=name)
+def test_memory_of_a_training_step_grows_with_two_of_the_three_sizes(config: TverskyConfig) -> None:
+    torch.manual_seed(0)
+    head = TverskyHead(5, 4, config)
+    for n, p, f in ((32, 64, 96), (128, 256, 384)):
+        values = n * p + n * f + p * f
+        if config.intersection == "softmin":
+            values += n * f * similarity.BLOCK
+        peak = _peak_of_a_step(head, torch.randn(n, f), torch.randn(p, f))
+        assert peak <= 12 * 4 * values, peak / (4 * values)
+        assert 12 * values < n * p * f or n == 32
 
 
 def test_blocks_of_prototypes_join_without_a_seam() -> None:
