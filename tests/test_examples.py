@@ -133,4 +133,4 @@ def test_the_size_of_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 48 x 20")]
     assert len(rows) == 4
     assert all("1.00" in row for row in rows)
-    assert (blocks.tversky.BLOCK_VALUES, blocks.similarity.BLOCK) == before
+    assert before == (blocks.tversky.BLOCK_VALUES, blocks.similarity.BLOCK)

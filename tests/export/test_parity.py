@@ -56,8 +56,8 @@ def wrong_mean(model: ServingModel) -> None:
 
 
 def swapped_classes(model: ServingModel) -> None:
-    model.head.logits.constant.copy_(model.head.logits.constant.flip(0))
-    model.head.logits.weight.copy_(model.head.logits.weight.flip(0))
+    model.head.constant.copy_(model.head.constant.flip(0))
+    model.head.weight.copy_(model.head.weight.flip(0))
 
 
 def transposed_kernel(model: ServingModel) -> None:
@@ -69,7 +69,7 @@ def depends_on_the_batch(model: ServingModel) -> None:
 
 
 def not_a_number(model: ServingModel) -> None:
-    model.head.logits.constant[0] = float("nan")
+    model.head.constant[0] = float("nan")
 
 
 def test_eager_logits_that_are_no_numbers_prove_nothing(trained: dict[str, Checkpoint], data: ImageData) -> None:

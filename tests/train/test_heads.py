@@ -280,6 +280,18 @@ def test_autocast_leaves_the_head_in_full_precision(config: TverskyConfig, dtype
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in head.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [*MEASURES, *PAIRWISE], ids=name)
+def test_cuda_gives_the_logits_and_gradients_of_the_cpu(config: TverskyConfig) -> None:
+    head, x = random_head(config, 11)
+    on_cuda = copy.deepcopy(head).cuda()
+    torch.testing.assert_close(on_cuda(x.cuda()).cpu(), head(x), rtol=2e-5, atol=2e-5)
+    for found, expected in zip(gradients_of(on_cuda, x.cuda()).values(), gradients_of(head, x).values(), strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cuda", torch.float16):
+        torch.testing.assert_close(on_cuda(x.cuda()).cpu(), head(x), rtol=2e-5, atol=2e-5)
+
+
 def test_a_head_in_half_precision_still_sums_in_float32() -> None:
     for config in (*MEASURES, *PAIRWISE):
         head, x = random_head(config, 9)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,33 +39,22 @@ class Prototypes:
     weight: Tensor
 
     def affine(self, **coefficients: Tensor | float) -> Affine:
-        """Return the affine function with these coefficients for each prototype, the others 0."""
-        rows, features = self.salience.shape
-        shapes = dict.fromkeys(_OF_FEATURES, (rows, features)) | dict.fromkeys(_OF_PROTOTYPES, (rows, rows))
-        values = {name: self.salience.new_zeros(shape) for name, shape in shapes.items()}
-        values["constant"] = self.salience.new_zeros(rows)
-        return Affine(**{name: zeros + coefficients.get(name, 0.0) for name, zeros in values.items()})
-
-    @property
-    def each(self) -> Tensor:
-        """The coefficients that give each prototype its own M or S, ``[P, P]``."""
-        return torch.eye(len(self.salience), dtype=self.salience.dtype)
-
-    def constant(self, value: Tensor) -> Affine:
-        """Return the function that is ``value`` for each prototype."""
-        return self.affine(constant=value)
+        """Return the affine functions, one for each prototype, with these coefficients, the others 0."""
+        shapes = {name: self.salience.shape if name in _OF_FEATURES else self.salience.shape[:1] for name in _NAMES}
+        zeros = {name: self.salience.new_zeros(shape) for name, shape in shapes.items()}
+        return Affine(**{name: zero + coefficients.get(name, 0.0) for name, zero in zeros.items()})
 
 
 @dataclass(frozen=True)
 class Affine:
-    """K affine functions of one input.
+    """K affine functions of one input; P divides K, and the k-th function is one of prototype ``k % P``.
 
     Args:
         positive: Coefficients of a+, ``[K, F]``.
         present: Coefficients of m, ``[K, F]``.
         root: Coefficients of the roots of a+, ``[K, F]``.
-        minima: Coefficients of M, ``[K, P]``.
-        soft_minima: Coefficients of S, ``[K, P]``.
+        minima: Coefficients of the prototype's own M, ``[K]``.
+        soft_minima: Coefficients of the prototype's own S, ``[K]``.
         constant: ``[K]``.
     """
 
@@ -77,31 +66,22 @@ class Affine:
     constant: Tensor
 
     def __add__(self, other: Affine) -> Affine:
-        return self._map(lambda name, value: value + getattr(other, name))
+        return Affine(*(getattr(self, name) + getattr(other, name) for name in _NAMES))
 
     def __sub__(self, other: Affine) -> Affine:
-        return self._map(lambda name, value: value - getattr(other, name))
+        return Affine(*(getattr(self, name) - getattr(other, name) for name in _NAMES))
 
     def __rmul__(self, factor: Tensor) -> Affine:
-        return self._map(lambda name, value: factor * value)
-
-    def through(self, weight: Tensor, bias: Tensor) -> Affine:
-        """Return the functions after a linear map ``weight [C, K]``, ``bias [C]``."""
-        mapped = self._map(lambda name, value: weight @ value)
-        return dataclasses.replace(mapped, constant=mapped.constant + bias)
+        return Affine(*(factor * getattr(self, name) for name in _NAMES))
 
     @staticmethod
-    def stack(functions: list[Affine]) -> Affine:
+    def stack(functions: Sequence[Affine]) -> Affine:
         """Return all functions, one after the other."""
-        return functions[0]._map(lambda name, _: torch.cat([getattr(f, name) for f in functions]))
-
-    def _map(self, change: Callable[[str, Tensor], Tensor]) -> Affine:
-        fields = [field.name for field in dataclasses.fields(self)]
-        return Affine(**{name: change(name, getattr(self, name)) for name in fields})
+        return Affine(*(torch.cat([getattr(function, name) for function in functions]) for name in _NAMES))
 
 
+_NAMES = tuple(field.name for field in dataclasses.fields(Affine))
 _OF_FEATURES = ("positive", "present", "root")
-_OF_PROTOTYPES = ("minima", "soft_minima")
 
 
 def _product(p: Prototypes) -> Affine:
@@ -117,15 +97,15 @@ def _gmean(p: Prototypes) -> Affine:
 
 
 def _min(p: Prototypes) -> Affine:
-    return p.affine(minima=p.each)
+    return p.affine(minima=1.0)
 
 
 def _max(p: Prototypes) -> Affine:
-    return p.affine(positive=p.weight * p.membership, present=p.weight * p.salience, minima=-p.each)
+    return p.affine(positive=p.weight * p.membership, present=p.weight * p.salience, minima=-1.0)
 
 
 def _softmin(p: Prototypes) -> Affine:
-    return p.affine(soft_minima=p.each)
+    return p.affine(soft_minima=1.0)
 
 
 def softmin_of_means(p: Prototypes) -> Affine:
@@ -139,7 +119,7 @@ def _ignorematch(p: Prototypes) -> tuple[Affine, Affine]:
 
 
 def _subtractmatch(p: Prototypes) -> tuple[Affine, Affine]:
-    minima = p.affine(minima=p.each)
+    minima = p.affine(minima=1.0)
     return p.affine(positive=p.weight) - minima, p.affine(constant=(p.weight * p.salience).sum(1)) - minima
 
 

@@ -68,11 +68,8 @@ def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
         if parts:
             return _LoweredParts(head, prototypes, [common, input_only, prototype_only])
         if head.config.model == "contrast":
-            logits = common - input_only - prototype_only
-            if head.linear is not None:
-                logits = logits.through(_constant(head.linear.weight), _constant(head.linear.bias))
-            return _LoweredContrast(_Functions(head, prototypes, [logits]))
-        denominator = common + input_only + prototype_only + prototypes.constant(theta)
+            return _Functions(head, prototypes, [common - input_only - prototype_only], head.linear)
+        denominator = common + input_only + prototype_only + prototypes.affine(constant=theta)
         if head.linear is None:
             return _LoweredRatio(_Functions(head, prototypes, [scale * common, denominator]), nn.Identity())
         return _LoweredRatio(_Functions(head, prototypes, [common, denominator]), _scaled(head.linear, scale))
@@ -96,18 +93,6 @@ def _scaled(linear: nn.Linear, scale: Tensor) -> nn.Linear:
     scaled.weight = nn.Parameter((scale * _constant(linear.weight)).float())
     scaled.bias = nn.Parameter(_constant(linear.bias).float())
     return scaled
-
-
-class _LoweredContrast(nn.Module):
-    """Embeddings ``[N, D]`` to logits ``[N, C]`` that are affine functions."""
-
-    def __init__(self, logits: nn.Module) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.logits(x)
-        return logits
 
 
 class _LoweredRatio(nn.Module):
@@ -135,7 +120,11 @@ class _LoweredParts(nn.Module):
         self.is_ratio = head.config.model == "ratio"
         self.register_buffer("theta", _constant(head.theta).float())
         scale = _constant(head.logit_scale)
-        self.linear = _Scale(scale) if head.linear is None else _scaled(head.linear, scale)
+        self.linear: nn.Module = nn.Identity()
+        if head.linear is not None:
+            self.linear = _scaled(head.linear, scale)
+        elif self.is_ratio:
+            self.linear = _Scale(scale)
 
     def forward(self, x: Tensor) -> HeadOutputs:
         common, input_only, prototype_only = self.parts(x).chunk(3, dim=-1)
@@ -160,26 +149,37 @@ class _Scale(nn.Module):
 
 
 class _Functions(nn.Module):
-    """Embeddings ``[N, D]`` to the values of affine functions, ``[N, K]``; what none of them uses is left out."""
+    """Embeddings ``[N, D]`` to the values of affine functions, ``[N, K]``, or to a linear map of them, ``[N, C]``.
+
+    What none of the functions uses is left out.
+    """
 
     weight: Tensor
     constant: Tensor
 
-    def __init__(self, head: TverskyHead, prototypes: Prototypes, functions: list[Affine]) -> None:
+    def __init__(
+        self, head: TverskyHead, prototypes: Prototypes, functions: list[Affine], linear: nn.Linear | None = None
+    ) -> None:
         super().__init__()
-        all_functions = Affine.stack(functions)
+        stacked = Affine.stack(functions)
         self.features = _InputFeatures(head)
-        blocks = [all_functions.positive, all_functions.present, all_functions.root]
-        self.uses_positive, self.uses_present, self.uses_root = (bool(block.any()) for block in blocks)
-        self.register_buffer("weight", torch.cat([block for block in blocks if block.any()] or blocks[:1], 1).float())
-        self.uses_positive |= not (self.uses_present or self.uses_root)
-        self.register_buffer("constant", all_functions.constant.float())
-        sums: list[nn.Module] = []
-        if all_functions.minima.any():
-            sums.append(_spread(_Minima(prototypes), all_functions.minima))
-        if all_functions.soft_minima.any():
-            sums.append(_spread(_SoftMinima(prototypes), all_functions.soft_minima))
-        self.sums = nn.ModuleList(sums)
+        self.uses_present, self.uses_root = bool(stacked.present.any()), bool(stacked.root.any())
+        self.uses_positive = bool(stacked.positive.any()) or not (self.uses_present or self.uses_root)
+        uses = (self.uses_positive, self.uses_present, self.uses_root)
+        blocks = (stacked.positive, stacked.present, stacked.root)
+        weight, constant = (
+            torch.cat([block for block, used in zip(blocks, uses, strict=True) if used], 1),
+            stacked.constant,
+        )
+        if linear is not None:
+            weight = _constant(linear.weight) @ weight
+            constant = _constant(linear.weight) @ constant + _constant(linear.bias)
+        self.register_buffer("weight", weight.float())
+        self.register_buffer("constant", constant.float())
+        sums = ((_MinimaBlock, stacked.minima), (_SoftMinimaBlock, stacked.soft_minima))
+        self.sums = nn.ModuleList(
+            _Multiples(block, prototypes, factors, linear) for block, factors in sums if factors.any()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         positive, present = self.features(x)
@@ -190,11 +190,10 @@ class _Functions(nn.Module):
             inputs.append(present)
         if self.uses_root:
             inputs.append(positive.sqrt())
-        values = functional.linear(
-            torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0], self.weight, self.constant
-        )
-        for pairwise in self.sums:
-            values = values + pairwise(positive, present)
+        joined = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
+        values = functional.linear(joined, self.weight, self.constant)
+        for multiples in self.sums:
+            values = values + multiples(positive, present)
         return values
 
 
@@ -224,107 +223,78 @@ class _InputFeatures(nn.Module):
         return value * membership, membership
 
 
-class _Minima(nn.Module):
-    """M: saliences ``[N, F]`` to the sums of their minima with those of each prototype, ``[N, P]``."""
-
-    def __init__(self, prototypes: Prototypes) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            _MinimaBlock(prototypes.weight, prototypes.salience[rows]) for rows in _blocks(prototypes.salience)
-        )
-
-    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
-        sums = [block(positive) for block in self.blocks]
-        return torch.cat(sums, dim=-1) if len(sums) > 1 else sums[0]
-
-
-class _MinimaBlock(nn.Module):
-    salience: Tensor
-    weight: Tensor
-
-    def __init__(self, weight: Tensor, salience: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("salience", salience.float())
-        self.register_buffer("weight", weight.float())
-        self.is_weighted = bool((weight != 1).any())
-
-    def forward(self, positive: Tensor) -> Tensor:
-        minima = torch.minimum(positive.unsqueeze(-2), self.salience)
-        return minima @ self.weight if self.is_weighted else minima.sum(-1)
-
-
-class _SoftMinima(nn.Module):
-    """S: saliences and memberships ``[N, F]`` to the sums of soft minima with each prototype, ``[N, P]``."""
-
-    def __init__(self, prototypes: Prototypes) -> None:
-        super().__init__()
-        presence = prototypes.weight * prototypes.membership
-        self.blocks = nn.ModuleList(
-            _SoftMinimaBlock(prototypes.salience[rows], presence[rows]) for rows in _blocks(presence)
-        )
-
-    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
-        sums = [block(positive, present) for block in self.blocks]
-        return torch.cat(sums, dim=-1) if len(sums) > 1 else sums[0]
-
-
-class _SoftMinimaBlock(nn.Module):
-    """-log(e^-a + e^-b) as min(a, b) - log(1 + exp(-abs(a - b))), which cannot overflow."""
-
-    salience: Tensor
-    presence: Tensor
-
-    def __init__(self, salience: Tensor, presence: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("salience", salience.float())
-        self.register_buffer("presence", presence.float())
-
-    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
-        a, b = positive.unsqueeze(-2), self.salience
-        soft_minima = torch.minimum(a, b) - torch.log1p(torch.exp(-(a - b).abs()))
-        return (soft_minima * self.presence @ present.unsqueeze(-1)).squeeze(-1)
-
-
-def _blocks(rows: Tensor) -> list[slice]:
-    size = max(1, BLOCK_VALUES // rows.shape[1])
-    return [slice(start, start + size) for start in range(0, len(rows), size)]
-
-
-def _spread(pairwise: nn.Module, coefficients: Tensor) -> nn.Module:
-    """Return a module that gives K functions their multiples of P pairwise sums, for ``coefficients [K, P]``."""
-    functions = torch.split(coefficients, coefficients.shape[1])
-    if all(torch.equal(function, torch.diag(function.diagonal())) for function in functions):
-        return _Multiples(pairwise, torch.cat([function.diagonal() for function in functions]), len(functions))
-    return _Mapped(pairwise, coefficients)
-
-
 class _Multiples(nn.Module):
-    """A multiple of the sum of each prototype for each of the functions."""
+    """Multiples of a pairwise sum for K functions, ``[N, K]``, or a linear map of them, ``[N, C]``.
+
+    Args:
+        block: The kind of sum.
+        prototypes: The constant side.
+        factors: Of the sums, ``[K]``.
+        linear: The map.
+    """
 
     factors: Tensor
+    weight: Tensor
 
-    def __init__(self, pairwise: nn.Module, factors: Tensor, functions: int) -> None:
+    def __init__(
+        self,
+        block: "type[_MinimaBlock | _SoftMinimaBlock]",
+        prototypes: Prototypes,
+        factors: Tensor,
+        linear: nn.Linear | None,
+    ) -> None:
         super().__init__()
-        self.pairwise = pairwise
-        self.functions = functions
+        count, features = prototypes.salience.shape
+        size = max(1, BLOCK_VALUES // features)
+        self.blocks = nn.ModuleList(block(prototypes, slice(start, start + size)) for start in range(0, count, size))
+        self.functions = len(factors) // count
+        self.is_mapped = linear is not None
         self.register_buffer("factors", factors.float())
+        weight = torch.empty(0) if linear is None else (factors * _constant(linear.weight)).float()
+        self.register_buffer("weight", weight)
 
     def forward(self, positive: Tensor, present: Tensor) -> Tensor:
-        sums: Tensor = self.pairwise(positive, present)
+        pieces = [block(positive, present) for block in self.blocks]
+        sums = torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
+        if self.is_mapped:
+            return functional.linear(sums, self.weight)
         if self.functions > 1:
             sums = torch.cat([sums] * self.functions, dim=-1)
         return self.factors * sums
 
 
-class _Mapped(nn.Module):
-    """A linear map of the sums of the prototypes."""
+class _MinimaBlock(nn.Module):
+    """M of some prototypes: saliences ``[N, F]`` to the sums of their minima with those of the prototypes."""
 
-    coefficients: Tensor
+    salience: Tensor
+    weight: Tensor
 
-    def __init__(self, pairwise: nn.Module, coefficients: Tensor) -> None:
+    def __init__(self, prototypes: Prototypes, rows: slice) -> None:
         super().__init__()
-        self.pairwise = pairwise
-        self.register_buffer("coefficients", coefficients.float())
+        self.register_buffer("salience", prototypes.salience[rows].float())
+        self.register_buffer("weight", prototypes.weight.float())
+        self.is_weighted = bool((prototypes.weight != 1).any())
 
     def forward(self, positive: Tensor, present: Tensor) -> Tensor:
-        return functional.linear(self.pairwise(positive, present), self.coefficients)
+        minima = torch.minimum(positive.unsqueeze(-2), self.salience)
+        return minima @ self.weight if self.is_weighted else minima.sum(-1)
+
+
+class _SoftMinimaBlock(nn.Module):
+    """S of some prototypes: the sums of -log(e^-a + e^-b) over the features of both.
+
+    As min(a, b) - log(1 + exp(-abs(a - b))), the logarithm cannot overflow.
+    """
+
+    salience: Tensor
+    presence: Tensor
+
+    def __init__(self, prototypes: Prototypes, rows: slice) -> None:
+        super().__init__()
+        self.register_buffer("salience", prototypes.salience[rows].float())
+        self.register_buffer("presence", (prototypes.weight * prototypes.membership[rows]).float())
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        a, b = positive.unsqueeze(-2), self.salience
+        soft_minima = torch.minimum(a, b) - torch.log1p(torch.exp(-(a - b).abs()))
+        return (soft_minima * self.presence @ present.unsqueeze(-1)).squeeze(-1)
