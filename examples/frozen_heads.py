@@ -23,27 +23,30 @@ from tqdm import tqdm
 from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import UsageError
 from tnn_train import Checkpoint, LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
+from tnn_train.config import CLASS_MEANS
 from tnn_train.data import ImageSet
 from tnn_train.inits import class_means
 from tnn_train.loop import pick_device
 from tnn_train.models import Normalize
 
-HEADS: dict[str, TverskyConfig | None] = {
-    "linear": None,
+HIDDEN = 64
+HEADS: dict[str, TverskyConfig | str] = {
+    "linear": "linear",
+    f"two layers, {HIDDEN} hidden units": "two layers",
     "tversky": TverskyConfig(),
-    "tversky, class means": TverskyConfig(prototype_init="class-means"),
-    "tversky, 256 features, class means": TverskyConfig(num_features=256, prototype_init="class-means"),
+    "tversky, class means": TverskyConfig(prototype_init=CLASS_MEANS),
+    "tversky, 256 features, class means": TverskyConfig(num_features=256, prototype_init=CLASS_MEANS),
     "tversky, 256 features, class means, ignorematch": TverskyConfig(
-        num_features=256, prototype_init="class-means", difference="ignorematch"
+        num_features=256, prototype_init=CLASS_MEANS, difference="ignorematch"
     ),
     "tversky, 256 features, class means, ignorematch, sigmoid": TverskyConfig(
-        num_features=256, prototype_init="class-means", difference="ignorematch", membership="sigmoid"
+        num_features=256, prototype_init=CLASS_MEANS, difference="ignorematch", membership="sigmoid"
     ),
     "tversky, 256 features, class means, alpha = beta = 0": TverskyConfig(
-        num_features=256, prototype_init="class-means", alpha=0.0, beta=0.0, fixed=("alpha", "beta")
+        num_features=256, prototype_init=CLASS_MEANS, alpha=0.0, beta=0.0, fixed=("alpha", "beta")
     ),
     "tversky, 256 features, class means, ratio": TverskyConfig(
-        num_features=256, prototype_init="class-means", model="ratio"
+        num_features=256, prototype_init=CLASS_MEANS, model="ratio"
     ),
 }
 LEARNING_RATES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -86,14 +89,25 @@ def embed(checkpoint: Checkpoint, images: ImageSet, cache: Path, device: torch.d
     return Split(torch.from_numpy(np.load(path)), labels)
 
 
-def fit(config: TverskyConfig | None, data: Split, classes: int, rate: float, epochs: int, seed: int) -> nn.Module:
-    """Return a head trained on embeddings with AdamW and a one-cycle learning rate."""
-    torch.manual_seed(seed)
+def build(form: TverskyConfig | str, data: Split, classes: int) -> nn.Module:
+    """Return a new head."""
     size = data.x.shape[1]
-    head = LinearHead(size, classes) if config is None else TverskyHead(size, classes, config)
-    if isinstance(head, TverskyHead) and head.config.prototype_init == "class-means":
+    if form == "linear":
+        return LinearHead(size, classes)
+    if form == "two layers":
+        return nn.Sequential(nn.Linear(size, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+    assert isinstance(form, TverskyConfig)
+    head = TverskyHead(size, classes, form)
+    if form.prototype_init == CLASS_MEANS:
         with torch.no_grad():
             head.prototypes.copy_(class_means([(data.x, data.y)], classes, len(head.prototypes)))
+    return head
+
+
+def fit(form: TverskyConfig | str, data: Split, classes: int, rate: float, epochs: int, seed: int) -> nn.Module:
+    """Return a head trained on embeddings with AdamW and a one-cycle learning rate."""
+    torch.manual_seed(seed)
+    head = build(form, data, classes)
     matrices = [parameter for parameter in head.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
@@ -140,11 +154,11 @@ def command(arguments: Sequence[str]) -> None:
     print(f"{len(train.y)} training, {len(val.y)} validation and {len(test.y)} test embeddings, {options.seeds} seeds")
     print("| head | learning rate | parameters | validation accuracy | test accuracy, mean and 95% interval |")
     print("|---|---|---|---|---|")
-    for name, config in tqdm(HEADS.items(), unit="head", disable=None):
-        first = {rate: fit(config, train, classes, rate, options.epochs, seed=0) for rate in LEARNING_RATES}
+    for name, form in tqdm(HEADS.items(), unit="head", disable=None):
+        first = {rate: fit(form, train, classes, rate, options.epochs, seed=0) for rate in LEARNING_RATES}
         rate = max(LEARNING_RATES, key=lambda value: accuracy(first[value], val))
         heads = [first[rate]]
-        heads += [fit(config, train, classes, rate, options.epochs, seed) for seed in range(1, options.seeds)]
+        heads += [fit(form, train, classes, rate, options.epochs, seed) for seed in range(1, options.seeds)]
         accuracies = [accuracy(head, test) for head in heads]
         mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
         half = T_975[options.seeds - 2] * spread / options.seeds**0.5

@@ -60,9 +60,11 @@ def test_the_commands_for_installing_exist() -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for name in ("README.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text()):
-            assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
+        for script in re.findall(r"python (examples/\w+\.py)", page.read_text()):
+            assert (ROOT / script).exists(), (page, script)
     for path in re.findall(r"`((?:tnn_\w+|tests)/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()):
         assert "NAME" in path or (ROOT / path).exists(), path
 
