@@ -69,7 +69,7 @@ def embed(checkpoint: Checkpoint, images: ImageSet, cache: Path, device: torch.d
     labels = torch.from_numpy(images.labels)
     digest = hashlib.sha256(images.labels.tobytes())
     for tensor in checkpoint.model.backbone.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
     seen = ImageSet(images.sources, images.labels, checkpoint.preprocessing)
     for index in range(0, len(seen), max(1, len(seen) // 100)):
         digest.update(seen.decoded(index).tobytes())
@@ -142,10 +142,15 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/frozen_heads"), help="folder to write to")
     options = parser.parse_args(arguments)
     if not 2 <= options.seeds <= len(T_975) + 1 or options.epochs < 1:
-        raise UsageError(f"expected --seeds of 2 to {len(T_975) + 1} and --epochs of at least 1, got {options}")
+        raise UsageError(
+            f"got --seeds {options.seeds} and --epochs {options.epochs}; expected --seeds of 2 to {len(T_975) + 1} and "
+            "--epochs of at least 1"
+        )
     device = pick_device(options.device)
     checkpoint = load_checkpoint(options.checkpoint)
     data = load_data(options.data, root=options.data_root, limit=options.limit)
+    if len(data.train) < BATCH_SIZE:
+        raise UsageError(f"got {len(data.train)} training images; expected at least a batch of {BATCH_SIZE}")
     train, val, test = (
         embed(checkpoint, images, options.out / "cache", device) for images in (data.train, data.val, data.test)
     )

@@ -124,8 +124,11 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/xor"), help="folder for the plot")
     parser.add_argument("--table", action="store_true", help="print a table over all forms and inits, and nothing else")
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.first_seed < 0 or options.noise <= 0:
-        parser.error(f"expected --seeds of at least 1, --first-seed of at least 0 and --noise above 0, got {options}")
+    if options.seeds < 1 or not 0 <= options.first_seed < 2**62 or not 0 < options.noise < math.inf:
+        parser.error(
+            f"got --seeds {options.seeds}, --first-seed {options.first_seed} and --noise {options.noise}; expected "
+            "--seeds of at least 1, --first-seed from 0 to 2^62 and a finite --noise above 0"
+        )
     torch.set_num_threads(1)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     if options.table:

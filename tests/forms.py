@@ -53,8 +53,7 @@ def random_head(config: TverskyConfig, seed: int = 0) -> tuple[TverskyHead, Tens
     torch.manual_seed(seed)
     head = TverskyHead(SIZE, CLASSES, config)
     for parameter in head.parameters():
-        if parameter.ndim:
-            nn.init.normal_(parameter)
+        nn.init.normal_(parameter)
     x = torch.randn(60, SIZE)
     away = (head.project(x).abs() > 1e-3 * head.reach(x)).all(1)
     return head, x[away][:6]

@@ -65,6 +65,7 @@ def test_links_lead_to_files() -> None:
             assert (page.parent / target).exists(), (page, target)
         for script in re.findall(r"python (examples/\w+\.py)", page.read_text()):
             assert (ROOT / script).exists(), (page, script)
+        assert not re.search(r"@[A-Z0-9]+@", page.read_text()), page
     for path in re.findall(r"`((?:tnn_\w+|tests)/[\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()):
         assert "NAME" in path or (ROOT / path).exists(), path
 

@@ -59,12 +59,14 @@ class TestXor:
         rows = capsys.readouterr().out.strip().splitlines()
         assert len(rows) == 2 + len(MODELS) * len(INTERSECTIONS) * len(DIFFERENCES) * len(MEMBERSHIPS)
 
-    @pytest.mark.parametrize("arguments", [["--seeds", "0"], ["--noise", "0"], ["--first-seed", "-1"]])
+    @pytest.mark.parametrize(
+        "arguments", [["--seeds", "0"], ["--noise", "0"], ["--first-seed", "-1"], ["--noise", "nan"]]
+    )
     def test_wrong_numbers_are_refused(
         self, xor: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert xor.run("xor", xor.command, arguments) == 1
-        assert "xor: error: expected --seeds of at least 1" in capsys.readouterr().err
+        assert "expected --seeds of at least 1, --first-seed from 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

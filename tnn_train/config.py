@@ -17,6 +17,9 @@ SCALARS = ("alpha", "beta", "theta", "logit_scale")
 
 T = TypeVar("T")
 
+_SMALLEST, _LARGEST = 1e-30, 1e30
+"""Numbers beyond these are 0 or infinite in float32, or in a product of two of them."""
+
 _SPELLINGS = {"substractmatch": "subtractmatch"}
 
 
@@ -81,17 +84,20 @@ class TverskyConfig:
         choose("membership", self.membership, MEMBERSHIPS)
         choose("feature bank", self.feature_bank, ("learned", "diagonal"))
         choose("init", self.init, INITS)
-        choose("prototype init", self.prototype_init, (None, *INITS, CLASS_MEANS))
-        object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
+        if self.prototype_init is not None:
+            choose("prototype init", self.prototype_init, (*INITS, CLASS_MEANS))
+        if not isinstance(self.fixed, tuple | list):
+            raise UsageError(f"fixed is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}")
         for name in self.fixed:
             choose("number to be fixed", name, SCALARS)
+        object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
         if not isinstance(self.normalize, bool):
             raise UsageError(f"normalize is {self.normalize!r}; expected True or False")
         positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
         for name in positive if self.model == "ratio" else ():
-            if getattr(self, name) == 0:
+            if getattr(self, name) < _SMALLEST:
                 raise UsageError(
-                    f"{name} is 0; the ratio model "
+                    f"{name} is {getattr(self, name):g}; the ratio model "
                     + ("divides by it where nothing is shared" if name == "theta" else "learns it as a positive number")
                     + ", so choose it above 0"
                     + ("" if name == "theta" else ", or fix it")
@@ -178,9 +184,9 @@ def _at_least(config: Any, lowest: float, *names: str) -> None:
         if (
             isinstance(value, bool)
             or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
-            or not lowest <= value < float("inf")
+            or not lowest <= value < _LARGEST
         ):
             raise UsageError(
-                f"{name} is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a number'} of at "
+                f"{name} is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at "
                 f"least {lowest}"
             )

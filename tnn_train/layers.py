@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from tnn_train.config import TverskyConfig
 from tnn_train.inits import INITS
 from tnn_train.similarity import Features, Pairs, Parts
 
-__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "full_precision", "precise"]
+__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "full_precision", "precise"]
 
 SHORTEST = 1e-6
 """Vectors shorter than this are divided by it, not by their norm: the zero vector has a gradient too."""
@@ -37,9 +38,11 @@ class TverskyMeasure(nn.Module):
 
     feature_bank: nn.Parameter | None
     raw_feature_weight: nn.Parameter | None
+    raw_alpha: Tensor
 
     def __init__(self, in_features: int, config: TverskyConfig, feature_bank: nn.Parameter | None = None) -> None:
         super().__init__()
+        at_least_one("in_features", in_features)
         self.in_features, self.config = in_features, config
         learned = config.feature_bank == "learned"
         if feature_bank is not None:
@@ -55,8 +58,14 @@ class TverskyMeasure(nn.Module):
         self._add_scalar("theta", config.theta)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return the feature values ``[..., F]`` of vectors ``x [..., D]``, in float32 at least."""
-        x = precise(x)
+        """Return the feature values ``[..., F]`` of vectors ``x [..., D]``, in the parameters' dtype, at least float32.
+
+        Raises:
+            UsageError: If the vectors have another size than ``in_features``.
+        """
+        if x.shape[-1:] != (self.in_features,):
+            raise UsageError(f"got vectors of shape {list(x.shape)}; expected [..., {self.in_features}]")
+        x = x.to(torch.promote_types(self.raw_alpha.dtype, torch.float32))
         if self.config.normalize:
             x = functional.normalize(x, dim=-1, eps=SHORTEST)
         return x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
@@ -109,23 +118,23 @@ class TverskyMeasure(nn.Module):
 
     def _add_scalar(self, name: str, value: float) -> None:
         raw = torch.tensor(value, dtype=torch.float64)
-        raw = (_raw(raw) if self._is_positive(name) else raw).to(torch.get_default_dtype())
+        raw = (_raw(raw) if self.config.model == "ratio" else raw).to(torch.get_default_dtype())
         if name in self.config.fixed:
             self.register_buffer(f"raw_{name}", raw)
         else:
             self.register_parameter(f"raw_{name}", nn.Parameter(raw))
 
     def _scalar(self, name: str) -> Tensor:
+        """Return a scalar, which the ratio model keeps positive, so that its similarity stays within 0 and 1."""
         raw = precise(getattr(self, f"raw_{name}"))
-        return _positive(raw) if self._is_positive(name) else raw
-
-    def _is_positive(self, name: str) -> bool:
-        """Whether a scalar is learned as a positive number: in the ratio model, so that it stays within 0 and 1."""
-        return self.config.model == "ratio" and name not in self.config.fixed
+        return _positive(raw) if self.config.model == "ratio" else raw
 
 
 class TverskySimilarity(TverskyMeasure):
     """The Tversky similarity of two objects (arXiv 2506.11035), asymmetric where alpha and beta differ.
+
+    Every pair of the broadcast shape takes the memory of F values; to compare all inputs with the same few objects,
+    make these the prototypes of a `tnn_train.TverskyHead`, which needs no such memory.
 
     Args:
         in_features: D, the size of the vectors to be compared.
@@ -145,9 +154,10 @@ class TverskySimilarity(TverskyMeasure):
             return self.compare(a.unsqueeze(-2), b.unsqueeze(-2)).squeeze((-1, -2))
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast: whether a feature is present must not hang on a few bits."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def precise(x: Tensor) -> Tensor:
@@ -163,6 +173,16 @@ def _positive(raw: Tensor) -> Tensor:
 def _raw(value: Tensor) -> Tensor:
     """Return the inverse of `_positive`."""
     return value + torch.log(-torch.expm1(-value))
+
+
+def at_least_one(name: str, value: int) -> None:
+    """Refuse a size below 1.
+
+    Raises:
+        UsageError: If it is.
+    """
+    if value < 1:
+        raise UsageError(f"{name} is {value}; expected at least 1")
 
 
 def _check_bank(bank: Any, shape: tuple[int, int], learned: bool) -> None:

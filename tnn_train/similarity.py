@@ -5,9 +5,11 @@ Formulas: arXiv 2506.11035, section 2. Shapes: ``a [..., N, F]`` are the values 
 feature belongs to an object where its value is above 0. Every sum runs over the F features, weighted by ``w_k`` where
 there are weights.
 
-No measure but `softmin` builds an ``[N, P, F]`` tensor, forward or backward: sums of products are matrix products, and
-sums of minima follow from an L1 distance. `softmin` works on `BLOCK` prototypes at a time and computes each block again
-in the backward pass, so it holds no more than a few tensors of ``N * BLOCK * F`` values at once.
+Between N inputs and P prototypes, no measure but `softmin` builds an ``[N, P, F]`` tensor, forward or backward: sums of
+products are matrix products, and sums of minima follow from an L1 distance. `softmin` works on `BLOCK` prototypes at a
+time and computes each block again in the backward pass, so it holds no more than a few tensors of ``N * BLOCK * F``
+values at once. Gradients are for reverse mode, once: ``torch.cdist``, behind the sums of minima, has neither second
+derivatives nor a forward mode.
 
 A new measure is a function here, entered in its table.
 """
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
@@ -129,8 +132,10 @@ class Pairs:
 
 
 def _minima(a: Tensor, b: Tensor) -> Tensor:
-    # What a has beyond every b is in no minimum: cut off, it cannot drown the small ones in its rounding error.
-    a = a.minimum(2 * b.detach().amax(-2, keepdim=True))
+    # What one side has far beyond the other is in no minimum: cut off, it cannot drown small ones in rounding errors.
+    largest_a = functional.pad(a.detach(), (0, 0, 0, 1)).amax(-2, keepdim=True)
+    largest_b = b.detach().amax(-2, keepdim=True)
+    a, b = a.minimum(2 * largest_b), b.minimum(2 * largest_a)
     # On a GPU the backward pass of cdist fills an [N, P, F] buffer; on a CPU it needs none.
     blocks = (b,) if b.device.type == "cpu" else torch.split(b, BLOCK, -2)
     distance = torch.cat([torch.cdist(a, block, p=1.0) for block in blocks], -1)
@@ -148,7 +153,7 @@ def product(pairs: Pairs) -> Tensor:
 
 
 def mean(pairs: Pairs) -> Tensor:
-    """Return the sum of (a+ + b+) / 2 over the features of both."""
+    """Return the sum of (a+ n + m b+) / 2: with hard membership, of the means over the features of both."""
     a, b = pairs.a, pairs.b
     return (pairs.dot(a.salience, b.membership) + pairs.dot(a.membership, b.salience)) / 2
 
@@ -164,7 +169,7 @@ def minimum(pairs: Pairs) -> Tensor:
 
 
 def maximum(pairs: Pairs) -> Tensor:
-    """Return the sum of max(a+, b+) over the features of both: of a+ n + m b+ - min(a+, b+)."""
+    """Return the sum of a+ n + m b+ - min(a+, b+): with hard membership, of max(a+, b+) over the features of both."""
     a, b = pairs.a, pairs.b
     return pairs.dot(a.salience, b.membership) + pairs.dot(a.membership, b.salience) - pairs.minima
 
@@ -181,7 +186,7 @@ def softmin(pairs: Pairs) -> Tensor:
 def softmin_of_means(pairs: Pairs) -> Tensor:
     """Return the sum of -log((e^-a+ + e^-b+) / 2) over the features of both: `softmin` plus log 2 for each feature.
 
-    It lies between min(a+, b+) and the mean, is never negative, and equals a+ where a+ = b+.
+    It is never negative. With hard membership it lies between the minimum and the mean, and is a+ where a+ = b+.
     """
     return pairs.soft_minima + math.log(2) * pairs.dot(pairs.a.membership, pairs.b.membership)
 

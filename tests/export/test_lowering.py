@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -209,6 +210,26 @@ def test_every_head_and_every_measure_has_a_lowering() -> None:
     assert set(LOWERINGS) == set(HEADS.values())
     assert set(affine.INTERSECTIONS) == set(INTERSECTIONS)
     assert set(affine.DIFFERENCES) == set(DIFFERENCES)
+
+
+def test_lowering_draws_no_random_numbers() -> None:
+    for config in FORMS[::7]:
+        head, _ = random_head(config)
+        before = torch.get_rng_state()
+        lower_head(head)
+        lower_head(head, parts=True)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("zero", [("alpha",), ("beta",), ("alpha", "beta"), ("theta",)])
+@pytest.mark.parametrize("config", MEASURES, ids=name)
+def test_terms_that_weigh_nothing(config: TverskyConfig, zero: tuple[str, ...]) -> None:
+    if config.model == "ratio":
+        zero = tuple(scalar for scalar in zero if scalar != "theta")
+    head, x = random_head(dataclasses.replace(config, fixed=zero, **dict.fromkeys(zero, 0.0)))
+    expected, magnitude = definitions.logits(head, x.double().numpy())
+    for found in (head(x), lower_head(head)(x), lower_head(head, parts=True)(x).logits):
+        assert (np.abs(found.detach().numpy() - expected) <= 2e-5 * (magnitude + 1)).all()
 
 
 def test_only_a_tversky_head_has_parts() -> None:

@@ -195,10 +195,9 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("config", FORMS, ids=name)
 def test_the_similarity_of_two_objects_is_that_of_the_head(config: TverskyConfig) -> None:
     head, x = random_head(config, 6)
-    layer = TverskySimilarity(5, config, head.feature_bank)
-    if config.feature_bank == "diagonal":
-        assert head.raw_feature_weight is not None
-        layer.raw_feature_weight = head.raw_feature_weight
+    layer = TverskySimilarity(5, config)
+    state = head.state_dict()
+    layer.load_state_dict({name: state[name] for name in layer.state_dict()})
     expected = head.similarities(x)
     torch.testing.assert_close(layer(x.unsqueeze(1), head.prototypes), expected, rtol=2e-5, atol=2e-5)
     torch.testing.assert_close(layer(x[0], head.prototypes[1]), expected[0, 1], rtol=2e-5, atol=2e-5)
@@ -342,6 +341,53 @@ def test_fixed_numbers_are_buffers() -> None:
         assert other.beta.item() == pytest.approx(0.7)
 
 
+def test_what_was_learned_may_be_fixed_and_the_other_way_round() -> None:
+    for model in ("contrast", "ratio"):
+        learned = TverskyHead(5, 3, TverskyConfig(model=model, alpha=0.3, theta=0.9))
+        fixed = TverskyHead(5, 3, TverskyConfig(model=model, fixed=("alpha", "beta", "theta", "logit_scale")))
+        x = torch.randn(4, 5)
+        fixed.load_state_dict(learned.state_dict())
+        assert torch.equal(fixed(x), learned(x))
+        learned.load_state_dict(fixed.state_dict())
+        assert torch.equal(fixed(x), learned(x))
+
+
+@pytest.mark.parametrize("large", ["input", "prototype"])
+@pytest.mark.parametrize("intersection", ["min", "softmin"])
+def test_one_large_object_does_not_drown_the_small_ones(intersection: str, large: str) -> None:
+    fixed = ("alpha", "beta")
+    config = TverskyConfig(64, "contrast", intersection, "ignorematch", 0.0, 0.0, fixed=fixed)
+    torch.manual_seed(0)
+    head = TverskyHead(16, 5, config)
+    x = torch.randn(6, 16)
+    with torch.no_grad():
+        (x if large == "input" else head.prototypes)[0] *= 1e6
+        expected, _ = definitions.logits(head, x.double().numpy())
+        np.testing.assert_allclose(head(x).numpy(), expected, rtol=2e-5, atol=2e-5 * np.abs(expected).min())
+
+
+def test_any_dtype_of_input_is_taken() -> None:
+    for config in (*MEASURES, *PAIRWISE):
+        head, x = random_head(config)
+        for dtype in (torch.float64, torch.float16, torch.int64):
+            assert torch.equal(head(x.to(dtype)), head(x.to(dtype).float()))
+        assert head.double()(x).dtype == torch.float64
+    assert TverskyHead(5, 3).to("meta")(torch.empty(2, 5, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize("feature_bank", ["learned", "diagonal"])
+def test_vectors_of_another_size_are_refused(feature_bank: str) -> None:
+    config = TverskyConfig(feature_bank=feature_bank)
+    for size in (1, 6):
+        with pytest.raises(UsageError, match=f"got vectors of shape \\[3, {size}\\]; expected \\[..., 5\\]"):
+            TverskyHead(5, 3, config)(torch.randn(3, size))
+        with pytest.raises(UsageError, match="expected"):
+            TverskySimilarity(5, config)(torch.randn(3, 5), torch.randn(3, size))
+    for sizes, message in (((0, 3), "in_features is 0; expected at least 1"), ((5, 0), "num_classes is 0")):
+        with pytest.raises(UsageError, match=message):
+            TverskyHead(*sizes, config)
+
+
 def test_inits_have_the_norms_they_promise() -> None:
     for init in ("uniform", "normal", "orthogonal"):
         head = TverskyHead(400, 100, TverskyConfig(200, init=init, prototype_gain=3.0))
@@ -406,11 +452,14 @@ def test_the_papers_spelling_is_accepted() -> None:
         ({"intersection": "sum"}, "unknown intersection 'sum'; choose from product, mean, gmean, min, max, softmin"),
         ({"difference": "none"}, "unknown difference 'none'; choose from ignorematch, subtractmatch"),
         ({"num_features": 0}, "num_features is 0; expected an integer of at least 1"),
-        ({"alpha": -1.0}, "alpha is -1.0; expected a number of at least 0"),
-        ({"beta": float("nan")}, "beta is nan; expected a number of at least 0"),
+        ({"alpha": -1.0}, "alpha is -1.0; expected a finite number of at least 0"),
+        ({"beta": float("nan")}, "beta is nan; expected a finite number of at least 0"),
         ({"model": "ratio", "theta": 0.0}, "theta is 0; the ratio model divides by it where nothing is shared, so"),
         ({"model": "ratio", "theta": 0.0, "fixed": ("theta",)}, "theta is 0; the ratio model divides by it"),
         ({"model": "ratio", "alpha": 0.0}, "alpha is 0; the ratio model learns it as a positive number, .* or fix it"),
+        ({"model": "ratio", "theta": 1e-40}, "theta is 1e-40; the ratio model divides by it"),
+        ({"alpha": 1e39}, "alpha is 1e\\+39; expected a finite number of at least 0"),
+        ({"fixed": "alpha"}, "fixed is 'alpha'; expected a tuple of names out of alpha, beta, theta, logit_scale"),
         ({"fixed": ("gamma",)}, "unknown number to be fixed 'gamma'; choose from alpha, beta, theta, logit_scale"),
         ({"membership": "soft"}, "unknown membership 'soft'; choose from hard, sigmoid"),
         ({"feature_bank": "shared"}, "unknown feature bank 'shared'; choose from learned, diagonal"),
@@ -418,7 +467,7 @@ def test_the_papers_spelling_is_accepted() -> None:
         ({"prototype_init": "zeros"}, "unknown prototype init 'zeros'; choose from .* class-means"),
         ({"num_prototypes": 0}, "num_prototypes is 0; expected an integer of at least 1"),
         ({"normalize": 1}, "normalize is 1; expected True or False"),
-        ({"sharpness": -1.0}, "sharpness is -1.0; expected a number of at least 0"),
+        ({"sharpness": -1.0}, "sharpness is -1.0; expected a finite number of at least 0"),
     ],
 )
 def test_unusable_options_are_named(options: dict[str, object], message: str) -> None:

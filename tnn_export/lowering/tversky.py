@@ -89,7 +89,7 @@ def _constant(tensor: Tensor) -> Tensor:
 
 def _scaled(linear: nn.Linear, scale: Tensor) -> nn.Linear:
     """Return the linear map of values that are still to be multiplied by ``scale``."""
-    scaled = nn.Linear(linear.in_features, linear.out_features)
+    scaled = nn.Linear(linear.in_features, linear.out_features, device="meta")
     scaled.weight = nn.Parameter((scale * _constant(linear.weight)).float())
     scaled.bias = nn.Parameter(_constant(linear.bias).float())
     return scaled

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tnn_train.config import CLASS_MEANS, ModelConfig, TverskyConfig
 from tnn_train.inits import INITS
-from tnn_train.layers import TverskyMeasure, full_precision, precise
+from tnn_train.layers import TverskyMeasure, at_least_one, full_precision, precise
 
 __all__ = ["TverskyHead"]
 
@@ -42,6 +42,7 @@ class TverskyHead(TverskyMeasure):
     ) -> None:
         config = config or TverskyConfig()
         super().__init__(in_features, config, feature_bank)
+        at_least_one("num_classes", num_classes)
         self.num_classes = num_classes
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes or num_classes, in_features))
         init = config.init if config.prototype_init in (None, CLASS_MEANS) else config.prototype_init
@@ -56,7 +57,7 @@ class TverskyHead(TverskyMeasure):
         return cls(in_features, config.num_classes, config.tversky)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[..., C]`` of embeddings ``x [..., D]``, computed in float32 at least."""
+        """Return logits ``[..., C]`` of embeddings ``x [..., D]``, in the parameters' dtype, at least float32."""
         with full_precision(x):
             return self.score(self.project(x))
 
