@@ -184,7 +184,7 @@ def _at_least(config: Any, lowest: float, *names: str) -> None:
         if (
             isinstance(value, bool)
             or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
-            or not lowest <= value < _LARGEST
+            or not lowest <= value <= _LARGEST
         ):
             raise UsageError(
                 f"{name} is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at "
