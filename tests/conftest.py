@@ -38,7 +38,7 @@ class TinyNet(nn.Module):
 
 tnn_train.models.BACKBONES["tiny"] = TinyNet
 
-RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment="none")
+RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
+from collections.abc import Iterable
+from types import NoneType
 from typing import Any, TypeVar
 
-__all__ = ["decode"]
+__all__ = ["decode", "nearest"]
 
 T = TypeVar("T")
 
@@ -18,7 +21,7 @@ def decode(kind: type[T], value: Any, where: str) -> T:
 
     Args:
         kind: The dataclass. Its fields may be dataclasses, ``tuple[X, ...]``, ``dict[str, X]``, ``str``, ``int``,
-            ``float``, unions of these with ``None``, and ``Any``.
+            ``float``, ``bool``, a union of one of these with ``None``, and ``Any``.
         value: What was read.
         where: What to call it in an error.
 
@@ -34,9 +37,11 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        required = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
-        fits = isinstance(value, dict) and required <= set(value) <= set(hints)
-        _expect(fits, where, f"an object with {', '.join(hints)}", value)
+        _expect(isinstance(value, dict), where, f"an object with {', '.join(hints)}", value)
+        for name in value:
+            _expect(name in hints, where, f"an object with {', '.join(hints)}{nearest(name, hints)}", name)
+        for field in dataclasses.fields(kind):
+            _expect(field.name in value or not _has_no_default(field), where, f"an object with {field.name}", value)
         fields = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     if origin is tuple:
@@ -48,9 +53,17 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         _expect(type(value) in (int, float) and abs(value) < _HUGE, where, "a number", value)
         return float(value)
-    allowed = arguments or (kind,)
-    _expect(type(value) in allowed, where, " or ".join(item.__name__ for item in allowed), value)
+    if NoneType in arguments:
+        (other,) = (item for item in arguments if item is not NoneType)
+        return None if value is None else _decode(other, value, where)
+    _expect(type(value) is kind, where, kind.__name__, value)
     return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'X'?"`` for the known name that is most like ``name``, or nothing if none is."""
+    close = difflib.get_close_matches(str(name), [str(item) for item in known], 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 _HUGE = 1e300

@@ -31,9 +31,9 @@ from tnn_runtime.storage import (
 from tnn_train.config import ModelConfig
 from tnn_train.models import ImageModel, build_model
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint", "versions"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
@@ -51,6 +51,7 @@ class _Content:
     metrics: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Checkpoint:
         class_names: One name for each logit.
         samples: Validation images, uint8 ``[n, H, W, C]``, on which an export proves itself.
         metrics: What was measured on the way, for people to read.
+        training: The data, the model and the recipe that it comes from, as plain values, for people to read.
     """
 
     model: ImageModel
@@ -72,6 +74,7 @@ class Checkpoint:
     class_names: tuple[str, ...]
     samples: NDArray[np.uint8]
     metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -96,15 +99,15 @@ def save_checkpoint(
         if trainer_state is not None:
             torch.save(trainer_state, path / STATE_FILE)
             names.append(STATE_FILE)
-        packages = ("tnn-deploy", "torch", "torchvision", "safetensors")
         content = _Content(
             SCHEMA_VERSION,
             checkpoint.config,
             checkpoint.preprocessing,
             checkpoint.class_names,
             checkpoint.metrics,
-            {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            versions(),
             describe_files(path, names),
+            checkpoint.training,
         )
         write_json(path / CONFIG_FILE, dataclasses.asdict(content))
 
@@ -130,7 +133,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} is not a checkpoint that this version can read ({reason}); train again or copy it again"
         ) from error
-    return Checkpoint(model.eval(), config, preprocessing, content.class_names, images, content.metrics)
+    return Checkpoint(
+        model.eval(), config, preprocessing, content.class_names, images, content.metrics, content.training
+    )
 
 
 def load_trainer_state(folder: str | Path) -> dict[str, Any]:
@@ -145,6 +150,12 @@ def load_trainer_state(folder: str | Path) -> dict[str, Any]:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"{path / STATE_FILE} cannot be read ({error}); this training cannot be resumed") from error
     return state
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a training gives."""
+    packages = ("tnn-deploy", "torch", "torchvision", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _read(folder: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What can be configured, as frozen dataclasses that check their own values."""
+"""What a model is built from, as frozen dataclasses that check their own values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tnn_runtime.errors import UsageError
 from tnn_train.inits import INITS
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TrainConfig", "TverskyConfig", "choose"]
+__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TverskyConfig", "at_least", "choose"]
 
 CLASS_MEANS = "class-means"
 SCALARS = ("alpha", "beta", "theta", "logit_scale")
@@ -73,10 +73,10 @@ class TverskyConfig:
     prototype_gain: float = 2.3
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_features")
+        at_least(self, 1, "num_features")
         if self.num_prototypes is not None:
-            _at_least(self, 1, "num_prototypes")
-        _at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
+            at_least(self, 1, "num_prototypes")
+        at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
         choose("similarity model", self.model, MODELS)
         choose("intersection", self.intersection, INTERSECTIONS)
         object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
@@ -127,43 +127,9 @@ class ModelConfig:
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "num_classes")
+        at_least(self, 2, "num_classes")
         choose("number of input channels", self.in_channels, (1, 3))
         choose("stem", self.stem, ("auto", "imagenet", "small"))
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The recipe: AdamW with a one-cycle learning rate, cross-entropy, the best epoch chosen on validation.
-
-    Args:
-        epochs: Passes over the training set.
-        batch_size: Images a step.
-        learning_rate: Peak of the one-cycle schedule.
-        weight_decay: For matrices and kernels; biases, norms and the head's scalars have none.
-        augment: ``"none"``, ``"crop"`` (random shift by an eighth) or ``"crop-flip"`` (and mirror).
-        seed: For initial weights, data order and augmentation.
-        device: A torch device, or ``"auto"`` for CUDA where it works.
-        threads: CPU threads; ``None`` leaves torch's choice.
-    """
-
-    epochs: int = 20
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    augment: str = "crop"
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs")
-        _at_least(self, 2, "batch_size")
-        _at_least(self, 0.0, "learning_rate", "weight_decay")
-        _at_least(self, 0, "seed")
-        choose("augmentation", self.augment, ("none", "crop", "crop-flip"))
-        if self.threads is not None:
-            _at_least(self, 1, "threads")
 
 
 def choose(what: str, value: T, choices: Iterable[T]) -> T:
@@ -178,7 +144,12 @@ def choose(what: str, value: T, choices: Iterable[T]) -> T:
     return value
 
 
-def _at_least(config: Any, lowest: float, *names: str) -> None:
+def at_least(config: Any, lowest: float, *names: str) -> None:
+    """Refuse fields below ``lowest``, which are to be integers where it is one, and finite.
+
+    Raises:
+        UsageError: With the name and the value of the first of them.
+    """
     for name in names:
         value = getattr(config, name)
         if (

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from tnn_train import TverskyConfig, cli, load_checkpoint
+from tnn_train import TverskyConfig, load_checkpoint
 from tnn_train.__main__ import main
+from tnn_train.loop import TrainResult
 
-FAST = ["--backbone", "tiny", "--epochs", "2", "--features", "8"]
+FAST = ["--backbone", "tiny", "--epochs", "2", "--tversky.num-features", "8"]
 
 
 def test_it_trains_on_a_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    assert main(["--data", str(photos), "--out", str(out), *FAST, "--similarity", "ratio"]) == 0
+    assert main(["--data", str(photos), "--out", str(out), *FAST, "--tversky.model", "ratio"]) == 0
     printed = capsys.readouterr().out
     assert "26 training, 6 validation and 8 test images of 2 classes, 16x16; tiny, small stem, tversky head" in printed
     assert f"next: tnn-export {out}/best -o {out}-bundle" in printed
     loaded = load_checkpoint(out / "best")
     assert loaded.config.tversky.model == "ratio"
     assert loaded.config.tversky.num_features == 8
-    assert {"curves.png", "confusion.png", "results.json"} <= {path.name for path in out.iterdir()}
+    assert {"report.html", "results.json"} <= {path.name for path in out.iterdir()}
 
 
 def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,43 +33,22 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*arguments, "--overwrite"]) == 0
 
 
-def test_an_interruption_says_how_to_go_on(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tnn_train import loop
-
-    save = loop._Trainer.save
-
-    def save_and_interrupt(trainer: loop._Trainer, folder: Path) -> None:
-        save(trainer, folder)
-        raise KeyboardInterrupt
-
-    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *FAST]
-    with monkeypatch.context() as patch:
-        patch.setattr(loop._Trainer, "save", save_and_interrupt)
-        assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert "holds the last whole epoch: repeat the command with --resume (resume=True) to go on" in captured.err
-    assert captured.err.count("\n") == 1
-    assert main([*arguments, "--resume"]) == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --data, --out; see tnn-train --help"),
+        ([], "Missing from tnn-train: --out PATH Run folder to make. (required) --data STR"),
         (["--data", "nowhere", "--out", "run"], "unknown data 'nowhere': no such folder"),
         (
             ["--data", "digits", "--out", "run", "--head", "cosine"],
             "unknown head 'cosine'; choose from linear, tversky",
         ),
-        (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; choose from resnet18"),
-        (["--data", "digits", "--out", "run", "--difference", "x"], "unknown difference 'x'; choose from ignorematch"),
+        (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
+        (["--data", "digits", "--out", "run", "--tversky.difference", "x"], "unknown difference 'x'; choose from ignorematch"),
         (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
-        (["--data", "digits", "--out", "run", "--seed", "5000000000"], "seed is 5000000000; expected 0 to 4294967295"),
+        (["--data", "digits", "--out", "run", "--split-seed", "5000000000"], "seed is 5000000000; expected 0 to 4294967295"),
         (["--data", "", "--out", "run"], "unknown data ''"),
         (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
-        (["--data", "digits", "--out", "run", "--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+        (["--data", "digits", "--out", "run", "--epochs", "x"], "--epochs"),
         (
             ["--data", "digits", "--out", "run", "--device", "tpu"],
             "unknown device 'tpu'; choose auto, cpu, cuda or cuda:N",
@@ -105,16 +85,17 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("examples:", "what it writes:", "tnn-train --data photos", "tversky", "ignorematch, subtractmatch"):
+    for word in ("examples:", "what it writes:", "tnn-train --data photos", "--tversky.difference", "--head-learning-rate"):
         assert word in text
 
 
 def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = (
-        "--features 8 --similarity ratio --intersection softmin --difference ignorematch --alpha 0.2 --beta 0 "
-        "--theta 0.7 --logit-scale 9 --fixed beta theta --normalize --membership sigmoid --sharpness 3 --prototypes 6 "
-        "--init orthogonal --prototype-init class-means --prototype-gain 1.5"
+        "--tversky.num-features 8 --tversky.model ratio --tversky.intersection softmin --tversky.difference ignorematch "
+        "--tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 --tversky.logit-scale 9 --tversky.fixed beta theta "
+        "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
+        "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5"
     )
     command = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "1", *options.split()]
     assert main(command) == 0
@@ -136,6 +117,27 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         prototype_init="class-means",
         prototype_gain=1.5,
     )
-    flags = {option.flag for option in cli._TVERSKY.values()}
-    assert {field.name for field in dataclasses.fields(TverskyConfig)} == set(cli._TVERSKY)
-    assert flags >= {word for word in options.split() if word.startswith("--")}
+    named = {word.removeprefix("--tversky.").replace("-", "_") for word in options.split() if word[:2] == "--"}
+    assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank"}
+
+
+def test_an_option_that_is_unknown_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", "digits", "--out", "run", "--learning-rat", "1"]) == 1
+    assert "Perhaps you meant: --learning-rate" in capsys.readouterr().err
+
+
+def test_compare_puts_runs_side_by_side(runs: dict[str, TrainResult], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(runs["tversky"].folder), str(runs["linear"].folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "head=tversky" in printed
+    assert "head=linear" in printed
+
+
+def test_a_file_configures_the_command(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "photos.toml"
+    file.write_text(
+        f'[data]\nsource = "{photos}"\n[model]\nbackbone = "tiny"\n[train]\nepochs = 1\nbatch_size = 8\n'
+    )
+    assert main(["--config", str(file), "--out", str(tmp_path / "run"), "--batch-size", "4"]) == 0
+    training = load_checkpoint(tmp_path / "run" / "last").training
+    assert (training["train"]["epochs"], training["train"]["batch_size"]) == (1, 4)

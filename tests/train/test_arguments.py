@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tnn_runtime import UsageError
+from tnn_train import TrainConfig, TverskyConfig
+from tnn_train.arguments import Configuration, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Configuration):
+    """Some command.
+
+    Args:
+        config: A file.
+    """
+
+    config: Path | None = None
+
+
+def read(*arguments: str) -> Options:
+    return parse(Options, "tnn-train", "Train.", arguments)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "photos.toml"
+    path.write_text(
+        """
+        [data]
+        source = "photos"
+        limit = 100
+
+        [model]
+        head = "linear"
+
+        [model.tversky]
+        num_features = 8
+        fixed = ["alpha"]
+        alpha = 1
+
+        [train]
+        epochs = 3
+        clip_norm = 1
+        augment = ["crop", "flip"]
+        compile = true
+        """
+    )
+    return path
+
+
+def test_a_file_replaces_the_defaults(file: Path) -> None:
+    options = read("--config", str(file))
+    assert (options.data.source, options.data.limit, options.data.root) == ("photos", 100, "data")
+    assert options.model.head == "linear"
+    assert options.model.tversky == TverskyConfig(num_features=8, fixed=("alpha",), alpha=1.0)
+    assert options.train == TrainConfig(epochs=3, clip_norm=1.0, augment=("crop", "flip"), compile=True)
+    assert options.config == file
+
+
+def test_options_come_before_the_file(file: Path) -> None:
+    options = read(
+        *("--config", str(file), "--data", "digits", "--epochs", "7", "--tversky.num-features", "9", "--no-compile"),
+        *("--augment", "None", "--head", "tversky", "--clip-norm", "None"),
+    )
+    assert (options.data.source, options.data.limit) == ("digits", 100)
+    assert options.model.head == "tversky"
+    assert options.model.tversky == TverskyConfig(num_features=9, fixed=("alpha",), alpha=1.0)
+    assert options.train == TrainConfig(epochs=7)
+
+
+def test_no_file_is_needed() -> None:
+    options = read("--data", "digits", "--split-seed", "3", "--seed", "4", "--data-root", "x")
+    assert (options.data.source, options.data.seed, options.data.root, options.train.seed) == ("digits", 3, "x", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[train]\nepoch = 3", "train: expected an object with epochs, .*; did you mean 'epochs'.*, got 'epoch'"),
+        ("[training]\nepochs = 3", "did you mean 'train'"),
+        ("[train]\nepochs = 'three'", "train.epochs: expected int, got 'three'"),
+        ("[train]\nlearning_rate = 'x'", "train.learning_rate: expected a number, got 'x'"),
+        ("[train]\nclip_norm = 'x'", "train.clip_norm: expected a number, got 'x'"),
+        ("[train]\naugment = 'crop'", "train.augment: expected a list, got 'crop'"),
+        ("[train]\nepochs = 0", "epochs is 0; expected an integer of at least 1"),
+        ("[model.tversky]\nmodel = 'x'", "unknown similarity model 'x'"),
+        ("[data]\nlimit = 5", "data: expected an object with source"),
+        ("train = 3", "train: expected an object"),
+        ("[train", "is not a configuration"),
+    ],
+)
+def test_a_file_that_cannot_be_used(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        read("--config", str(path), "--data", "digits")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config"], "expected one argument; see tnn-train --help"),
+        (["--config", "nowhere.toml"], "nowhere.toml cannot be read (No such file or directory); expected a TOML file"),
+        (["--data", "x", "--epocs", "3"], "Unrecognized options: --epocs, 3 Perhaps you meant: --epochs INT"),
+        (["--data", "x", "--alpha", "3"], "Perhaps you meant: --tversky.alpha"),
+        ([], "Missing from tnn-train: --data STR"),
+    ],
+)
+def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        read(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

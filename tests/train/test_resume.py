@@ -1,0 +1,205 @@
+"""A training that is interrupted, at any moment and in any way, ends as if it had not been."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import RECIPE
+
+from tnn_runtime import UsageError
+from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, train
+from tnn_train.loop import TrainResult
+from tnn_train.trainer import Trainer
+
+TINY = ModelConfig(backbone="tiny")
+SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
+
+RECIPES = {
+    "plain": dataclasses.replace(RECIPE, augment=("crop", "flip", "randaugment", "erase")),
+    "mixed": dataclasses.replace(RECIPE, augment=("mixup", "cutmix"), label_smoothing=0.1, class_weights="balanced"),
+    "averaged": dataclasses.replace(RECIPE, ema_decay=0.99, accumulate=2, clip_norm=1.0),
+    "plateau": dataclasses.replace(RECIPE, schedule="plateau", warmup_epochs=1.5, decay_epochs=1, optimizer="sgd"),
+    "step": dataclasses.replace(RECIPE, schedule="step", warmup_epochs=0.5, optimizer="adam", precision="bf16"),
+    "frozen": dataclasses.replace(RECIPE, augment=None, freeze_backbone=True),
+}
+
+
+def same(one: TrainResult, other: TrainResult) -> None:
+    for name in ("last", "best"):
+        ours, theirs = (load_checkpoint(run.folder / name).model.state_dict() for run in (one, other))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    timing = {"seconds", "images_per_second"}
+    rows = [[{k: v for k, v in row.items() if k not in timing} for row in run.history] for run in (one, other)]
+    assert rows[0] == rows[1]
+    assert one.test.loss == other.test.loss
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, signal_number: int = signal.SIGTERM) -> Callable[[], None]:
+    """Let the process get a signal in the middle of a step."""
+    learn = Trainer._learn
+
+    def interrupted(trainer: Trainer, *batch: torch.Tensor) -> None:
+        learn(trainer, *batch)
+        if trainer.step == step:
+            os.kill(os.getpid(), signal_number)
+
+    monkeypatch.setattr(Trainer, "_learn", interrupted)
+    return lambda: monkeypatch.setattr(Trainer, "_learn", learn)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_stopped_in_an_epoch_ends_the_same(
+    name: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(RECIPES[name], batch_size=4, embedding_cache=str(tmp_path / "cache"))
+    whole = train(data, tmp_path / "whole", TINY, recipe)
+    for step in (3, 9, 14):
+        undo = stop_after(step, monkeypatch)
+        with pytest.raises(KeyboardInterrupt, match=r"last holds epoch \d, step \d+: repeat the command with --resume"):
+            train(data, tmp_path / "parts", TINY, recipe, resume=step > 3)
+        undo()
+        torch.randn(7)
+    same(train(data, tmp_path / "parts", TINY, recipe, resume=True), whole)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_20_random_moments_ends_the_same(photos: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killable"])
+    import killable
+
+    def start(out: Path, *, resume: bool) -> tuple[Any, Any]:
+        steps = context.Value("i", 0)
+        process = context.Process(target=killable.run, args=(photos, out, steps), kwargs={"resume": resume})
+        process.start()
+        return process, steps
+
+    process, _ = start(tmp_path / "whole", resume=False)
+    process.join()
+    assert process.exitcode == 0
+    moments, killed, out = random.Random(0), 0, tmp_path / "parts"
+    while killed < 20:
+        process, steps = start(out, resume=(out / "last").exists() or (out / ".last.previous").exists())
+        batches = moments.randint(0, 3)
+        while process.is_alive() and steps.value < batches:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the training ended before it was killed often enough"
+        killed += 1
+    process, _ = start(out, resume=True)
+    process.join()
+    assert process.exitcode == 0
+    for name in ("last", "best"):
+        ours, theirs = (load_checkpoint(tmp_path / run / name).model.state_dict() for run in ("parts", "whole"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_exit(number: int, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, str(SCRIPT), "--data", str(photos), "--out", str(out), "--backbone", "tiny"]
+    command += ["--epochs", "10000", "--save-steps", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as process:
+        while not (out / "last").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith(f"tnn-train: interrupted; {out}/last holds epoch ")
+    assert "--resume" in errors.splitlines()[-1]
+    load_checkpoint(out / "last")
+
+
+def test_a_second_signal_does_not_wait(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Trainer._learn
+
+    def interrupted(trainer: Trainer, *batch: torch.Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        learn(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "_learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "run", TINY, RECIPE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_thread_that_is_not_the_main_one_can_train(data: ImageData, tmp_path: Path) -> None:
+    thread = threading.Thread(target=train, args=(data, tmp_path / "run", TINY, RECIPE))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_another_training_is_not_resumed(runs: dict[str, TrainResult], data: ImageData) -> None:
+    other = dataclasses.replace(RECIPE, learning_rate=0.5, ema_decay=0.9)
+    model = ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=17))
+    with pytest.raises(UsageError) as error:
+        train(data, runs["tversky"].folder, model, other, resume=True)
+    message = str(error.value)
+    assert "last belongs to another training (" in message
+    for part in ("learning_rate: was 0.01, now 0.5", "ema_decay: was None, now 0.9", "num_features: was 16, now 17"):
+        assert part in message
+    assert message.endswith("; repeat its options to resume it")
+
+
+def test_what_has_no_influence_may_change(data: ImageData, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    one = train(data, tmp_path / "run", TINY, recipe)
+    other = dataclasses.replace(recipe, threads=1, workers=0, save_steps=3, tensorboard=True)
+    same(one, train(data, tmp_path / "run", TINY, other, resume=True))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(photos: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    out = tmp_path / "run"
+    arguments = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "2", "--save-steps", "1"]
+    program = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
+        "import resource, tiny_train\n"
+        "from tnn_train.run import RunFolder\n"
+        "save, count = RunFolder.save, 0\n"
+        "def limited(run, **options):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    if count == 3:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+        "    save(run, **options)\n"
+        "RunFolder.save = limited\n"
+        "sys.exit(tiny_train.main())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(SCRIPT.parent), *arguments], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert "tnn-train: error: the system refused a file (File too large" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    load_checkpoint(out / "last")
+    assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
+    resumed = subprocess.run([sys.executable, str(SCRIPT), *arguments, "--resume"], capture_output=True, check=False)
+    assert resumed.returncode == 0
+    assert json.loads((out / "results.json").read_text())["schema_version"] == 1
+
+
+def test_the_whole_configuration_is_in_the_checkpoint(runs: dict[str, TrainResult], data: ImageData) -> None:
+    training = load_checkpoint(runs["tversky"].best).training
+    assert training["train"] == json.loads(json.dumps(dataclasses.asdict(RECIPE)))
+    assert training["data"] == dataclasses.asdict(data.config)
+    assert training["model"]["tversky"]["num_features"] == 16
+    assert TrainConfig(**{**training["train"], "augment": tuple(training["train"]["augment"])}) == RECIPE

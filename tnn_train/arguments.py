@@ -1,0 +1,102 @@
+"""Command lines made of configurations: every field of a dataclass is an option, and a TOML file gives their defaults."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+from tyro.conf import arg
+
+from tnn_runtime.decoding import decode
+from tnn_runtime.errors import UsageError
+from tnn_train.config import ModelConfig
+from tnn_train.data import DataConfig
+from tnn_train.recipe import TrainConfig
+
+__all__ = ["Configuration", "parse"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What a training is made of; the sections of a configuration file.
+
+    Args:
+        data: The images.
+        model: Backbone and head.
+        train: The recipe.
+    """
+
+    data: Annotated[DataConfig, arg(name="")]
+    model: Annotated[ModelConfig, arg(name="")] = dataclasses.field(default_factory=ModelConfig)
+    train: Annotated[TrainConfig, arg(name="")] = dataclasses.field(default_factory=TrainConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A configuration file, which may leave sections out."""
+
+    data: DataConfig | None = None
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+T = TypeVar("T", bound=Configuration)
+
+
+def parse(kind: type[T], program: str, description: str, arguments: Sequence[str]) -> T:
+    """Read a command line into a configuration.
+
+    Args:
+        kind: `Configuration`, or a subclass with further options; a field ``config`` names the file.
+        program: What the command is called.
+        description: What its help says first.
+        arguments: The command line.
+
+    Raises:
+        UsageError: If an option or the file cannot be used.
+        SystemExit: With the code 0, after help was printed.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--config")
+    try:
+        known, _ = peek.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}; see {program} --help") from error
+    file = _File() if known.config is None else _read(Path(known.config))
+    fields = {field.name: tyro.MISSING_NONPROP for field in dataclasses.fields(kind) if _is_required(field)}
+    fields |= {name: section for name, section in vars(file).items() if section is not None}
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(kind, prog=program, description=description, args=arguments, default=kind(**fields))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{_one_line(messages.getvalue())}; see {program} --help") from None
+
+
+def _read(path: Path) -> _File:
+    try:
+        with path.open("rb") as file:
+            return decode(_File, tomllib.load(file), str(path))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UsageError(f"{path} is not a configuration ({error})") from error
+
+
+def _is_required(field: dataclasses.Field[object]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _one_line(message: str) -> str:
+    """Return the text of a message that tyro has drawn a box around."""
+    lines = [line.strip("│─ ") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
+    return " ".join(line for line in lines if line and not line.startswith("For full helptext")).rstrip(".")

@@ -1,0 +1,114 @@
+"""Embeddings of a frozen backbone, computed once for each image and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from tnn_train.data import ImageSet
+from tnn_train.data.loader import evaluation_loader
+from tnn_train.models import Normalize
+
+__all__ = ["EmbeddingSet", "default_cache", "embed"]
+
+_BATCH_SIZE = 64
+
+
+class EmbeddingSet(Dataset[tuple[Tensor, int]]):
+    """Labelled embeddings; an item is (float32 ``[D]``, label), by its index or by ``(epoch, index)``.
+
+    Args:
+        embeddings: float32 ``[N, D]``.
+        images: What they were computed from.
+    """
+
+    def __init__(self, embeddings: Tensor, images: ImageSet) -> None:
+        self.embeddings = embeddings
+        self.labels = images.labels
+        self.pixels = None
+        self.workers = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index = key if isinstance(key, int) else key[1]
+        return self.embeddings[index], int(self.labels[index])
+
+
+def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Path | None) -> EmbeddingSet:
+    """Return the embeddings of a set of images, from ``cache`` if they are there.
+
+    Args:
+        backbone: From normalised images ``[N, C, H, W]`` to embeddings ``[N, D]``; run in evaluation mode, float32.
+        images: The images.
+        device: Where to compute.
+        cache: A folder for files named by what they depend on: the backbone's weights and structure, the images, their
+            preprocessing. ``None`` keeps nothing.
+    """
+    file = None if cache is None else cache / f"{_digest(backbone, images)}.safetensors"
+    if file is not None and file.exists():
+        try:
+            return EmbeddingSet(load_file(file)["embeddings"], images)
+        except (SafetensorError, OSError, KeyError):
+            file.unlink()
+    embeddings = _compute(backbone.to(device).eval(), images, device)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        try:
+            save_file({"embeddings": embeddings}, temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return EmbeddingSet(embeddings, images)
+
+
+def default_cache() -> Path:
+    """Return the folder for embeddings in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "tnn-deploy" / "embeddings"
+
+
+def _compute(backbone: nn.Module, images: ImageSet, device: torch.device) -> Tensor:
+    normalize = Normalize(images.preprocessing).to(device)
+    loader = evaluation_loader(images, _BATCH_SIZE)
+    with torch.inference_mode():
+        rows = [
+            backbone(normalize(batch.to(device))).float().cpu()
+            for batch, _ in tqdm(loader, desc="embedding", unit="batch", disable=None, leave=False, delay=1)
+        ]
+    return torch.cat(rows).contiguous()
+
+
+def _digest(backbone: nn.Module, images: ImageSet) -> str:
+    digest = hashlib.sha256(f"{backbone}{json.dumps(asdict(images.preprocessing))}{len(images)}".encode())
+    for name, tensor in backbone.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    if images.pixels is not None:
+        digest.update(np.ascontiguousarray(images.pixels))
+    else:
+        for source in images.sources:
+            digest.update(_identity(source))
+    return digest.hexdigest()[:32]
+
+
+def _identity(source: object) -> bytes:
+    """Return what tells an image from others without decoding it: its values, or its file's name, size and age."""
+    if isinstance(source, np.ndarray):
+        return bytes(source)
+    if isinstance(source, str | Path):
+        status = os.stat(source)
+        return f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}".encode()
+    return repr(source).encode()

@@ -1,0 +1,78 @@
+"""What TensorBoard shows of a training, if it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tnn_train.trainer import Trainer
+
+__all__ = ["Logs", "open_logs"]
+
+FOLDER = "tensorboard"
+
+
+class Logs:
+    """Writes scalars over the steps of a training; files are made with the first epoch, when its folder stands.
+
+    Args:
+        folder: Where the event files go.
+        trainer: Whose numbers are written.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self._folder, self._trainer = folder, trainer
+        self._first = trainer.step
+        self._losses: list[tuple[int, float]] = []
+        self._writer: Any = None
+
+    def step(self) -> None:
+        """Take down the mean loss of the running epoch so far."""
+        self._losses.append((self._trainer.step, self._trainer.mean_loss))
+
+    def epoch(self) -> None:
+        """Write the losses taken down, and the newest row of the history."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._folder, purge_step=self._first)  # type: ignore[no-untyped-call]
+        for step, loss in self._losses:
+            self._writer.add_scalar("step/loss", loss, step)
+        self._losses.clear()
+        for name, value in self._trainer.history[-1].items():
+            self._writer.add_scalar(f"epoch/{name}", value, self._trainer.step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _NoLogs(Logs):
+    def step(self) -> None:
+        pass
+
+    def epoch(self) -> None:
+        pass
+
+
+@contextmanager
+def open_logs(folder: Path, trainer: Trainer) -> Iterator[Logs]:
+    """Yield the logs of a run folder, which are none unless the recipe asks for them.
+
+    Raises:
+        ModuleNotFoundError: If they are asked for and TensorBoard is not installed.
+    """
+    if not (trainer.config.tensorboard and trainer.processes.is_first):
+        yield _NoLogs(folder, trainer)
+        return
+    import tensorboard  # noqa: F401
+
+    logs = Logs(folder / FOLDER, trainer)
+    try:
+        yield logs
+    finally:
+        logs.close()

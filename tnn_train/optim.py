@@ -1,0 +1,105 @@
+"""From the recipe to torch's optimizers and schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+from tnn_train.recipe import TrainConfig
+
+__all__ = ["Schedule", "build_optimizer"]
+
+_START = 1e-2
+"""The share of the learning rate at which a warm-up starts."""
+
+
+def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> Optimizer:
+    """Build the optimizer of all parameters of ``model`` that want a gradient.
+
+    Args:
+        model: What is trained.
+        head: The part of it that has ``config.head_learning_rate``.
+        config: The recipe.
+    """
+    of_head = {id(parameter) for parameter in head.parameters()}
+    head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = head_rate if id(parameter) in of_head else config.learning_rate
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    parameters: list[dict[str, Any]] = [
+        {"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()
+    ]
+    if config.optimizer == "sgd":
+        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0)
+    return {"adam": Adam, "adamw": AdamW}[config.optimizer](parameters, config.learning_rate)
+
+
+class Schedule:
+    """The learning rate over the steps of the optimizer and, for ``"plateau"``, over the epochs.
+
+    Args:
+        optimizer: Whose rates are set.
+        config: The recipe.
+        steps: Steps of the optimizer in an epoch.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: TrainConfig, steps: int) -> None:
+        self._by_step = _by_step(optimizer, config, steps)
+        self._by_epoch = (
+            ReduceLROnPlateau(optimizer, factor=config.decay_factor, patience=config.decay_epochs)
+            if config.schedule == "plateau"
+            else None
+        )
+
+    def after_step(self) -> None:
+        """Go on by one step."""
+        self._by_step.step()
+
+    def after_epoch(self, val_loss: float) -> None:
+        """Go on by one epoch."""
+        if self._by_epoch is not None:
+            self._by_epoch.step(val_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` restores."""
+        return {
+            "by_step": self._by_step.state_dict(),
+            "by_epoch": None if self._by_epoch is None else self._by_epoch.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._by_step.load_state_dict(state["by_step"])
+        if self._by_epoch is not None:
+            self._by_epoch.load_state_dict(state["by_epoch"])
+
+
+def _by_step(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
+    total, rise = config.epochs * steps, round(config.warmup_epochs * steps)
+    if config.schedule == "one-cycle":
+        return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=total)
+    later: LRScheduler
+    if config.schedule == "cosine":
+        later = CosineAnnealingLR(optimizer, max(1, total - rise))
+    elif config.schedule == "step":
+        later = StepLR(optimizer, config.decay_epochs * steps, config.decay_factor)
+    else:
+        later = ConstantLR(optimizer, factor=1.0)
+    if not rise:
+        return later
+    return SequentialLR(optimizer, [LinearLR(optimizer, _START, total_iters=rise), later], [rise])

@@ -1,0 +1,127 @@
+"""How a model is trained, as one frozen dataclass that checks its own values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnn_runtime.errors import UsageError
+from tnn_train.config import at_least, choose
+from tnn_train.data.augment import check_augmentations
+
+__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("one-cycle", "cosine", "step", "plateau", "constant")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe; the defaults give a newcomer a good model.
+
+    Args:
+        epochs: Passes over the training set.
+        batch_size: Images a step, of all processes together.
+        accumulate: Batches whose gradients are summed up before the optimizer moves.
+        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"`` (with Nesterov momentum).
+        learning_rate: Peak of the schedule.
+        head_learning_rate: That of the head, ``None`` for the same.
+        momentum: Of ``"sgd"``.
+        weight_decay: For matrices and kernels; biases, norms and the head's scalars have none.
+        schedule: ``"one-cycle"``, ``"cosine"``, ``"step"``, ``"plateau"`` or ``"constant"``.
+        warmup_epochs: Epochs in which the rate rises linearly; ``"one-cycle"`` has a rise of its own.
+        decay_epochs: ``"step"``: epochs between two falls; ``"plateau"``: epochs without a better validation loss.
+        decay_factor: What ``"step"`` and ``"plateau"`` multiply the rate by.
+        clip_norm: Largest norm of the gradient, ``None`` for any.
+        label_smoothing: Probability that is spread over all classes, 0 to below 1.
+        class_weights: ``"none"``, or ``"balanced"``: images of rare classes count for more, as in scikit-learn.
+        ema_decay: Decay of an exponential moving average of the weights, which is then validated and kept; ``None`` for
+            no average.
+        patience: Epochs without a better validation accuracy after which training stops, ``None`` for never.
+        augment: Names out of `tnn_train.data.augment.AUGMENTATIONS`; ``None`` for ``("crop",)``, or none at all where
+            the backbone is frozen.
+        weights: Start of the backbone: ``"imagenet"``, a file, a checkpoint folder, or ``None`` for random.
+        freeze_backbone: Whether only the head is trained, on embeddings that are computed once and kept on disk.
+        embedding_cache: Folder for these embeddings, ``None`` for one in the user's cache folder.
+        precision: ``"fp32"``, or ``"fp16"`` or ``"bf16"`` for the backbone's operations (the head stays in float32).
+        channels_last: Whether the backbone's tensors have their channels last in memory.
+        compile: Whether ``torch.compile`` translates the model first.
+        deterministic: Whether only deterministic operators may run, so that a GPU repeats its results, too.
+        save_steps: Save ``last`` every so many steps as well, ``None`` for after epochs only.
+        seed: For initial weights, data order and augmentation.
+        device: A torch device, or ``"auto"`` for CUDA where it works.
+        threads: CPU threads; ``None`` leaves torch's choice.
+        workers: Processes that decode images; ``None`` chooses.
+        tensorboard: Whether to write what TensorBoard reads, too.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    head_learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 0.05
+    schedule: str = "one-cycle"
+    warmup_epochs: float = 0.0
+    decay_epochs: int = 10
+    decay_factor: float = 0.1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    ema_decay: float | None = None
+    patience: int | None = None
+    augment: tuple[str, ...] | None = None
+    weights: str | None = None
+    freeze_backbone: bool = False
+    embedding_cache: str | None = None
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    save_steps: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    workers: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "epochs", "accumulate", "decay_epochs", *self._given("patience", "save_steps", "threads"))
+        at_least(self, 2, "batch_size")
+        at_least(self, 0, "seed", *self._given("workers"))
+        if self.seed >= 2**32:
+            raise UsageError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+        at_least(self, 0.0, "learning_rate", "weight_decay", "warmup_epochs", *self._given("head_learning_rate"))
+        choose("optimizer", self.optimizer, OPTIMIZERS)
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("class weights", self.class_weights, ("none", "balanced"))
+        choose("precision", self.precision, PRECISIONS)
+        for name in ("momentum", "label_smoothing", *self._given("ema_decay")):
+            at_least(self, 0.0, name)
+            if getattr(self, name) >= 1:
+                raise UsageError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to below 1")
+        for name in ("decay_factor", *self._given("clip_norm")):
+            at_least(self, 0.0, name)
+            if getattr(self, name) == 0:
+                raise UsageError(f"{name} is 0; expected a number above 0")
+        if self.schedule == "one-cycle" and self.warmup_epochs:
+            raise UsageError("warmup_epochs is for other schedules: one-cycle has a rise of its own; choose cosine")
+        if self.augment is not None:
+            check_augmentations(self.augment)
+        if self.freeze_backbone and self.augmentations:
+            raise UsageError(
+                f"augment is {' '.join(self.augmentations)} with freeze_backbone, where each image is embedded once; "
+                "leave augment out"
+            )
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The augmentations, with the default filled in."""
+        if self.augment is not None:
+            return tuple(self.augment)
+        return () if self.freeze_backbone else ("crop",)
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]

@@ -1,0 +1,50 @@
+"""The report of a finished training, with what it needs from the checkpoint and the images."""
+
+from __future__ import annotations
+
+import torch
+
+from tnn_train.checkpoint import load_checkpoint, versions
+from tnn_train.data import ImageData
+from tnn_train.embeddings import embed
+from tnn_train.heads import TverskyHead
+from tnn_train.loop import TrainResult
+from tnn_train.prototypes import even_sample
+from tnn_train.report import RunSummary, write_report
+
+__all__ = ["report_on"]
+
+_EMBEDDED_IMAGES = 2000
+
+
+def report_on(result: TrainResult, data: ImageData, device: torch.device, command: str | None = None) -> None:
+    """Write ``report.html`` into the folder of a run.
+
+    Args:
+        result: The finished training.
+        data: The images that it saw.
+        device: Where to embed the training images that are compared with the prototypes.
+        command: What was typed.
+    """
+    best = load_checkpoint(result.best)
+    head = best.model.head
+    indices, embeddings = None, None
+    if isinstance(head, TverskyHead):
+        indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
+        sample = data.train.subset(indices, best.preprocessing)
+        embeddings = embed(best.model.backbone, sample, device, cache=None).embeddings
+    summary = RunSummary(
+        name=f"{data.name}: {best.config.backbone} with a {best.config.head} head",
+        history=result.history,
+        test=result.test,
+        test_images=data.test,
+        class_names=data.class_names,
+        config=best.training,
+        head=head.cpu(),
+        train_images=data.train,
+        train_embeddings=embeddings,
+        train_indices=indices,
+        versions=versions(),
+        command=command,
+    )
+    write_report(result.folder / "report.html", summary)

@@ -1,0 +1,152 @@
+"""The folder of a run: what is written there, when, and in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tnn_runtime.errors import UsageError
+from tnn_runtime.storage import refuse_existing, write_json, write_text
+from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
+from tnn_train.data import ImageSet
+from tnn_train.evaluation import Evaluation
+from tnn_train.models import ImageModel
+from tnn_train.trainer import Trainer
+
+__all__ = ["BEST", "LAST", "RunFolder", "check_run_folder"]
+
+BEST, LAST = "best", "last"
+RESULTS_SCHEMA = 1
+
+_SECONDS_BETWEEN = 5.0
+"""Epochs shorter than this, as those on embeddings are, are not saved each."""
+_PARITY_SAMPLES = 128
+_SAMPLE_BYTES = 16 << 20
+
+
+class RunFolder:
+    """Writes ``best``, ``last``, ``metrics.jsonl`` and ``results.json``, from the first process only.
+
+    ``best`` is written before ``last``: a kill between the two leaves a ``last`` from which the same best epoch comes out
+    again. Both are whole at any moment.
+
+    Args:
+        folder: The run folder; nothing is written, or removed, before there is a first checkpoint to save.
+        trainer: Whose progress is written.
+        is_resumed: Whether the folder holds this training already; what it holds otherwise is replaced.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer, *, is_resumed: bool) -> None:
+        self.folder, self.trainer = folder, trainer
+        self.is_begun = is_resumed
+        self._samples = _samples(trainer.data.val)
+        self._saved = -math.inf
+
+    def save(self, *, is_urgent: bool) -> None:
+        """Save the state of the training, unless the last save was a moment ago and this one is not urgent."""
+        # Every process takes part in making the state.
+        state = self.trainer.state()
+        if not self.trainer.processes.is_first or not (
+            is_urgent or time.monotonic() - self._saved >= _SECONDS_BETWEEN
+        ):
+            return
+        if not self.is_begun and self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.is_begun = True
+        trainer = self.trainer
+        if trainer.best is not None:
+            save_checkpoint(self.folder / BEST, self._checkpoint(trainer.best, trainer.best_row), overwrite=True)
+            trainer.best = None
+        row = trainer.history[-1] if trainer.history else {}
+        save_checkpoint(self.folder / LAST, self._checkpoint(trainer.model, row), state, overwrite=True)
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in trainer.history))
+        self._saved = time.monotonic()
+
+    def restore(self) -> None:
+        """Let the trainer go on from ``last``."""
+        last = self.folder / LAST
+        self.trainer.restore(load_checkpoint(last).model, load_trainer_state(last), str(last))
+
+    def load_best(self) -> ImageModel:
+        """Return the model of the best epoch, on the trainer's device."""
+        return load_checkpoint(self.folder / BEST).model.to(self.trainer.device)
+
+    def finish(self, test: Evaluation) -> None:
+        """Write ``results.json``."""
+        trainer = self.trainer
+        if not trainer.processes.is_first:
+            return
+        data, best = trainer.data, trainer.best_row
+        seconds = sum(row["seconds"] for row in trainer.history)
+        write_json(
+            self.folder / "results.json",
+            {
+                "schema_version": RESULTS_SCHEMA,
+                "config": self._config(),
+                "test_accuracy": test.accuracy,
+                "test_loss": test.loss,
+                "ece": test.calibration().ece,
+                "best_epoch": best["epoch"],
+                "val_accuracy": best["val_accuracy"],
+                "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+                "class_names": list(data.class_names),
+                "confusion": test.confusion.tolist(),
+                "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+                "seconds": seconds,
+                "images_per_second": sum(row["seconds"] * row["images_per_second"] for row in trainer.history) / seconds,
+                "device": _device_name(trainer.device),
+                "processes": trainer.processes.count,
+                "threads": torch.get_num_threads(),
+                "versions": versions(),
+            },
+        )
+
+    def _checkpoint(self, model: ImageModel, row: dict[str, Any]) -> Checkpoint:
+        trainer = self.trainer
+        return Checkpoint(
+            model,
+            trainer.model_config,
+            trainer.data.preprocessing,
+            trainer.data.class_names,
+            self._samples,
+            row,
+            self._config(),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "data": dataclasses.asdict(trainer.data.config),
+            "model": dataclasses.asdict(trainer.model_config),
+            "train": dataclasses.asdict(trainer.config),
+        }
+
+
+def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make sure that a training may be written to ``folder``, or resumed from it.
+
+    Raises:
+        OutputExistsError: If it exists and is neither to be overwritten nor resumed.
+        UsageError: If there is nothing to resume.
+    """
+    if not resume:
+        refuse_existing(folder, BEST if (folder / BEST).exists() else LAST, overwrite=overwrite)
+    elif not (folder / LAST).exists() and not (folder / f".{LAST}.previous").exists():
+        raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
+
+
+def _samples(images: ImageSet) -> NDArray[np.uint8]:
+    return images.sample(max(1, min(_PARITY_SAMPLES, _SAMPLE_BYTES // math.prod(images.preprocessing.shape))))
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

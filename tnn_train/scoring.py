@@ -1,0 +1,53 @@
+"""Evaluation of a model, or of its trained part, on labelled items."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from tnn_train.data import ImageSet
+from tnn_train.data.loader import evaluation_loader
+from tnn_train.distributed import Processes
+from tnn_train.evaluation import Evaluation
+from tnn_train.models import ImageModel, Normalize
+
+__all__ = ["evaluate", "score"]
+
+
+def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Evaluation:
+    """Return a model's answers on a set, in evaluation mode.
+
+    Args:
+        model: The model, on any device.
+        images: The images.
+        batch_size: How many of them at a time.
+    """
+    device = next(model.parameters()).device
+    return score(model, Normalize(images.preprocessing).to(device), images, Processes(0, 1, device), batch_size)
+
+
+def score(
+    learner: nn.Module, prepare: nn.Module, items: Dataset[Any], processes: Processes, batch_size: int = 64
+) -> Evaluation:
+    """Return the answers of a model, or of a part of one, each process computing its share.
+
+    Args:
+        learner: From inputs to logits ``[N, C]``.
+        prepare: From batches of items to inputs.
+        items: Pairs of an item and its label.
+        processes: Who shares the work.
+        batch_size: Items at a time.
+    """
+    learner.eval()
+    logits, labels = [], []
+    loader = evaluation_loader(items, batch_size, processes.rank, processes.count)
+    hidden = None if processes.is_first else True
+    with torch.inference_mode():
+        for batch, target in tqdm(loader, desc="evaluating", unit="batch", disable=hidden, leave=False, delay=1):
+            logits.append(learner(prepare(batch.to(processes.device))).float().cpu())
+            labels.append(target)
+    return Evaluation.of(processes.interleave(torch.cat(logits)), processes.interleave(torch.cat(labels)))

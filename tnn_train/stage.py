@@ -1,0 +1,65 @@
+"""What is trained, and on what: the whole model on images, or the head alone on embeddings."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from tnn_train.data import ImageData, ImageSet
+from tnn_train.data.augment import AugmentedSet
+from tnn_train.embeddings import EmbeddingSet, default_cache, embed
+from tnn_train.models import ImageModel, Normalize
+from tnn_train.recipe import TrainConfig
+
+__all__ = ["Stage", "set_stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The trained part of a model, and the data sets as that part sees them.
+
+    Args:
+        model: The whole model.
+        learner: What is trained: the model, or its head.
+        prepare: From a batch of the data sets, on the device, to inputs of the learner.
+        train: Training items, by ``(epoch, index)``.
+        val: Validation items.
+        test: Test items.
+    """
+
+    model: ImageModel
+    learner: nn.Module
+    prepare: nn.Module
+    train: Dataset[tuple[Tensor, int]]
+    val: ImageSet | EmbeddingSet
+    test: ImageSet | EmbeddingSet
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return the embeddings ``[N, D]`` of inputs of the learner."""
+        embeddings: Tensor = self.model.backbone(inputs) if self.learner is self.model else inputs
+        return embeddings
+
+    def whole(self, learner: nn.Module) -> ImageModel:
+        """Return the whole model with ``learner``, the learner or a copy of it, in its place."""
+        return learner if isinstance(learner, ImageModel) else ImageModel(self.model.backbone, learner)
+
+    def snapshot(self, learner: nn.Module) -> ImageModel:
+        """Return a model that further training does not change."""
+        return self.whole(copy.deepcopy(learner))
+
+
+def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: torch.device) -> Stage:
+    """Bring the model to the device and the data into the form that is trained on."""
+    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    if not config.freeze_backbone:
+        train = AugmentedSet(data.train, config.augmentations, config.seed)
+        return Stage(model, model, Normalize(data.preprocessing).to(device), train, data.val, data.test)
+    model.backbone.requires_grad_(False)
+    cache = default_cache() if config.embedding_cache is None else Path(config.embedding_cache)
+    train, val, test = (embed(model.backbone, images, device, cache) for images in (data.train, data.val, data.test))
+    return Stage(model, model.head, nn.Identity(), train, val, test)

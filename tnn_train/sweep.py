@@ -1,0 +1,95 @@
+"""Heads over seeds, treated alike, and their comparison: ``tnn-train sweep``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tnn_runtime.errors import UsageError
+from tnn_train.arguments import Configuration, parse
+from tnn_train.compare import compare_runs, write_comparison
+from tnn_train.config import choose
+from tnn_train.data import ImageData, load_data
+from tnn_train.heads import HEADS
+from tnn_train.loop import TrainResult, check_run_folder, train
+from tnn_train.recipe import TrainConfig
+from tnn_train.run import LAST
+
+__all__ = ["command"]
+
+_DESCRIPTION = """Train heads from several seeds with the same data and recipe, and compare them.
+
+With --freeze-backbone the images are embedded once, and each head takes seconds:
+  tnn-train sweep --data mnist --data-root ~/data --weights runs/cifar/best --freeze-backbone --out runs/probe
+
+what it writes:
+  OUT/HEAD-SEED/     a run folder each, as tnn-train would
+  OUT/compare.html   the comparison that is printed
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sweep(Configuration):
+    """Many trainings.
+
+    Args:
+        out: Folder to make.
+        heads: Which heads.
+        seeds: How many seeds, counted from --seed.
+        learning_rates: Rates out of which each head gets the one that is best on validation with the first seed;
+            --learning-rate for all if none are given.
+        config: TOML file whose values replace the defaults below.
+        resume: Go on with what OUT lacks.
+    """
+
+    out: Path
+    heads: tuple[str, ...] = ("linear", "tversky")
+    seeds: int = 5
+    learning_rates: tuple[float, ...] = ()
+    config: Path | None = None
+    resume: bool = False
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run ``tnn-train sweep``."""
+    options = parse(_Sweep, "tnn-train sweep", _DESCRIPTION, arguments)
+    for head in options.heads:
+        choose("head", head, HEADS)
+    if options.seeds < 1 or not options.heads:
+        raise UsageError(f"got {options.seeds} seeds and {len(options.heads)} heads; expected at least 1 of both")
+    if not options.resume:
+        check_run_folder(options.out, overwrite=False, resume=False)
+    data = load_data(options.data)
+    folders = []
+    for head in options.heads:
+        recipe = _with_best_rate(options, data, head)
+        for number in range(options.seeds):
+            folder = options.out / f"{head}-{recipe.seed + number}"
+            _train(options, data, head, dataclasses.replace(recipe, seed=recipe.seed + number), folder)
+            folders.append(folder)
+    comparison = compare_runs(folders)
+    write_comparison(options.out / "compare.html", comparison)
+    print(comparison.table())
+    print(f"wrote {options.out / 'compare.html'}")
+
+
+def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
+    """Return the recipe with the learning rate that is best on validation with the first seed."""
+    if not options.learning_rates:
+        return options.train
+    tried = []
+    for rate in options.learning_rates:
+        recipe = dataclasses.replace(options.train, learning_rate=rate)
+        result = _train(options, data, head, recipe, options.out / "rates" / f"{head}-{rate:g}")
+        tried.append((max(row["val_accuracy"] for row in result.history), recipe))
+    accuracy, best = max(tried, key=lambda pair: pair[0])
+    print(f"{head}: learning rate {best.learning_rate:g}, validation accuracy {accuracy:.4f}")
+    return best
+
+
+def _train(options: _Sweep, data: ImageData, head: str, recipe: TrainConfig, folder: Path) -> TrainResult:
+    model = dataclasses.replace(options.model, head=head)
+    resume = options.resume and (folder / LAST).exists()
+    return train(data, folder, model, recipe, resume=resume, overwrite=options.resume)

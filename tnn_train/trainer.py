@@ -1,0 +1,321 @@
+"""One training: its state, its steps and its epochs. What is random follows from the seed and the position alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from tnn_runtime.errors import UsageError
+from tnn_train.config import ModelConfig
+from tnn_train.data import ImageData
+from tnn_train.data.augment import mixing
+from tnn_train.data.loader import EpochBatches, training_loader
+from tnn_train.distributed import Processes
+from tnn_train.errors import TrainingError
+from tnn_train.evaluation import Evaluation
+from tnn_train.heads import TverskyHead
+from tnn_train.inits import class_means
+from tnn_train.models import ImageModel
+from tnn_train.optim import Schedule, build_optimizer
+from tnn_train.recipe import TrainConfig
+from tnn_train.scoring import score
+from tnn_train.stage import Stage
+
+__all__ = ["Trainer", "rank"]
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NOT_OF_THE_RESULT = ("device", "threads", "workers", "tensorboard", "save_steps", "embedding_cache")
+
+
+class Trainer:
+    """All that changes during a training, so that it can be saved and restored.
+
+    Args:
+        stage: What is trained, and on what.
+        data: Where it comes from.
+        model_config: What the model was built from.
+        config: The recipe.
+        processes: The processes that train together.
+
+    Attributes:
+        epoch: Whole epochs that are done.
+        batch: Batches of the running epoch that are done.
+        history: One dictionary for each whole epoch, as in ``metrics.jsonl``.
+        best: The model after the best epoch, if that was in this process's time.
+    """
+
+    def __init__(
+        self, stage: Stage, data: ImageData, model_config: ModelConfig, config: TrainConfig, processes: Processes
+    ) -> None:
+        self.stage, self.data, self.model_config, self.config = stage, data, model_config, config
+        self.processes, self.device = processes, processes.device
+        self.epoch, self.batch, self.seconds = 0, 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best: ImageModel | None = None
+        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._batches = self._order(processes.rank, processes.count)
+        self._loader = training_loader(stage.train, self._batches, config.workers)
+        self._average = None if config.ema_decay is None else _average(stage.learner, config.ema_decay)
+        self._forward = processes.wrap(stage.learner)
+        if config.compile:
+            self._forward.compile()
+        self._optimizer = build_optimizer(stage.learner, stage.model.head, config)
+        self._schedule = Schedule(self._optimizer, config, math.ceil(len(self._batches) / config.accumulate))
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self._mix = mixing(config.augmentations, len(data.class_names))
+        self._class_weights = _class_weights(data, self.device) if config.class_weights == "balanced" else None
+
+    @property
+    def model(self) -> ImageModel:
+        """The model as it is validated and saved: the average of the weights, if there is one."""
+        return self.stage.whole(self.stage.learner if self._average is None else self._average.module)
+
+    @property
+    def step(self) -> int:
+        """Batches that are done since the training began."""
+        return self.epoch * len(self._batches) + self.batch
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the running epoch so far, of this process."""
+        return float(self._sums[0] / self._sums[2])
+
+    @property
+    def best_row(self) -> dict[str, Any]:
+        """The row of the best epoch by validation."""
+        return max(self.history, key=rank)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or validation has not improved for long enough."""
+        patience = self.config.patience
+        waited = self.history and self.epoch - self.best_row["epoch"]
+        return self.epoch >= self.config.epochs or (patience is not None and bool(waited) and waited >= patience)
+
+    def start_at_class_means(self) -> None:
+        """Move the prototypes to means of the embeddings of their classes, in one pass over the training images.
+
+        Batch norm works as in training, so that the embeddings are those of the first epoch.
+        """
+        head = self.stage.model.head
+        assert isinstance(head, TverskyHead)
+        loader = training_loader(self.stage.train, self._order(0, 1), self.config.workers)
+        self.stage.learner.train()
+
+        def embeddings() -> Iterator[tuple[Tensor, Tensor]]:
+            for images, labels in tqdm(loader, desc="class means", unit="batch", disable=None, leave=False, delay=2):
+                yield self.stage.embed(self.stage.prepare(images.to(self.device))), labels
+
+        with torch.no_grad():
+            head.prototypes.copy_(class_means(embeddings(), head.num_classes, len(head.prototypes)))
+
+    def steps(self) -> Iterator[None]:
+        """Train to the end of the running epoch, and pause after each step of the optimizer."""
+        self.stage.learner.train()
+        self._batches.set_position(self.epoch, self.batch)
+        started, self.seconds = time.perf_counter() - self.seconds, 0.0
+        progress = tqdm(
+            self._loader,
+            desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
+            unit="batch",
+            initial=self.batch,
+            total=len(self._batches),
+            disable=None if self.processes.is_first else True,
+        )
+        with progress:
+            for images, labels in progress:
+                self._learn(images, labels)
+                self.seconds = time.perf_counter() - started
+                if self.batch % self.config.accumulate == 0 or self.batch == len(self._batches):
+                    self._move()
+                    yield
+                loss, right, seen = self._sums.tolist()
+                progress.set_postfix_str(
+                    f"loss {loss / seen:.3f}, accuracy {right / seen:.3f}, "
+                    f"{seen * self.processes.count / self.seconds:.0f} images/s"
+                )
+
+    def end_epoch(self) -> Evaluation:
+        """Validate, and enter the epoch in the history."""
+        loss, right, seen = self._total().tolist()
+        val = self.evaluate(self.model, "val")
+        if not math.isfinite(val.loss):
+            raise _diverged(val.loss, f"the validation after epoch {self.epoch + 1}")
+        rate = self._optimizer.param_groups[0]["lr"]
+        self._schedule.after_epoch(val.loss)
+        self.epoch += 1
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "train_loss": loss / seen,
+                "train_accuracy": right / seen,
+                "val_loss": val.loss,
+                "val_accuracy": val.accuracy,
+                "learning_rate": rate,
+                "seconds": self.seconds,
+                "images_per_second": seen / self.seconds,
+            }
+        )
+        if self.best_row is self.history[-1]:
+            self.best = self.stage.snapshot(self.stage.learner if self._average is None else self._average.module)
+        self.batch, self.seconds = 0, 0.0
+        self._sums.zero_()
+        return val
+
+    def evaluate(self, model: ImageModel, part: str) -> Evaluation:
+        """Evaluate a model made by `Stage.whole` on the part ``"val"`` or ``"test"`` of the data."""
+        learner = model if self.stage.learner is self.stage.model else model.head
+        return score(learner, self.stage.prepare, getattr(self.stage, part), self.processes)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs beside the saved model."""
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "sums": self._total(),
+            "seconds": self.seconds,
+            "history": json.dumps(self.history),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "learner": None if self._average is None else self.stage.learner.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "identity": self.identity(),
+        }
+
+    def restore(self, model: ImageModel, state: dict[str, Any], name: str) -> None:
+        """Go on from a saved model and state.
+
+        Args:
+            model: The model that was saved with the state.
+            state: What `state` returned.
+            name: What to call it in an error.
+
+        Raises:
+            UsageError: If it belongs to another training; the message lists what differs.
+        """
+        ours, theirs = json.loads(self.identity()), json.loads(state["identity"])
+        if changed := list(_differences(ours, theirs)):
+            raise UsageError(
+                f"{name} belongs to another training ({'; '.join(changed)}); repeat its options to resume it"
+            )
+        if self._average is None:
+            self.stage.model.load_state_dict(model.state_dict())
+        else:
+            self.stage.learner.load_state_dict(state["learner"])
+            self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
+        self.history = json.loads(state["history"])
+        if self.processes.is_first:
+            self._sums = state["sums"]
+
+    def identity(self) -> str:
+        """Return what a resumed training must share with the interrupted one, as JSON."""
+        recipe = dataclasses.asdict(self.config)
+        for name in _NOT_OF_THE_RESULT:
+            del recipe[name]
+        labels = hashlib.sha256(self.data.train.labels.tobytes() + self.data.val.labels.tobytes()).hexdigest()
+        images = {
+            "images": len(self.data.train),
+            "labels": labels,
+            "classes": self.data.class_names,
+            "preprocessing": dataclasses.asdict(self.data.preprocessing),
+        }
+        return json.dumps({**recipe, **images, "model": dataclasses.asdict(self.model_config)}, sort_keys=True)
+
+    def _order(self, rank: int, count: int) -> EpochBatches:
+        return EpochBatches(len(self.data.train), self.config.batch_size, self.config.seed, rank, count)
+
+    def _learn(self, images: Tensor, labels: Tensor) -> None:
+        """Add the gradients of one batch."""
+        position = (self.config.seed, self.epoch, self.batch, self.processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        images, labels = images.to(self.device), labels.to(self.device)
+        with torch.no_grad():
+            inputs = self.stage.prepare(images)
+        targets = labels
+        if self._mix is not None:
+            inputs, targets = self._mix(inputs, labels)
+        dtype = _DTYPES[self.config.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self._forward(inputs)
+        loss = functional.cross_entropy(
+            logits.float(), targets, self._class_weights, label_smoothing=self.config.label_smoothing
+        )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _diverged(value, f"epoch {self.epoch + 1}, step {self.batch + 1}")
+        whole = min(self.config.batch_size, len(self.data.train) - self.batch * self.config.batch_size)
+        share = len(labels) * self.processes.count / whole
+        self._scaler.scale(loss * (share / self.config.accumulate)).backward()  # type: ignore[no-untyped-call]
+        self.batch += 1
+        right = int((logits.argmax(1) == labels).sum())
+        self._sums += torch.tensor([value * len(labels), right, len(labels)], dtype=torch.float64)
+
+    def _move(self) -> None:
+        """Let the optimizer make its step."""
+        if self.config.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.stage.learner.parameters(), self.config.clip_norm)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        if self._scaler.get_scale() >= scale:
+            self._schedule.after_step()
+        if self._average is not None:
+            self._average.update_parameters(self.stage.learner)
+
+    def _total(self) -> Tensor:
+        """Return sums over the running epoch and all processes: of losses, right answers and images."""
+        return self.processes.sum(self._sums.clone()).cpu()
+
+
+def rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Return what the best epoch has the largest of: validation accuracy, then the smallest loss."""
+    return row["val_accuracy"], -row["val_loss"]
+
+
+def _average(learner: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average, which forgets faster at the start, so that random weights do not linger."""
+
+    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        return old + (new - old) * (1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return AveragedModel(learner, avg_fn=average, use_buffers=True)
+
+
+def _class_weights(data: ImageData, device: torch.device) -> Tensor:
+    weights = compute_class_weight("balanced", classes=np.arange(len(data.class_names)), y=data.train.labels)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*ours, *theirs}):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            yield f"{prefix}{key}: was {other}, now {one}"
+
+
+def _diverged(loss: float, where: str) -> TrainingError:
+    return TrainingError(
+        f"the loss is {loss} at {where}; earlier checkpoints are kept; try a lower learning rate, or clip_norm (--clip-norm 1)"
+    )
