@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tnn_runtime.console import Parser
+from tnn_train.backbones import BACKBONES, check_backbone
 from tnn_train.config import CLASS_MEANS, SCALARS, ModelConfig, TrainConfig, TverskyConfig, choose
 from tnn_train.data import DATASETS, load_data
 from tnn_train.heads import HEADS
 from tnn_train.inits import INITS
 from tnn_train.loop import check_run_folder, pick_device, resolve, train
-from tnn_train.models import BACKBONES
 from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
@@ -124,7 +124,7 @@ def _parser() -> Parser:
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train``."""
     options = _parser().parse_args(arguments)
-    choose("backbone", options.backbone, BACKBONES)
+    check_backbone(options.backbone)
     choose("head", options.head, HEADS)
     recipe = _recipe(options)
     tversky = TverskyConfig(**{name: getattr(options, name) for name in _TVERSKY})

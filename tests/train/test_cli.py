@@ -62,7 +62,7 @@ def test_an_interruption_says_how_to_go_on(
             ["--data", "digits", "--out", "run", "--head", "cosine"],
             "unknown head 'cosine'; choose from linear, tversky",
         ),
-        (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; choose from resnet18"),
+        (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
         (["--data", "digits", "--out", "run", "--difference", "x"], "unknown difference 'x'; choose from ignorematch"),
         (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
         (["--data", "digits", "--out", "run", "--seed", "5000000000"], "seed is 5000000000; expected 0 to 4294967295"),
