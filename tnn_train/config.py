@@ -109,13 +109,13 @@ class ModelConfig:
     """A backbone and a head.
 
     Args:
-        backbone: A key of `tnn_train.models.BACKBONES`.
+        backbone: A key of `tnn_train.backbones.BACKBONES`: a classifier of torchvision whose last layer is linear.
         head: A key of `tnn_train.heads.HEADS`.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).
-        stem: ``"auto"``: `tnn_train.train` chooses by the size of the images, `build_model` takes ``"small"``;
-            ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels;
-            ``"imagenet"``: torchvision's 7x7 convolution with stride 2 and pooling.
+        stem: ``"auto"``: `tnn_train.train` chooses by the size of the images, `build_model` takes ``"small"`` in
+            ResNets; ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels, in
+            ResNets only; ``"imagenet"``: torchvision's, in ResNets a 7x7 convolution with stride 2 and pooling.
         tversky: The form of the head if ``head`` is ``"tversky"``.
     """
 

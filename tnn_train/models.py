@@ -1,21 +1,18 @@
 """A backbone and a head, and the normalisation in front of them."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from tnn_runtime.preprocess import Preprocessing
-from tnn_train.config import ModelConfig, choose
+from tnn_train.backbones import BACKBONES, build_backbone
+from tnn_train.config import ModelConfig
 from tnn_train.heads import build_head
 
 __all__ = ["BACKBONES", "ImageModel", "Normalize", "build_model"]
-
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
-    name: getattr(torchvision.models, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-}
 
 
 class ImageModel(nn.Module):
@@ -35,6 +32,16 @@ class ImageModel(nn.Module):
         """Return logits ``[N, classes]``."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as ``nn.Module.load_state_dict`` does.
+
+        A safetensors file does not tell the versions of modules, which MNASNet asks for: they count as this model's.
+        """
+        state: Any = OrderedDict(state_dict)
+        ours: Any = self.state_dict()
+        state._metadata = getattr(state_dict, "_metadata", ours._metadata)
+        return super().load_state_dict(state, strict, assign)
 
 
 class Normalize(nn.Module):
@@ -61,15 +68,7 @@ def build_model(config: ModelConfig) -> ImageModel:
     """Build an untrained model.
 
     Raises:
-        UsageError: If the configuration names an unknown backbone, head or measure.
+        UsageError: If the configuration names an unknown backbone or head, or a stem that the backbone cannot have.
     """
-    choose("backbone", config.backbone, BACKBONES)
-    backbone: Any = BACKBONES[config.backbone]()
-    features = backbone.fc.in_features
-    backbone.fc = nn.Identity()
-    if config.stem != "imagenet":
-        backbone.conv1 = nn.Conv2d(config.in_channels, 64, kernel_size=3, padding=1, bias=False)
-        backbone.maxpool = nn.Identity()
-    elif config.in_channels != 3:
-        backbone.conv1 = nn.Conv2d(config.in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    backbone, features = build_backbone(config)
     return ImageModel(backbone, build_head(features, config))

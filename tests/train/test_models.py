@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional
 from tnn_runtime import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train import LinearHead, ModelConfig, TverskyHead, build_model
-from tnn_train.models import BACKBONES, Normalize
+from tnn_train.models import Normalize
 
 
 def test_normalisation_is_torchvisions() -> None:
@@ -42,7 +42,7 @@ def test_the_twins_differ_in_the_head_only() -> None:
 
 
 def test_unknown_parts_list_the_choices() -> None:
-    with pytest.raises(UsageError, match=f"unknown backbone 'resnet19'; choose from {', '.join(BACKBONES)}"):
+    with pytest.raises(UsageError, match="unknown backbone 'resnet19'; the nearest are resnet18, "):
         build_model(ModelConfig(backbone="resnet19"))
     with pytest.raises(UsageError, match="unknown stem 'large'; choose from auto, imagenet, small"):
         ModelConfig(stem="large")

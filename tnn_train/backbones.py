@@ -1,0 +1,146 @@
+"""Backbones: torchvision's classifiers of images without their last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+
+import torch
+import torchvision
+from torch import nn
+
+from tnn_runtime.errors import UsageError
+from tnn_train.config import ModelConfig
+
+__all__ = ["BACKBONES", "build_backbone", "check_backbone", "check_image_size", "has_resnet_stem"]
+
+_AUXILIARY = "its auxiliary classifiers make it return several outputs"
+_CONVOLUTION = "its last layer is a convolution, and only a linear one can be exchanged for a head"
+_UNUSABLE = {
+    "googlenet": _AUXILIARY,
+    "inception_v3": _AUXILIARY,
+    "squeezenet1_0": _CONVOLUTION,
+    "squeezenet1_1": _CONVOLUTION,
+}
+
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    name: partial(torchvision.models.get_model, name)
+    for name in torchvision.models.list_models(module=torchvision.models)
+    if name not in _UNUSABLE
+}
+"""For each name what makes the classifier, untrained: RGB images to logits, its linear last layer registered last."""
+
+_SIDES = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384)
+
+
+def check_backbone(name: str) -> None:
+    """Make sure that there is a backbone of this name.
+
+    Raises:
+        UsageError: If not, with the nearest names or the reason why torchvision's model cannot be used.
+    """
+    if name in BACKBONES:
+        return
+    if name in _UNUSABLE:
+        raise UsageError(f"backbone {name} cannot be used: {_UNUSABLE[name]}; choose another, such as resnet18")
+    if name in torchvision.models.list_models():
+        raise UsageError(f"{name} is quantised or does not classify single images; choose another, such as resnet18")
+    near = get_close_matches(str(name), BACKBONES)
+    raise UsageError(
+        f"unknown backbone {name!r}; "
+        + (f"the nearest are {', '.join(near)}" if near else "choose a classifier of torchvision, such as resnet18")
+    )
+
+
+def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
+    """Build an untrained backbone.
+
+    Its embedding is what the classifier's last layer got. One that takes grey images computes what the RGB one would
+    from three equal channels.
+
+    Returns:
+        A module from images ``[N, in_channels, H, W]`` to embeddings ``[N, D]``, and D.
+
+    Raises:
+        UsageError: If there is no such backbone, or it cannot have the stem.
+    """
+    check_backbone(config.backbone)
+    backbone = BACKBONES[config.backbone]()
+    name, last = list(backbone.named_modules())[-1]
+    _, convolution = _first_convolution(backbone)
+    if not isinstance(last, nn.Linear) or convolution is None or convolution.in_channels != 3:
+        raise UsageError(
+            f"backbone {config.backbone} ends with {type(last).__name__} and starts with {convolution}; expected "
+            "a Linear, registered last, and a Conv2d of 3 channels, registered first"
+        )
+    backbone.set_submodule(name, nn.Identity())
+    small = config.stem == "small" or (config.stem == "auto" and _resnet_stem(backbone))
+    if small and not _resnet_stem(backbone):
+        raise UsageError(f"backbone {config.backbone} has no small stem, only ResNets have; choose the stem imagenet")
+    if small:
+        backbone.conv1 = nn.Conv2d(config.in_channels, convolution.out_channels, kernel_size=3, padding=1, bias=False)
+        backbone.maxpool = nn.Identity()
+    elif config.in_channels == 1:
+        convolution.weight = nn.Parameter(convolution.weight.detach().sum(1, keepdim=True))
+        convolution.in_channels = 1
+    return backbone, last.in_features
+
+
+def has_resnet_stem(name: str) -> bool:
+    """Return whether a backbone starts with ``conv1`` and ``maxpool``, so that it can have the stem ``"small"``.
+
+    Raises:
+        UsageError: If there is no such backbone.
+    """
+    return _resnet_stem(_on_meta(ModelConfig(name, stem="imagenet")))
+
+
+def check_image_size(config: ModelConfig, height: int, width: int) -> None:
+    """Make sure that a backbone takes images of this size, by running it without data on torch's meta device.
+
+    Args:
+        config: The backbone, its stem and its channels.
+        height: Rows of the images, in pixels.
+        width: Columns of the images, in pixels.
+
+    Raises:
+        UsageError: If it does not, with the size that it takes; and as `build_backbone`.
+    """
+    backbone = _on_meta(config).eval()
+    failure = _failure(backbone, config.in_channels, height, width)
+    if failure is None:
+        return
+    sides = [side for side in _SIDES if _failure(backbone, config.in_channels, side, side) is None]
+    larger = " or larger" if len(sides) > 1 else ""
+    expected = f"{sides[0]}x{sides[0]}{larger}" if sides else f"a size that it takes ({failure})"
+    raise UsageError(
+        f"backbone {config.backbone} does not take images of {height}x{width} pixels; expected {expected}: choose "
+        "another --image-size (image_size=) or backbone"
+    )
+
+
+def _failure(backbone: nn.Module, channels: int, height: int, width: int) -> Exception | None:
+    try:
+        with torch.inference_mode():
+            backbone(torch.empty(2, channels, height, width, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return error
+    return None
+
+
+def _on_meta(config: ModelConfig) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build_backbone(config)[0]
+        except NotImplementedError:  # RegNets find the widths of their layers with tensors, which need data.
+            return build_backbone(config)[0].to("meta")
+
+
+def _resnet_stem(backbone: nn.Module) -> bool:
+    return _first_convolution(backbone)[0] == "conv1" and hasattr(backbone, "maxpool")
+
+
+def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d | None]:
+    return next(((name, part) for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)), ("", None))

@@ -1,0 +1,218 @@
+"""Weights to start a training from: of ImageNet, of a file, or of a checkpoint of this project."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_train.backbones import check_backbone, has_resnet_stem
+from tnn_train.checkpoint import load_checkpoint
+from tnn_train.config import ModelConfig
+from tnn_train.models import ImageModel
+
+__all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "load_weights", "resolve_stem"]
+
+IMAGENET = "imagenet"
+"""The source that stands for torchvision's weights, trained on ImageNet."""
+
+SMALL_IMAGE = 96
+"""Images of fewer pixels a side get the small stem, unless weights decide."""
+
+_LUMA = (0.299, 0.587, 0.114)
+"""How much of a grey pixel is red, green and blue (ITU-R BT.601), as Pillow makes it."""
+
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How the images were normalised with which weights were trained, ``(pixel / 255 - mean) / std``.
+
+    Args:
+        mean: One value a channel.
+        std: One value a channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statistics | None:
+    """Give the backbone of a model the weights of another training; its head stays as it is.
+
+    Weights of the last layer are left out; all others must fit. Where the model takes grey images and the weights are
+    for RGB, those of the first convolution are summed over the channels: a grey image is an RGB one of three equal
+    channels, on which the sum gives what the three gave.
+
+    Args:
+        model: The model; if the weights do not fit, it is not changed.
+        config: What it was built from.
+        source: ``"imagenet"``, which torchvision downloads once; a file (``.pth``, ``.pt`` or ``.safetensors``) with a
+            state dict of torchvision's model, also below ``state_dict`` or ``model``, and with the prefix ``module.``
+            or ``backbone.``; or a checkpoint folder of this project with the same backbone.
+
+    Returns:
+        The normalisation that belongs to the weights, or ``None`` for a file, which does not tell. For grey images the
+        channels are averaged by their share in a grey pixel; this is exact for the mean, and for the deviation where
+        the channels rise and fall together, as they nearly do.
+
+    Raises:
+        UsageError: If there are no such weights, or they do not fit the backbone and its stem.
+        ArtifactError: If they cannot be downloaded or read.
+    """
+    backbone = model.backbone
+    if source == IMAGENET and _stem(backbone.state_dict()) == "small":
+        raise UsageError(
+            "weights of ImageNet do not fit the small stem; choose --stem imagenet (stem='imagenet') and an image size "
+            "of 96 or more, better 224"
+        )
+    found, statistics = _read(config, source)
+    last = [name for name, _ in backbone.named_modules()][-1]
+    found = {name: value for name, value in found.items() if name.rpartition(".")[0] != last}
+    own: dict[str, Tensor] = backbone.state_dict()
+    first = next(f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
+    if first in found and own[first].shape[1] == 1 and found[first].shape[1:2] == (3,):
+        found[first] = found[first].float().sum(1, keepdim=True)
+    _compare(found, own, f"weights of {source} do not fit backbone {config.backbone}")
+    with torch.no_grad():
+        for name, value in found.items():
+            own[name].copy_(value)
+    return statistics if statistics is None or config.in_channels == 3 else _grey(statistics)
+
+
+def resolve_stem(config: ModelConfig, height: int, width: int, source: str | None = None) -> str:
+    """Return the stem for which ``"auto"`` stands: the one of the weights, or else by the size of the images.
+
+    Args:
+        config: The backbone and the stem; one other than ``"auto"`` is returned as it is.
+        height: Rows of the images, in pixels.
+        width: Columns of the images, in pixels.
+        source: What `load_weights` shall load; ``None`` if nothing.
+
+    Raises:
+        UsageError: As `load_weights`, or if there is no such backbone.
+        ArtifactError: As `load_weights`.
+    """
+    if config.stem != "auto":
+        return config.stem
+    if source == IMAGENET:
+        return "imagenet"
+    if source is not None:
+        return _stem(_read(config, source)[0])
+    return "small" if max(height, width) < SMALL_IMAGE and has_resnet_stem(config.backbone) else "imagenet"
+
+
+def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statistics | None]:
+    """Return weights by their names in the backbone, and their statistics."""
+    path = Path(source)
+    if source == IMAGENET:
+        return _imagenet(config.backbone)
+    if path.is_dir():
+        checkpoint = load_checkpoint(path)
+        if checkpoint.config.backbone != config.backbone:
+            raise UsageError(
+                f"{path} has the backbone {checkpoint.config.backbone}; expected {config.backbone}, as the model has"
+            )
+        statistics = Statistics(checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
+        return dict(checkpoint.model.backbone.state_dict()), statistics
+    if not path.exists():
+        raise UsageError(
+            f"weights {source!r} do not exist; expected {IMAGENET}, a .pth, .pt or .safetensors file, or a checkpoint "
+            "folder"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged pickle can raise anything.
+        raise ArtifactError(
+            f"{path} cannot be read ({type(error).__name__}); expected a .pth, .pt or .safetensors file that holds "
+            "nothing but tensors"
+        ) from error
+    return _weights(content, str(path)), None
+
+
+def _imagenet(name: str) -> tuple[dict[str, Tensor], Statistics]:
+    check_backbone(name)
+    if name not in torchvision.models.list_models():
+        raise UsageError(f"torchvision has no weights for backbone {name}; give a file or train from scratch")
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    if licence := preset.meta.get("license"):
+        raise UsageError(
+            f"torchvision's weights for {name} have a licence of their own ({licence}); if it suits you, download them "
+            "and give the file"
+        )
+    try:
+        content = preset.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / preset.url.rpartition("/")[-1]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise ArtifactError(
+            f"{preset.url} could not be loaded ({reason}); download it where there is internet and put it at {path}"
+        ) from error
+    transforms = preset.transforms()
+    return _weights(content, preset.url), Statistics(tuple(transforms.mean), tuple(transforms.std))
+
+
+def _weights(content: Any, source: str) -> dict[str, Tensor]:
+    """Return what a file holds as tensors by their names in torchvision's model of today."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    ):
+        raise ArtifactError(f"{source} holds no state dict; expected tensors by name, at the top or below 'state_dict'")
+    state = dict(content)
+    if any(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    if any(name.startswith("backbone.") for name in state):
+        state = {name.removeprefix("backbone."): value for name, value in state.items() if name[:5] != "head."}
+    # DenseNets of 2017 wrote norm.1 for norm1.
+    return {re.sub(r"(denselayer\d+\.[a-z]+)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
+
+
+def _compare(found: Mapping[str, Tensor], own: Mapping[str, Tensor], complaint: str) -> None:
+    # How many batches a norm has seen is no weight, and files of before 2018 lack it.
+    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in own]
+    misshapen = [
+        f"{name} {list(value.shape)} for {list(own[name].shape)}"
+        for name, value in found.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(problems.values()):
+        told = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
+            for what, names in problems.items()
+            if names
+        )
+        raise UsageError(f"{complaint} ({told}); choose the backbone and the stem that they were trained with")
+
+
+def _stem(weights: Mapping[str, Tensor]) -> str:
+    """Return ``"small"`` for the weights of a ResNet with the small stem."""
+    return "small" if "conv1.weight" in weights and weights["conv1.weight"].shape[2:] == (3, 3) else "imagenet"
+
+
+def _grey(statistics: Statistics) -> Statistics:
+    if len(statistics.mean) == 1:
+        return statistics
+    mean, std = (
+        sum(share * value for share, value in zip(_LUMA, values, strict=True))
+        for values in (statistics.mean, statistics.std)
+    )
+    return Statistics((mean,), (std,))
