@@ -59,7 +59,7 @@ def plot_history(history: History, quantity: str, best: int | None = None) -> Fi
     figure = Figure(figsize=(4.2, 3), layout="constrained")
     axes = figure.subplots()
     if quantity == "learning_rate":
-        axes.plot([row["epoch"] for row in history], [row[quantity] for row in history], "-o", markersize=3)
+        axes.plot([row["epoch"] for row in history], [row[quantity] for row in history], "-", marker=".")
     else:
         _draw_parts(axes, history, quantity, "C0")
     if best is not None:
@@ -178,7 +178,7 @@ def _draw_parts(axes: Axes, history: History, quantity: str, color: str, prefix:
 def _finish_epochs(axes: Axes, label: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
 
 
