@@ -1,0 +1,134 @@
+"""A model's answers on a set, and what follows from them: confusion, calibration, and numbers for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Calibration", "ClassScores", "Evaluation", "wilson_interval"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far the confidence of the answers can be trusted (Guo et al. 2017, arXiv 1706.04599, section 2).
+
+    Args:
+        confidence: Mean confidence of the answers in each bin, float64 ``[bins]``; NaN in an empty bin.
+        accuracy: Share of right answers in each bin, float64 ``[bins]``; NaN in an empty bin.
+        share: Share of all answers in each bin, float64 ``[bins]``, which sums to 1.
+    """
+
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    share: NDArray[np.float64]
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, 0 to 1: the mean of ``|accuracy - confidence|`` over the answers (eq. 3)."""
+        return float(np.nansum(self.share * np.abs(self.accuracy - self.confidence)))
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Scores of each class, arrays ``[classes]``; what would be 0 / 0 is NaN.
+
+    Args:
+        precision: Share of the images predicted as the class that are of it, float64.
+        recall: Share of the images of the class that are predicted as it, float64.
+        f1: Harmonic mean of both, float64.
+        support: Images of the class, int64.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    support: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's answers on a set.
+
+    Args:
+        loss: Mean cross-entropy in nats.
+        accuracy: Share of right answers, 0 to 1.
+        logits: What the model gave, float32 ``[N, classes]``.
+        labels: The right class indices, int64 ``[N]``.
+    """
+
+    loss: float
+    accuracy: float
+    logits: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Self:
+        """Evaluate logits ``[N, classes]`` against class indices ``[N]``, N at least 1."""
+        scores, right = logits.detach().float().cpu(), labels.cpu().long()
+        loss = float(functional.cross_entropy(scores, right))
+        return cls(loss, float((scores.argmax(1) == right).double().mean()), scores.numpy(), right.numpy())
+
+    @cached_property
+    def predictions(self) -> NDArray[np.int64]:
+        """The class with the largest logit, int64 ``[N]``."""
+        indices: NDArray[np.int64] = self.logits.argmax(1)
+        return indices
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """The softmax of the logits, float32 ``[N, classes]``."""
+        probabilities: NDArray[np.float32] = torch.from_numpy(self.logits).softmax(1).numpy()
+        return probabilities
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float32]:
+        """The probability of the predicted class, float32 ``[N]``."""
+        confidence: NDArray[np.float32] = self.probabilities.max(1)
+        return confidence
+
+    @cached_property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts, int64 ``[classes, classes]``: rows are the right classes, columns the predicted ones."""
+        counts: NDArray[np.int64] = confusion_matrix(self.labels, self.predictions, labels=self._classes)
+        return counts
+
+    @cached_property
+    def per_class(self) -> ClassScores:
+        """Precision, recall, F1 and support of each class."""
+        scores = precision_recall_fscore_support(
+            self.labels, self.predictions, labels=self._classes, zero_division=np.nan
+        )
+        return ClassScores(*scores)
+
+    @cached_property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95% Wilson interval of the accuracy, as of N images drawn at random."""
+        return wilson_interval(int((self.predictions == self.labels).sum()), len(self.labels))
+
+    def calibration(self, bins: int = 15) -> Calibration:
+        """Sort the answers by confidence into ``bins`` of equal width, ``((b - 1) / bins, b / bins]``."""
+        confidence = self.confidence.astype(np.float64)
+        places = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+        counts = np.bincount(places, minlength=bins)
+        right = np.bincount(places, self.predictions == self.labels, bins)
+        with np.errstate(invalid="ignore"):
+            return Calibration(np.bincount(places, confidence, bins) / counts, right / counts, counts / len(places))
+
+    @property
+    def _classes(self) -> NDArray[np.int64]:
+        return np.arange(self.logits.shape[1])
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """Return the 95% Wilson interval of a share, from ``right`` out of ``count`` (at least 1)."""
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return float(low), float(high)

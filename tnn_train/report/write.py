@@ -1,0 +1,175 @@
+"""The report of one run: ``report.html``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tnn_runtime.storage import write_text
+from tnn_train.data import ImageSet
+from tnn_train.evaluation import Evaluation, wilson_interval
+from tnn_train.heads import TverskyHead
+from tnn_train.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
+from tnn_train.prototypes import HeadAnalysis, Prototype, analyse_head
+from tnn_train.report.page import render
+from tnn_train.report.pictures import image_url
+from tnn_train.report.settings import flatten
+from tnn_train.report.summary import RunSummary
+
+__all__ = ["write_report"]
+
+_MISTAKES = 24
+_PAIRS = 15
+_PROTOTYPES = 50
+_MEANINGS = {
+    "alpha": "weight of what only the image has",
+    "beta": "weight of what only the prototype has",
+}
+_MODEL_MEANINGS = {
+    "contrast": {"theta": "weight of what both have"},
+    "ratio": {"theta": "offset of the denominator", "logit_scale": "factor from similarities to logits"},
+}
+
+
+def write_report(path: Path, run: RunSummary) -> None:
+    """Write one HTML file with everything inside: numbers, curves, confusion, calibration, mistakes and prototypes.
+
+    Args:
+        path: The file, which is replaced if it exists.
+        run: What to show.
+    """
+    best = max(run.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    calibration = run.test.calibration()
+    html = render(
+        "report.html.jinja",
+        run=run,
+        model=run.config.get("model", {}),
+        best=best,
+        seconds=sum(row["seconds"] for row in run.history),
+        speed=float(np.median([row["images_per_second"] for row in run.history])),
+        ece=calibration.ece,
+        curves={
+            name: plot_history(run.history, quantity, best["epoch"])
+            for quantity, name in (("loss", "loss"), ("accuracy", "accuracy"), ("learning_rate", "learning rate"))
+        },
+        confusion=plot_confusion(run.test.confusion, run.class_names),
+        labelled=len(run.class_names) <= LABELLED_CLASSES,
+        pairs=_confused_pairs(run.test),
+        classes=_classes(run.test),
+        rows_at_once=LABELLED_CLASSES,
+        reliability=plot_reliability(calibration),
+        mistakes=_mistakes(run),
+        wrong=int((run.test.predictions != run.test.labels).sum()),
+        prototypes=_prototypes(run, run.head) if isinstance(run.head, TverskyHead) else None,
+        sections=_sections(run.config),
+    )
+    write_text(path, html)
+
+
+def _confused_pairs(test: Evaluation) -> list[dict[str, Any]]:
+    """Return the pairs of classes that were taken for each other most often."""
+    counts = test.confusion.copy()
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_PAIRS]
+    return [
+        {"right": right, "predicted": predicted, "count": int(counts[right, predicted])}
+        for right, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
+        if counts[right, predicted]
+    ]
+
+
+def _classes(test: Evaluation) -> list[dict[str, Any]]:
+    """Return the scores of each class, the worst F1 first; classes without images come last."""
+    scores = test.per_class
+    found = np.diag(test.confusion)
+    return [
+        {
+            "index": k,
+            "support": int(scores.support[k]),
+            "precision": float(scores.precision[k]),
+            "recall": float(scores.recall[k]),
+            "f1": float(scores.f1[k]),
+            "bad": scores.support[k] and wilson_interval(int(found[k]), int(scores.support[k]))[1] < test.accuracy,
+        }
+        for k in np.argsort(scores.f1, kind="stable").tolist()
+    ]
+
+
+def _mistakes(run: RunSummary) -> list[dict[str, Any]]:
+    """Return the wrong answers that the model was most sure of."""
+    test = run.test
+    wrong = np.flatnonzero(test.predictions != test.labels)
+    surest = wrong[np.argsort(-test.confidence[wrong], kind="stable")][:_MISTAKES].tolist()
+    return [
+        {
+            **_picture(run.test_images, index),
+            "right": test.labels[index],
+            "predicted": test.predictions[index],
+            "confidence": float(test.confidence[index]),
+        }
+        for index in surest
+    ]
+
+
+def _prototypes(run: RunSummary, head: TverskyHead) -> dict[str, Any]:
+    """Return what the report says of a Tversky head."""
+    scalars = [
+        {
+            "name": name,
+            "meaning": meaning,
+            "start": getattr(head.config, name),
+            "now": getattr(head, name).item(),
+            "learned": name not in head.config.fixed,
+        }
+        for name, meaning in (_MEANINGS | _MODEL_MEANINGS[head.config.model]).items()
+    ]
+    if run.train_embeddings is None or run.train_indices is None:
+        return {"scalars": scalars, "analysis": None}
+    analysis = analyse_head(head, run.train_embeddings, run.train_images.labels[run.train_indices])
+    busiest = sorted(analysis.prototypes, key=lambda prototype: -prototype.best_for)[:_PROTOTYPES]
+    shown = sorted(busiest, key=lambda prototype: prototype.index)
+    return {
+        "scalars": scalars,
+        "config": head.config,
+        "analysis": analysis,
+        "cards": [_card(prototype, run, run.train_indices) for prototype in shown],
+        "idle": _idle(analysis),
+    }
+
+
+def _card(prototype: Prototype, run: RunSummary, indices: Any) -> dict[str, Any]:
+    images = indices[prototype.nearest].tolist()
+    return {
+        "prototype": prototype,
+        "images": [
+            {**_picture(run.train_images, index), "label": int(run.train_images.labels[index]), "similarity": value}
+            for index, value in zip(images, prototype.similarities.tolist(), strict=True)
+        ],
+    }
+
+
+def _idle(analysis: HeadAnalysis) -> Mapping[str, tuple[int, ...]]:
+    """Return what does no work, by what is said of it."""
+    return {
+        "Prototypes that are the best for no image": analysis.dead_prototypes,
+        "Features that no image has": analysis.features_in_no_image,
+        "Features that no prototype has": analysis.features_in_no_prototype,
+        "Features that every image and every prototype has": analysis.features_everywhere,
+    }
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the settings by the part of the configuration that they belong to."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in flatten(config).items():
+        section, _, rest = name.partition(".")
+        sections.setdefault(section if rest else "setting", {})[rest or section] = value
+    return sections
+
+
+def _picture(images: ImageSet, index: int) -> dict[str, Any]:
+    pixels = images.decoded(index)
+    return {"index": index, "url": image_url(pixels), "coarse": max(pixels.shape) <= 64}
