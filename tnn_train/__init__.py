@@ -12,12 +12,14 @@ from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tnn_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig
+    from tnn_train.config import ModelConfig, TverskyConfig
     from tnn_train.data import DataConfig, ImageData, load_data
     from tnn_train.heads import LinearHead, TverskyHead
     from tnn_train.layers import TverskySimilarity
-    from tnn_train.loop import evaluate, train
+    from tnn_train.loop import train
     from tnn_train.models import build_model
+    from tnn_train.recipe import TrainConfig
+    from tnn_train.scoring import evaluate
 
 __all__ = [
     "Checkpoint",
@@ -41,11 +43,13 @@ __getattr__ = lazy_names(
     __name__,
     {
         "checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
-        "config": ["ModelConfig", "TrainConfig", "TverskyConfig"],
+        "config": ["ModelConfig", "TverskyConfig"],
         "data": ["DataConfig", "ImageData", "load_data"],
         "heads": ["LinearHead", "TverskyHead"],
         "layers": ["TverskySimilarity"],
-        "loop": ["evaluate", "train"],
+        "loop": ["train"],
         "models": ["build_model"],
+        "recipe": ["TrainConfig"],
+        "scoring": ["evaluate"],
     },
 )

@@ -1,4 +1,4 @@
-"""Command lines made of configurations: every field of a dataclass is an option, and a TOML file gives their defaults."""
+"""Command lines made of configurations: each field of a dataclass is an option, whose default a TOML file may set."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from tnn_train.config import choose
 from tnn_train.data import load_data
 from tnn_train.distributed import is_first
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, check_run_folder, pick_device, resolve, train
+from tnn_train.loop import TrainResult, pick_device, resolve, train
 from tnn_train.reporting import report_on
+from tnn_train.run import check_run_folder
 
 __all__ = ["command"]
 
@@ -85,7 +86,9 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _conclude(result: TrainResult) -> None:
-    print(f"test accuracy {result.test.accuracy:.4f} on {len(result.test.labels)} images; see {result.folder}/report.html")
+    print(
+        f"test accuracy {result.test.accuracy:.4f} on {len(result.test.labels)} images; see {result.folder}/report.html"
+    )
     print(f"next: tnn-export {result.best} -o {result.folder}-bundle")
 
 

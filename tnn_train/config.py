@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import Suppress
 
 from tnn_runtime.errors import UsageError
 from tnn_train.inits import INITS
@@ -121,8 +123,8 @@ class ModelConfig:
 
     backbone: str = "resnet18"
     head: str = "tversky"
-    num_classes: int = 10
-    in_channels: int = 3
+    num_classes: Annotated[int, Suppress] = 10
+    in_channels: Annotated[int, Suppress] = 3
     stem: str = "auto"
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from tnn_runtime.preprocess import ImageSource
 from tnn_train.data import ImageSet
 from tnn_train.data.loader import evaluation_loader
 from tnn_train.models import Normalize
@@ -36,8 +37,11 @@ class EmbeddingSet(Dataset[tuple[Tensor, int]]):
     def __init__(self, embeddings: Tensor, images: ImageSet) -> None:
         self.embeddings = embeddings
         self.labels = images.labels
-        self.pixels = None
-        self.workers = 0
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no image has to be decoded any more: always."""
+        return True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,18 +101,18 @@ def _digest(backbone: nn.Module, images: ImageSet) -> str:
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     if images.pixels is not None:
-        digest.update(np.ascontiguousarray(images.pixels))
+        digest.update(images.pixels.tobytes())
     else:
         for source in images.sources:
             digest.update(_identity(source))
     return digest.hexdigest()[:32]
 
 
-def _identity(source: object) -> bytes:
+def _identity(source: ImageSource) -> bytes:
     """Return what tells an image from others without decoding it: its values, or its file's name, size and age."""
     if isinstance(source, np.ndarray):
         return bytes(source)
     if isinstance(source, str | Path):
         status = os.stat(source)
         return f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}".encode()
-    return repr(source).encode()
+    return source if isinstance(source, bytes) else f"{source.size} {source.mode}".encode() + source.tobytes()

@@ -37,7 +37,7 @@ class Logs:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(self._folder, purge_step=self._first)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(self._folder, purge_step=self._first)
         for step, loss in self._losses:
             self._writer.add_scalar("step/loss", loss, step)
         self._losses.clear()

@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
     ]
     if config.optimizer == "sgd":
         return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0)
-    return {"adam": Adam, "adamw": AdamW}[config.optimizer](parameters, config.learning_rate)
+    return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate)
 
 
 class Schedule:

@@ -31,7 +31,7 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
     indices, embeddings = None, None
     if isinstance(head, TverskyHead):
         indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
-        sample = data.train.subset(indices, best.preprocessing)
+        sample = data.normalized(best.preprocessing.mean, best.preprocessing.std).train.subset(indices)
         embeddings = embed(best.model.backbone, sample, device, cache=None).embeddings
     summary = RunSummary(
         name=f"{data.name}: {best.config.backbone} with a {best.config.head} head",

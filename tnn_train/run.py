@@ -36,8 +36,8 @@ _SAMPLE_BYTES = 16 << 20
 class RunFolder:
     """Writes ``best``, ``last``, ``metrics.jsonl`` and ``results.json``, from the first process only.
 
-    ``best`` is written before ``last``: a kill between the two leaves a ``last`` from which the same best epoch comes out
-    again. Both are whole at any moment.
+    ``best`` is written before ``last``: a kill between the two leaves a ``last`` from which the same best epoch comes
+    out again. Both are whole at any moment.
 
     Args:
         folder: The run folder; nothing is written, or removed, before there is a first checkpoint to save.
@@ -55,9 +55,7 @@ class RunFolder:
         """Save the state of the training, unless the last save was a moment ago and this one is not urgent."""
         # Every process takes part in making the state.
         state = self.trainer.state()
-        if not self.trainer.processes.is_first or not (
-            is_urgent or time.monotonic() - self._saved >= _SECONDS_BETWEEN
-        ):
+        if not self.trainer.processes.is_first or not (is_urgent or time.monotonic() - self._saved >= _SECONDS_BETWEEN):
             return
         if not self.is_begun and self.folder.exists():
             shutil.rmtree(self.folder)
@@ -87,6 +85,7 @@ class RunFolder:
             return
         data, best = trainer.data, trainer.best_row
         seconds = sum(row["seconds"] for row in trainer.history)
+        seen = sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
         write_json(
             self.folder / "results.json",
             {
@@ -102,7 +101,8 @@ class RunFolder:
                 "confusion": test.confusion.tolist(),
                 "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
                 "seconds": seconds,
-                "images_per_second": sum(row["seconds"] * row["images_per_second"] for row in trainer.history) / seconds,
+                "images_per_second": sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
+                / seconds,
                 "device": _device_name(trainer.device),
                 "processes": trainer.processes.count,
                 "threads": torch.get_num_threads(),

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from tnn_train.data import ImageSet
-from tnn_train.data.loader import evaluation_loader
+from tnn_train.data.loader import Items, evaluation_loader
 from tnn_train.distributed import Processes
 from tnn_train.evaluation import Evaluation
 from tnn_train.models import ImageModel, Normalize
@@ -31,7 +28,7 @@ def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Ev
 
 
 def score(
-    learner: nn.Module, prepare: nn.Module, items: Dataset[Any], processes: Processes, batch_size: int = 64
+    learner: nn.Module, prepare: nn.Module, items: Items, processes: Processes, batch_size: int = 64
 ) -> Evaluation:
     """Return the answers of a model, or of a part of one, each process computing its share.
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from tnn_train.data import ImageData, ImageSet
+from tnn_train.data import ImageData
 from tnn_train.data.augment import AugmentedSet
-from tnn_train.embeddings import EmbeddingSet, default_cache, embed
+from tnn_train.data.loader import Items
+from tnn_train.embeddings import default_cache, embed
 from tnn_train.models import ImageModel, Normalize
 from tnn_train.recipe import TrainConfig
 
@@ -35,9 +35,9 @@ class Stage:
     model: ImageModel
     learner: nn.Module
     prepare: nn.Module
-    train: Dataset[tuple[Tensor, int]]
-    val: ImageSet | EmbeddingSet
-    test: ImageSet | EmbeddingSet
+    train: Items
+    val: Items
+    test: Items
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the embeddings ``[N, D]`` of inputs of the learner."""
@@ -55,10 +55,12 @@ class Stage:
 
 def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: torch.device) -> Stage:
     """Bring the model to the device and the data into the form that is trained on."""
-    model.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
     if not config.freeze_backbone:
-        train = AugmentedSet(data.train, config.augmentations, config.seed)
-        return Stage(model, model, Normalize(data.preprocessing).to(device), train, data.val, data.test)
+        images = AugmentedSet(data.train, config.augmentations, config.seed)
+        return Stage(model, model, Normalize(data.preprocessing).to(device), images, data.val, data.test)
     model.backbone.requires_grad_(False)
     cache = default_cache() if config.embedding_cache is None else Path(config.embedding_cache)
     train, val, test = (embed(model.backbone, images, device, cache) for images in (data.train, data.val, data.test))

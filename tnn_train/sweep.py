@@ -13,9 +13,9 @@ from tnn_train.compare import compare_runs, write_comparison
 from tnn_train.config import choose
 from tnn_train.data import ImageData, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, check_run_folder, train
+from tnn_train.loop import TrainResult, train
 from tnn_train.recipe import TrainConfig
-from tnn_train.run import LAST
+from tnn_train.run import LAST, check_run_folder
 
 __all__ = ["command"]
 

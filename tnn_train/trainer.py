@@ -101,9 +101,8 @@ class Trainer:
     @property
     def is_finished(self) -> bool:
         """Whether all epochs are done, or validation has not improved for long enough."""
-        patience = self.config.patience
-        waited = self.history and self.epoch - self.best_row["epoch"]
-        return self.epoch >= self.config.epochs or (patience is not None and bool(waited) and waited >= patience)
+        waited = self.epoch - self.best_row["epoch"] if self.history else 0
+        return self.epoch >= self.config.epochs or (self.config.patience is not None and waited >= self.config.patience)
 
     def start_at_class_means(self) -> None:
         """Move the prototypes to means of the embeddings of their classes, in one pass over the training images.
@@ -317,5 +316,6 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
 
 def _diverged(loss: float, where: str) -> TrainingError:
     return TrainingError(
-        f"the loss is {loss} at {where}; earlier checkpoints are kept; try a lower learning rate, or clip_norm (--clip-norm 1)"
+        f"the loss is {loss} at {where}; earlier checkpoints are kept; try a lower learning rate, or clip_norm "
+        "(--clip-norm 1)"
     )

@@ -43,9 +43,15 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
             "unknown head 'cosine'; choose from linear, tversky",
         ),
         (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
-        (["--data", "digits", "--out", "run", "--tversky.difference", "x"], "unknown difference 'x'; choose from ignorematch"),
+        (
+            ["--data", "digits", "--out", "run", "--tversky.difference", "x"],
+            "unknown difference 'x'; choose from ignorematch",
+        ),
         (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
-        (["--data", "digits", "--out", "run", "--split-seed", "5000000000"], "seed is 5000000000; expected 0 to 4294967295"),
+        (
+            ["--data", "digits", "--out", "run", "--split-seed", "5000000000"],
+            "seed is 5000000000; expected 0 to 4294967295",
+        ),
         (["--data", "", "--out", "run"], "unknown data ''"),
         (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
         (["--data", "digits", "--out", "run", "--epochs", "x"], "--epochs"),
@@ -85,15 +91,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in ("examples:", "what it writes:", "tnn-train --data photos", "--tversky.difference", "--head-learning-rate"):
+    for word in (
+        "examples:",
+        "what it writes:",
+        "tnn-train --data photos",
+        "--tversky.difference",
+        "--head-learning-rate",
+    ):
         assert word in text
 
 
 def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = (
-        "--tversky.num-features 8 --tversky.model ratio --tversky.intersection softmin --tversky.difference ignorematch "
-        "--tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 --tversky.logit-scale 9 --tversky.fixed beta theta "
+        "--tversky.num-features 8 --tversky.model ratio --tversky.intersection softmin "
+        "--tversky.difference ignorematch --tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 --tversky.logit-scale 9 --tversky.fixed beta theta "
         "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
         "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5"
     )
@@ -135,9 +147,7 @@ def test_compare_puts_runs_side_by_side(runs: dict[str, TrainResult], capsys: py
 
 def test_a_file_configures_the_command(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "photos.toml"
-    file.write_text(
-        f'[data]\nsource = "{photos}"\n[model]\nbackbone = "tiny"\n[train]\nepochs = 1\nbatch_size = 8\n'
-    )
+    file.write_text(f'[data]\nsource = "{photos}"\n[model]\nbackbone = "tiny"\n[train]\nepochs = 1\nbatch_size = 8\n')
     assert main(["--config", str(file), "--out", str(tmp_path / "run"), "--batch-size", "4"]) == 0
     training = load_checkpoint(tmp_path / "run" / "last").training
     assert (training["train"]["epochs"], training["train"]["batch_size"]) == (1, 4)

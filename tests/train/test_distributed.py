@@ -28,7 +28,9 @@ def run(command: list[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--ema-decay", "0.9", "--accumulate", "2", "--augment", "crop", "flip")], ids=str)
+@pytest.mark.parametrize(
+    "more", [(), ("--ema-decay", "0.9", "--accumulate", "2", "--augment", "crop", "flip")], ids=str
+)
 def test_two_processes_give_the_metrics_of_one(more: tuple[str, ...], photos: Path, tmp_path: Path) -> None:
     more = ("--backbone", "plain", *more)
     run([sys.executable, *options(photos, tmp_path / "one", *more)])

@@ -127,14 +127,14 @@ def test_a_frozen_backbone_takes_no_augmentation(data: ImageData, tmp_path: Path
         dataclasses.replace(RECIPE, augment=("flip",), freeze_backbone=True)
 
 
-def test_short_epochs_are_not_saved_each(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_epochs_are_not_saved_each(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tnn_train import run as run_module
 
     saved: list[Path] = []
     save = run_module.save_checkpoint
-    monkeypatch.setattr(run_module, "save_checkpoint", lambda folder, *rest, **more: saved.append(folder) or save(folder, *rest, **more))
+    monkeypatch.setattr(
+        run_module, "save_checkpoint", lambda folder, *rest, **more: saved.append(folder) or save(folder, *rest, **more)
+    )
     recipe = TrainConfig(epochs=30, freeze_backbone=True, embedding_cache=str(tmp_path / "cache"))
     run = train(data, tmp_path / "run", TINY, recipe)
     assert saved.count(run.folder / "last") < 30

@@ -11,7 +11,13 @@ from tnn_train.loop import TrainResult
 
 
 def options(photos: Path, runs: dict[str, TrainResult], out: Path, *more: str) -> list[str]:
-    frozen = ["--weights", str(runs["linear"].best), "--freeze-backbone", "--embedding-cache", str(out.parent / "cache")]
+    frozen = [
+        "--weights",
+        str(runs["linear"].best),
+        "--freeze-backbone",
+        "--embedding-cache",
+        str(out.parent / "cache"),
+    ]
     base = ["sweep", "--data", str(photos), "--backbone", "tiny", "--epochs", "5", "--out", str(out), "--seeds", "2"]
     return [*base, *frozen, *more]
 

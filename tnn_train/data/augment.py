@@ -61,6 +61,11 @@ class AugmentedSet(Dataset[tuple[Tensor, int]]):
         self.seed = seed
         self._steps = [make(images.preprocessing) for name, make in _OF_AN_IMAGE.items() if name in names]
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no image has to be decoded any more."""
+        return self.images.is_in_memory
+
     def __len__(self) -> int:
         return len(self.images)
 

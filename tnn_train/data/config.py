@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import MAX_PIXELS
@@ -31,11 +34,11 @@ class DataConfig:
         UsageError: If a value is out of its range.
     """
 
-    source: str
-    root: str = "data"
+    source: Annotated[str, arg(name="data")]
+    root: Annotated[str, arg(name="data-root")] = "data"
     image_size: int | None = None
     limit: int | None = None
-    seed: int = 0
+    seed: Annotated[int, arg(name="split-seed")] = 0
     download: bool = False
     crop_to_boxes: bool = False
 

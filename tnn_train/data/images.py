@@ -40,6 +40,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self.preprocessing = preprocessing
         self.pixels = pixels
 
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no image has to be decoded any more."""
+        return self.pixels is not None
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -53,6 +58,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             InputError: If the image cannot be decoded.
         """
         return self.preprocessing(self.sources[index]) if self.pixels is None else self.pixels[index]
+
+    def subset(self, indices: NDArray[np.int64]) -> ImageSet:
+        """Return the images at these places, int64 ``[n]``."""
+        sources = [self.sources[index] for index in indices.tolist()]
+        pixels = None if self.pixels is None else self.pixels[indices]
+        return ImageSet(sources, self.labels[indices], self.preprocessing, pixels)
 
     def sample(self, count: int) -> NDArray[np.uint8]:
         """Return up to ``count`` images spread evenly over the set, uint8 ``[n, H, W, C]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from tnn_runtime.errors import TnnError, UsageError
-from tnn_train.data.augment import AugmentedSet
-from tnn_train.data.images import ImageSet
 
-__all__ = ["EpochBatches", "evaluation_loader", "training_loader"]
+__all__ = ["EpochBatches", "Items", "evaluation_loader", "training_loader"]
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
 """Images, uint8 ``[N, H, W, C]``, and labels, int64 ``[N]``."""
@@ -23,6 +21,19 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 _MOST_WORKERS = 4
 _FEWEST_IMAGES = 2
 """Batch norm cannot train on one image."""
+
+
+class Items(Protocol):
+    """Labelled items of a data set: images, augmented images or embeddings."""
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether fetching an item takes next to no time."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> tuple[Tensor, int]: ...
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -76,26 +87,26 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in indices[self._rank :: self._world_size]]
 
 
-def training_loader(dataset: AugmentedSet, batches: EpochBatches, workers: int | None = None) -> DataLoader[Any]:
+def training_loader(items: Items, batches: EpochBatches, workers: int | None = None) -> DataLoader[Any]:
     """Return the batches `Batch` of an epoch, in the order of ``batches``; what they hold does not depend on workers.
 
     Args:
-        dataset: The images.
+        items: The images, by ``(epoch, index)``.
         batches: Which images are in which batch, and where to start.
         workers: Processes that decode; ``None`` for none if the pixels are in memory, else up to four.
 
     Raises:
         InputError: While iterating, if an image cannot be decoded; the message names it.
     """
-    workers = _default_workers(dataset.images) if workers is None else workers
-    return _loader(dataset, batches, workers, persistent=workers > 0)
+    workers = _default_workers(items) if workers is None else workers
+    return _loader(items, batches, workers, persistent=workers > 0)
 
 
-def evaluation_loader(images: ImageSet, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+def evaluation_loader(items: Items, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
     """Return batches `Batch` of a set in its own order; over all processes, every image comes exactly once.
 
     Args:
-        images: The images.
+        items: The images, by index.
         batch_size: Images a step, of this process.
         rank: Which process this is: it gets every ``world_size``-th image.
         world_size: How many processes evaluate together.
@@ -103,9 +114,9 @@ def evaluation_loader(images: ImageSet, batch_size: int, rank: int = 0, world_si
     Raises:
         InputError: While iterating, if an image cannot be decoded; the message names it.
     """
-    indices = range(rank, len(images), world_size)
+    indices = range(rank, len(items), world_size)
     batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return _loader(images, batches, _default_workers(images), persistent=False)
+    return _loader(items, batches, _default_workers(items), persistent=False)
 
 
 class _Batches(Dataset[Batch | TnnError]):
@@ -114,12 +125,12 @@ class _Batches(Dataset[Batch | TnnError]):
     A worker process hands errors over as text with its own traceback; as an item, an error arrives as it was.
     """
 
-    def __init__(self, images: Dataset[tuple[Tensor, int]]) -> None:
-        self._images = images
+    def __init__(self, items: Items) -> None:
+        self._items = items
 
     def __getitem__(self, keys: list[Any]) -> Batch | TnnError:
         try:
-            images, labels = default_collate([self._images[key] for key in keys])
+            images, labels = default_collate([self._items[key] for key in keys])
         except TnnError as error:
             return error
         return images, labels
@@ -135,9 +146,9 @@ class _Loader(DataLoader[Any]):
             yield batch
 
 
-def _loader(images: Dataset[tuple[Tensor, int]], batches: Any, workers: int, *, persistent: bool) -> DataLoader[Any]:
+def _loader(items: Items, batches: Any, workers: int, *, persistent: bool) -> DataLoader[Any]:
     return _Loader(
-        _Batches(images),
+        _Batches(items),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
@@ -153,8 +164,8 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _default_workers(images: ImageSet) -> int:
-    if images.pixels is not None:
+def _default_workers(items: Items) -> int:
+    if items.is_in_memory:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_WORKERS, cores)

@@ -119,4 +119,3 @@ class TestBadInput:
             (tmp_path / part / name).symlink_to(photos / name)
         with pytest.raises(DataError, match=r"class folder .*test/dog is missing or has no images"):
             load_data(tmp_path)
-

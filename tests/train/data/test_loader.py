@@ -124,9 +124,7 @@ def run(images: ImageSet, epochs: list[tuple[int, int]], workers: int | None) ->
 
 def equal(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> bool:
     return len(ours) == len(theirs) > 0 and all(
-        torch.equal(one, other)
-        for pair in zip(ours, theirs, strict=True)
-        for one, other in zip(*pair, strict=True)
+        torch.equal(one, other) for pair in zip(ours, theirs, strict=True) for one, other in zip(*pair, strict=True)
     )
 
 
@@ -166,9 +164,7 @@ class TestTraining:
     def test_skipped_images_are_not_decoded(self, lazy: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded = []
         original = ImageSet.decoded
-        monkeypatch.setattr(
-            ImageSet, "decoded", lambda images, index: decoded.append(index) or original(images, index)
-        )
+        monkeypatch.setattr(ImageSet, "decoded", lambda images, index: decoded.append(index) or original(images, index))
         run(lazy.train, [(0, 2)], 0)
         assert len(decoded) == len(lazy.train) - 16
 

@@ -164,4 +164,3 @@ class TestBadInput:
         write_cifar(tmp_path / "cifar-100-python", {"train": 200, "test": 100}, "fine_labels", 100)
         with pytest.raises(DataError, match=r"CIFAR100 cannot be read under .*not found or corrupted"):
             load_data("cifar100", root=tmp_path)
-
