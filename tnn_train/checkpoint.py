@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 import platform
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError, TnnError
@@ -93,11 +94,14 @@ def save_checkpoint(
     """
     with new_folder(Path(folder), CONFIG_FILE, overwrite=overwrite) as path:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
-        save_file(state, path / WEIGHTS_FILE)
+        # As bytes: on a full disk both libraries, which would write themselves, raise errors that say little.
+        (path / WEIGHTS_FILE).write_bytes(save(state))
         np.savez_compressed(path / SAMPLES_FILE, images=checkpoint.samples)
         names = [WEIGHTS_FILE, SAMPLES_FILE]
         if trainer_state is not None:
-            torch.save(trainer_state, path / STATE_FILE)
+            buffer = io.BytesIO()
+            torch.save(trainer_state, buffer)
+            (path / STATE_FILE).write_bytes(buffer.getbuffer())
             names.append(STATE_FILE)
         content = _Content(
             SCHEMA_VERSION,

@@ -101,8 +101,7 @@ class RunFolder:
                 "confusion": test.confusion.tolist(),
                 "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
                 "seconds": seconds,
-                "images_per_second": sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
-                / seconds,
+                "images_per_second": seen / seconds,
                 "device": _device_name(trainer.device),
                 "processes": trainer.processes.count,
                 "threads": torch.get_num_threads(),

@@ -125,7 +125,7 @@ class Trainer:
         """Train to the end of the running epoch, and pause after each step of the optimizer."""
         self.stage.learner.train()
         self._batches.set_position(self.epoch, self.batch)
-        started, self.seconds = time.perf_counter() - self.seconds, 0.0
+        started = time.perf_counter() - self.seconds
         progress = tqdm(
             self._loader,
             desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
@@ -295,7 +295,8 @@ def _average(learner: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average, which forgets faster at the start, so that random weights do not linger."""
 
     def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        return old + (new - old) * (1 - min(decay, (1 + int(count)) / (10 + int(count))))
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        return old + (new - old) * share if old.is_floating_point() else new
 
     return AveragedModel(learner, avg_fn=average, use_buffers=True)
 

@@ -105,7 +105,8 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
     out = tmp_path / "run"
     options = (
         "--tversky.num-features 8 --tversky.model ratio --tversky.intersection softmin "
-        "--tversky.difference ignorematch --tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 --tversky.logit-scale 9 --tversky.fixed beta theta "
+        "--tversky.difference ignorematch --tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 "
+        "--tversky.logit-scale 9 --tversky.fixed beta theta "
         "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
         "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5"
     )

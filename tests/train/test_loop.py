@@ -160,8 +160,8 @@ def test_every_recipe_learns(options: dict[str, object], data: ImageData, tmp_pa
 
 @pytest.mark.slow
 def test_a_compiled_model_learns_and_is_saved_as_any_other(data: ImageData, tmp_path: Path) -> None:
-    run = train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, compile=True))
-    assert run.test.accuracy >= 0.9
+    run = train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=2, batch_size=13, compile=True))
+    assert run.history[1]["train_loss"] < run.history[0]["train_loss"]
     assert set(load_checkpoint(run.best).model.state_dict()) == set(build_model(TINY).state_dict())
 
 

@@ -89,7 +89,7 @@ def test_constant_is_constant_and_one_cycle_rises_and_falls() -> None:
     assert seen[0] < 0.01 > seen[-1]
 
 
-@pytest.mark.parametrize(("schedule", "warmup"), itertools.product(SCHEDULES, (0.0, 0.5)))
+@pytest.mark.parametrize(("schedule", "warmup"), [*itertools.product(SCHEDULES, (0.0, 0.5))])
 def test_a_restored_schedule_goes_on(schedule: str, warmup: float) -> None:
     if schedule == "one-cycle" and warmup:
         return
