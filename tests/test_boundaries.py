@@ -82,6 +82,7 @@ def test_importing_the_export_loads_neither_the_loop_nor_the_data(what: str) -> 
 def test_public_names() -> None:
     assert sorted(tnn_train.__all__) == [
         "Checkpoint",
+        "DataConfig",
         "ImageData",
         "LinearHead",
         "ModelConfig",

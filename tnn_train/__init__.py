@@ -13,7 +13,7 @@ from tnn_runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from tnn_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from tnn_train.config import ModelConfig, TrainConfig, TverskyConfig
-    from tnn_train.data import ImageData, load_data
+    from tnn_train.data import DataConfig, ImageData, load_data
     from tnn_train.heads import LinearHead, TverskyHead
     from tnn_train.layers import TverskySimilarity
     from tnn_train.loop import evaluate, train
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "DataConfig",
     "ImageData",
     "LinearHead",
     "ModelConfig",
@@ -41,7 +42,7 @@ __getattr__ = lazy_names(
     {
         "checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
         "config": ["ModelConfig", "TrainConfig", "TverskyConfig"],
-        "data": ["ImageData", "load_data"],
+        "data": ["DataConfig", "ImageData", "load_data"],
         "heads": ["LinearHead", "TverskyHead"],
         "layers": ["TverskySimilarity"],
         "loop": ["evaluate", "train"],

@@ -19,14 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import refuse_existing, write_json, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint
 from tnn_train.config import CLASS_MEANS, ModelConfig, TrainConfig
-from tnn_train.data import ImageData, ImageSet, load_data
+from tnn_train.data import (
+    AugmentedSet,
+    EpochBatches,
+    ImageData,
+    ImageSet,
+    evaluation_loader,
+    load_data,
+    training_loader,
+)
 from tnn_train.errors import TrainingError
 from tnn_train.heads import TverskyHead
 from tnn_train.inits import class_means
@@ -36,6 +43,7 @@ __all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
 
 BEST, LAST = "best", "last"
 
+_AUGMENTATIONS: dict[str, tuple[str, ...]] = {"none": (), "crop": ("crop",), "crop-flip": ("crop", "flip")}
 _SMALL_IMAGE = 96
 _PARITY_SAMPLES = 128
 _SAMPLE_BYTES = 16 << 20
@@ -176,7 +184,7 @@ def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Ev
     logits, labels = [], []
     with torch.inference_mode():
         for batch, target in tqdm(
-            _loader(images, batch_size), desc="evaluating", unit="batch", disable=None, leave=False, delay=1
+            evaluation_loader(images, batch_size), desc="evaluating", unit="batch", disable=None, leave=False, delay=1
         ):
             logits.append(model(normalize(batch.to(device))).float().cpu())
             labels.append(target)
@@ -202,8 +210,9 @@ class _Trainer:
         self.data, self.model_config, self.config, self.device = data, model_config, config, device
         self.model = model.to(device)
         self.normalize = Normalize(data.preprocessing).to(device)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.loader = _loader(data.train.augmented(config.augment), config.batch_size, self.order)
+        self.batches = EpochBatches(len(data.train), config.batch_size, config.seed)
+        augmented = AugmentedSet(data.train, _AUGMENTATIONS[config.augment], config.seed)
+        self.loader = training_loader(augmented, self.batches)
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -227,7 +236,7 @@ class _Trainer:
         self.model.train()
 
         def embeddings() -> Iterator[tuple[Tensor, Tensor]]:
-            loader = _loader(self.data.train, self.config.batch_size, self.order)
+            loader = training_loader(AugmentedSet(self.data.train, (), self.config.seed), self.batches)
             for images, labels in tqdm(loader, desc="class means", unit="batch", disable=None, leave=False, delay=2):
                 yield self.model.backbone(self.normalize(images.to(self.device))), labels
 
@@ -240,6 +249,7 @@ class _Trainer:
         self.epoch += 1
         started = time.perf_counter()
         self.model.train()
+        self.batches.set_position(self.epoch)
         seen, right, total = 0, 0, 0.0
         with tqdm(self.loader, desc=f"epoch {self.epoch}/{self.config.epochs}", unit="batch", disable=None) as progress:
             for step, (images, labels) in enumerate(progress, 1):
@@ -292,7 +302,6 @@ class _Trainer:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "order": self.order.get_state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "history": json.dumps(self.history),
@@ -316,7 +325,6 @@ class _Trainer:
         self.model.load_state_dict(load_checkpoint(last).model.state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all(state["random_cuda"])
@@ -344,20 +352,6 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 
 def _samples(images: ImageSet) -> NDArray[np.uint8]:
     return images.sample(max(1, min(_PARITY_SAMPLES, _SAMPLE_BYTES // math.prod(images.preprocessing.shape))))
-
-
-def _loader(images: ImageSet, batch_size: int, order: torch.Generator | None = None) -> DataLoader[Any]:
-    """Return batches in a random order given by ``order`` for training, or all images in their own order."""
-    training = order is not None
-    # Batch norm cannot train on a last batch of one image, so that one is left out of the epoch.
-    return DataLoader(
-        images,
-        batch_size,
-        shuffle=training,
-        generator=order,
-        drop_last=training and len(images) % batch_size == 1,
-        num_workers=0 if images.pixels is not None else 2,
-    )
 
 
 def _diverged(loss: float, where: str) -> TrainingError:

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tnn_runtime import InputError
+from tnn_train import ImageData, load_data
+from tnn_train.data import load as load_module
+from tnn_train.errors import DataError
+
+
+def test_a_folder_has_its_class_names_and_rgb_pixels(photos: Path, data: ImageData) -> None:
+    assert data.class_names == ("cat", "dog")
+    assert data.preprocessing.shape == (16, 16, 3)
+    assert (len(data.train), len(data.val), len(data.test)) == (26, 6, 8)
+    source = data.test.sources[0]
+    assert isinstance(source, Path)
+    assert source.parent.name == data.class_names[data.test.labels[0]]
+    image, label = data.test[0]
+    assert np.array_equal(image.numpy(), data.preprocessing(source))
+    assert label == data.test.labels[0]
+
+
+def test_splits_that_come_as_folders_are_kept(photos: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).symlink_to(photos / name)
+    data = load_data(tmp_path)
+    assert len(data.test) == 40
+    assert len(data.train) + len(data.val) == 40
+    assert data.class_names == ("cat", "dog")
+
+
+def test_real_cifar10_jpeg_folder(data_root: Path, tmp_path: Path) -> None:
+    with tarfile.open(data_root / "cifar10-jpeg.tar.gz") as tar:
+        members = [m for m in tar.getmembers() if m.isfile() and int(Path(m.name).stem) < 20]
+        tar.extractall(tmp_path, members, filter="data")
+    data = load_data(tmp_path)
+    assert len(data.class_names) == 10
+    assert (len(data.train), len(data.val), len(data.test)) == (160, 40, 200)
+    assert data.preprocessing.shape == (32, 32, 3)
+
+
+class TestBadInput:
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="has 0 class folders; expected at least 2"):
+            load_data(tmp_path)
+
+    def test_one_class(self, tmp_path: Path) -> None:
+        (tmp_path / "cat").mkdir()
+        with pytest.raises(DataError, match="has 1 class folders; expected at least 2"):
+            load_data(tmp_path)
+
+    def test_class_without_images(self, photos: Path, tmp_path: Path) -> None:
+        (tmp_path / "cat").symlink_to(photos / "cat")
+        (tmp_path / "dog").mkdir()
+        with pytest.raises(DataError, match=r"class folder .*dog is missing or has no images"):
+            load_data(tmp_path)
+
+    @pytest.mark.parametrize("cache_bytes", [0, load_module.CACHE_BYTES])
+    def test_file_that_is_no_image_is_named(
+        self, cache_bytes: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load_module, "CACHE_BYTES", cache_bytes)
+        (tmp_path / "cat").symlink_to(photos / "cat")
+        (tmp_path / "dog").mkdir()
+        (tmp_path / "dog" / "notes.txt").write_text("woof")
+        with pytest.raises(InputError, match=r"dog/notes.txt is not an image"):
+            load_data(tmp_path)
+
+    def test_truncated_image_is_named(self, photos: Path, tmp_path: Path) -> None:
+        (tmp_path / "cat").symlink_to(photos / "cat")
+        (tmp_path / "dog").mkdir()
+        for number in range(10):
+            content = (photos / "dog" / f"{number}.png").read_bytes()
+            (tmp_path / "dog" / f"{number}.png").write_bytes(content[: len(content) // 2] if number == 3 else content)
+        with pytest.raises(InputError, match=r"dog/3.png cannot be decoded"):
+            load_data(tmp_path)
+
+    def test_hidden_files_are_left_out(self, photos: Path, tmp_path: Path) -> None:
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / ".DS_Store").write_bytes(b"\0")
+            for number in range(10):
+                (tmp_path / name / f"{number}.png").symlink_to(photos / name / f"{number}.png")
+        assert len(load_data(tmp_path).test) == 4
+
+    def test_too_few_images_to_split(self, tmp_path: Path) -> None:
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir()
+            Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+        with pytest.raises(DataError, match=r"2 images of 2 classes \(1 of 'cat'\) cannot be split"):
+            load_data(tmp_path)
+
+    def test_test_classes_that_training_lacks(self, photos: Path, tmp_path: Path) -> None:
+        for part, name in (("train", "cat"), ("train", "dog"), ("test", "cat"), ("test", "wolf")):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / name).symlink_to(photos / ("cat" if name == "cat" else "dog"))
+        with pytest.raises(DataError, match="test has classes that .*train lacks: wolf"):
+            load_data(tmp_path)
+
+    @pytest.mark.parametrize("stray", ["valid", "holdout"])
+    def test_folders_beside_the_splits(self, photos: Path, tmp_path: Path, stray: str) -> None:
+        for part in ("train", "test", stray):
+            (tmp_path / part).mkdir()
+            for name in ("cat", "dog"):
+                (tmp_path / part / name).symlink_to(photos / name)
+        with pytest.raises(DataError, match=f"has {stray} beside train; expected train, test and optionally val"):
+            load_data(tmp_path)
+
+    def test_a_class_of_one_split_is_missing(self, photos: Path, tmp_path: Path) -> None:
+        for part, name in (("train", "cat"), ("train", "dog"), ("test", "cat")):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / name).symlink_to(photos / name)
+        with pytest.raises(DataError, match=r"class folder .*test/dog is missing or has no images"):
+            load_data(tmp_path)

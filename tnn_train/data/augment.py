@@ -1,0 +1,120 @@
+"""Random changes of training images, each decided by the seed, the epoch and the image alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from tnn_runtime.errors import UsageError
+from tnn_runtime.preprocess import Preprocessing
+from tnn_train.config import choose
+from tnn_train.data.images import ImageSet
+
+__all__ = ["AUGMENTATIONS", "AugmentedSet", "check_augmentations", "mixing", "seeded"]
+
+_OF_AN_IMAGE: dict[str, Callable[[Preprocessing], Callable[[Tensor], Tensor]]] = {
+    "crop": lambda seen: v2.RandomCrop((seen.height, seen.width), padding=max(1, min(seen.height, seen.width) // 8)),
+    "resized-crop": lambda seen: v2.RandomResizedCrop((seen.height, seen.width)),
+    "flip": lambda seen: v2.RandomHorizontalFlip(),
+    "randaugment": lambda seen: v2.RandAugment(),
+    "erase": lambda seen: v2.RandomErasing(value=[255 * value for value in seen.mean]),
+}
+"""Changes of an image uint8 ``[C, H, W]``, in the order in which they happen."""
+
+_OF_A_BATCH: dict[str, Callable[[int], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]] = {
+    "mixup": lambda classes: v2.MixUp(alpha=0.2, num_classes=classes),
+    "cutmix": lambda classes: v2.CutMix(alpha=1.0, num_classes=classes),
+}
+"""Changes of a batch, with the parameters of the ImageNet recipes of torchvision."""
+
+AUGMENTATIONS = (*_OF_AN_IMAGE, *_OF_A_BATCH)
+"""``crop``: a shift by up to an eighth, with black at the edges; ``resized-crop``: a part of 8 to 100% of the area with
+another aspect ratio, scaled to the input's size; ``flip``: left and right swapped, half of the time; ``randaugment``:
+two of fourteen changes of shape and colour (arXiv 1909.13719); ``erase``: a rectangle gets the mean colour, half of the
+time (arXiv 1708.04896); ``mixup`` (arXiv 1710.09412) and ``cutmix`` (arXiv 1905.04899) blend pairs of images and their
+labels; of both, one is drawn for each batch."""
+
+
+class AugmentedSet(Dataset[tuple[Tensor, int]]):
+    """Images with random changes; an item is (uint8 ``[H, W, C]``, label), and its key is ``(epoch, index)``.
+
+    An item depends on seed, epoch and index only: not on the process that computes it, nor on what was computed before.
+
+    Args:
+        images: The images as they are.
+        names: Which of `AUGMENTATIONS` to apply; those of batches are left to `mixing`.
+        seed: Decides the changes.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+
+    def __init__(self, images: ImageSet, names: tuple[str, ...], seed: int) -> None:
+        check_augmentations(names)
+        self.images = images
+        self.seed = seed
+        self._steps = [make(images.preprocessing) for name, make in _OF_AN_IMAGE.items() if name in names]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        image, label = self.images[index]
+        if self._steps:
+            image = image.permute(2, 0, 1)
+            with seeded(self.seed, epoch, index):
+                for step in self._steps:
+                    image = step(image)
+            image = image.permute(1, 2, 0)
+        return image, label
+
+
+def check_augmentations(names: Sequence[str]) -> None:
+    """Make sure that all the names are `AUGMENTATIONS`.
+
+    Raises:
+        UsageError: With the choices, if one is not.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"augment is {names!r}; expected a tuple of names out of {', '.join(AUGMENTATIONS)}")
+    for name in names:
+        choose("augmentation", name, AUGMENTATIONS)
+
+
+def mixing(names: Sequence[str], num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return what blends the images of a batch, or ``None`` if no such name is given.
+
+    It takes normalised images, float ``[N, C, H, W]``, and labels, int64 ``[N]``, and returns images of the same shape
+    and soft targets, float32 ``[N, num_classes]``. Its choices come from torch's CPU generator: see `seeded`.
+
+    Args:
+        names: Some of `AUGMENTATIONS`.
+        num_classes: The number of classes.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    check_augmentations(names)
+    mixers = [make(num_classes) for name, make in _OF_A_BATCH.items() if name in names]
+    return v2.RandomChoice(mixers) if mixers else None
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Within this context, torch's CPU generator depends on ``numbers`` alone; afterwards it is as it was before.
+
+    Args:
+        numbers: Not negative, such as seed, epoch and index; sequences that differ anywhere give unrelated randomness.
+    """
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    with torch.random.fork_rng(devices=[]):
+        # `torch.manual_seed` would reset the generators of the accelerators too.
+        torch.default_generator.manual_seed(int(state[0]))
+        yield

@@ -1,0 +1,59 @@
+"""Which images a model is trained on, as a frozen dataclass that checks its own values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tnn_runtime.errors import UsageError
+from tnn_runtime.preprocess import MAX_PIXELS
+
+__all__ = ["DataConfig"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set, and which part of it is used.
+
+    Args:
+        source: A data set, a key of `tnn_train.data.DATASETS`, or a folder: one subfolder of images for each class, or
+            the subfolders ``train`` and optionally ``val`` and ``test`` laid out so.
+        root: The folder in which data sets lie: ``MNIST``, ``FashionMNIST``, ``cifar-10-batches-py`` and
+            ``cifar-100-python`` as torchvision lays them out, and ``nabirds``.
+        image_size: Height and width of the model's input in pixels; by default 16 for digits, 28 for mnist and
+            fashion-mnist, 32 for cifar10 and cifar100, 224 for fake, and else the images' own size up to 224.
+        limit: Use at most so many images of the training and validation set together, and of the test set.
+        seed: Decides the splits, the subset, and the images of the data set fake.
+        download: Whether torchvision may download what is not on disk.
+        crop_to_boxes: Whether images are cropped to the bounding boxes that come with nabirds.
+
+    Raises:
+        UsageError: If a value is out of its range.
+    """
+
+    source: str
+    root: str = "data"
+    image_size: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    download: bool = False
+    crop_to_boxes: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("source", "root"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; expected text")
+        for name in ("download", "crop_to_boxes"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        _in_range("seed", self.seed, 0, 2**32 - 1)
+        if self.image_size is not None:
+            _in_range("image_size", self.image_size, 1, math.isqrt(MAX_PIXELS))
+        if self.limit is not None:
+            _in_range("limit", self.limit, 1, None)
+
+
+def _in_range(name: str, value: int, lowest: int, highest: int | None) -> None:
+    if type(value) is not int or value < lowest or (highest is not None and value > highest):
+        expected = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+        raise UsageError(f"{name} is {value!r}; expected {expected}")

@@ -1,0 +1,59 @@
+"""Image folders: one subfolder for each class, split or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from tnn_runtime.preprocess import find_images
+from tnn_train.data.sources import Found, Labelled, check_headers, usual_size
+from tnn_train.errors import DataError
+
+__all__ = ["read_folder"]
+
+_SPLITS = ("train", "val", "test")
+_HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
+
+
+def read_folder(folder: Path) -> Found:
+    """Read a folder of classes, or one whose subfolders are the splits; every header is checked.
+
+    Raises:
+        DataError: If the layout is another one, or a class has no images.
+        InputError: If a file is no usable image.
+    """
+    subfolders = [path.name for path in _subfolders(folder)]
+    split_already = "train" in subfolders and (set(subfolders) <= set(_SPLITS) or not _HELD_OUT.isdisjoint(subfolders))
+    if split_already and (strangers := set(subfolders) - set(_SPLITS)):
+        raise DataError(
+            f"{folder} has {', '.join(sorted(strangers))} beside train; expected train, test and optionally val, "
+            "or one subfolder of images for each class"
+        )
+    parts = {name: folder / name for name in subfolders} if split_already else {"train": folder}
+    classes = [path.name for path in _subfolders(parts["train"])]
+    if len(classes) < 2:
+        raise DataError(
+            f"{parts['train']} has {len(classes)} class folders; expected at least 2, each with the images of one class"
+        )
+    splits: dict[str, Labelled] = {}
+    sizes: list[tuple[int, int]] = []
+    for name, part in parts.items():
+        if unknown := sorted({path.name for path in _subfolders(part)} - set(classes)):
+            raise DataError(f"{part} has classes that {parts['train']} lacks: {', '.join(unknown)}")
+        files = [_images(part / class_name) for class_name in classes]
+        paths = [path for found in files for path in found]
+        sizes += check_headers(paths, part.name)
+        splits[name] = Labelled(paths, np.repeat(np.arange(len(classes)), [len(found) for found in files]))
+    return Found(splits, tuple(classes), channels=3, image_size=usual_size(sizes))
+
+
+def _images(folder: Path) -> list[Path]:
+    files = find_images(folder)
+    if not files:
+        raise DataError(f"class folder {folder} is missing or has no images; add some, or remove the class")
+    return files
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -1,0 +1,100 @@
+"""A data set in three parts, ready for training: labelled images and the preprocessing they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tnn_runtime.preprocess import ImageSource, Preprocessing
+from tnn_train.data.config import DataConfig
+
+__all__ = ["ImageData", "ImageSet"]
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """Labelled images of one split; an item is (uint8 ``[H, W, C]``, label).
+
+    Args:
+        sources: The images as they were found.
+        labels: Class indices, int64 ``[N]``.
+        preprocessing: How a source becomes an array.
+        pixels: The decoded images ``[N, H, W, C]``; without them, sources are decoded when they are needed.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ImageSource],
+        labels: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        pixels: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.sources = sources
+        self.labels = labels
+        self.preprocessing = preprocessing
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor(self.decoded(index)), int(self.labels[index])
+
+    def decoded(self, index: int) -> NDArray[np.uint8]:
+        """Return one image as the model sees it, uint8 ``[H, W, C]``.
+
+        Raises:
+            InputError: If the image cannot be decoded.
+        """
+        return self.preprocessing(self.sources[index]) if self.pixels is None else self.pixels[index]
+
+    def sample(self, count: int) -> NDArray[np.uint8]:
+        """Return up to ``count`` images spread evenly over the set, uint8 ``[n, H, W, C]``."""
+        indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        return np.stack([self.decoded(index) for index in indices.tolist()])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split: nothing of ``test`` may influence training or the choice of the epoch.
+
+    Args:
+        name: The data set's name, or the folder.
+        train: Training images.
+        val: Validation images.
+        test: Test images.
+        class_names: One name for each label.
+        preprocessing: What turns an image file into a model input, with the training set's mean and deviation.
+        config: What `tnn_train.load_data` was asked for.
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    config: DataConfig
+
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
+        """Return the same images, to be normalised with other statistics: those that pretrained weights expect.
+
+        Args:
+            mean: One value a channel, in the unit of ``pixel / 255``.
+            std: One positive value a channel, in the same unit.
+
+        Raises:
+            ArtifactError: If there is not one usable value for each channel.
+        """
+        preprocessing = dataclasses.replace(self.preprocessing, mean=tuple(mean), std=tuple(std))
+        train, val, test = (
+            ImageSet(images.sources, images.labels, preprocessing, images.pixels)
+            for images in (self.train, self.val, self.test)
+        )
+        return dataclasses.replace(self, train=train, val=val, test=test, preprocessing=preprocessing)

@@ -1,0 +1,147 @@
+"""From a data set's name or an image folder to three stratified sets of uint8 images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torchvision
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tnn_runtime.errors import UsageError
+from tnn_runtime.preprocess import Preprocessing
+from tnn_train.data.config import DataConfig
+from tnn_train.data.folder import read_folder
+from tnn_train.data.images import ImageData, ImageSet
+from tnn_train.data.nabirds import read_nabirds
+from tnn_train.data.readers import read_digits, read_fake, torchvision_reader
+from tnn_train.data.sources import Found, Labelled
+from tnn_train.data.splits import split
+from tnn_train.errors import DataError
+
+__all__ = ["DATASETS", "load_data"]
+
+DATASETS: dict[str, Callable[[DataConfig], Found]] = {
+    "digits": read_digits,
+    "mnist": torchvision_reader(torchvision.datasets.MNIST, channels=1, image_size=28),
+    "fashion-mnist": torchvision_reader(torchvision.datasets.FashionMNIST, channels=1, image_size=28),
+    "cifar10": torchvision_reader(torchvision.datasets.CIFAR10, channels=3, image_size=32),
+    "cifar100": torchvision_reader(torchvision.datasets.CIFAR100, channels=3, image_size=32),
+    "nabirds": read_nabirds,
+    "fake": read_fake,
+}
+"""The data sets by name, each with what reads it."""
+
+CACHE_BYTES = 1 << 30
+"""Decoded sets up to this size are kept in memory, decoded once before training starts."""
+
+_WITH_BOXES = ("nabirds",)
+_MEASURED_IMAGES = 2000
+_SMALLEST_STD = 1e-3
+
+
+def load_data(
+    source: str | Path | DataConfig,
+    *,
+    root: str | Path = "data",
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    download: bool = False,
+    crop_to_boxes: bool = False,
+) -> ImageData:
+    """Load a data set and split it; the same arguments give the same split.
+
+    Splits that the data set does not come with are cut off its training set, stratified by class: a fifth for
+    testing, then a fifth of the rest for validation.
+
+    Args:
+        source: A key of `DATASETS`, a folder of images, or a configuration, which carries all the other options.
+        root: As in `DataConfig`, and so are the others.
+        image_size: Height and width of the model's input in pixels.
+        limit: Use at most so many images of the training and validation set together, and of the test set.
+        seed: Decides the splits and the subset.
+        download: Whether torchvision may download what is not on disk.
+        crop_to_boxes: Whether images are cropped to bounding boxes.
+
+    Raises:
+        DataError: If the data is missing, empty, damaged, or too small to split.
+        InputError: If a file is no image, or, in a set that is kept in memory, cannot be decoded.
+        UsageError: If the name is unknown or an argument out of its range.
+    """
+    name = source.source if isinstance(source, DataConfig) else str(source)
+    config = DataConfig(name, str(root), image_size, limit, seed, download, crop_to_boxes)
+    if isinstance(source, DataConfig):
+        if config != DataConfig(name):
+            raise UsageError("got a DataConfig and options beside it; put the options into the DataConfig")
+        config = source
+    found = _find(config)
+    _check(name, found)
+    splits = split(found, config.limit, config.seed)
+    size, channels = config.image_size or found.image_size, found.channels
+    plain = Preprocessing(size, size, channels, (0.0,) * channels, (1.0,) * channels)
+    train, val, test = _decode([splits[part] for part in ("train", "val", "test")], plain)
+    data = ImageData(name, train, val, test, found.class_names, plain, config)
+    return data.normalized(*_statistics(train.sample(_MEASURED_IMAGES)))
+
+
+def _find(config: DataConfig) -> Found:
+    name = config.source
+    if config.crop_to_boxes and name not in _WITH_BOXES:
+        raise UsageError(f"{name} has no bounding boxes to crop to; only {', '.join(_WITH_BOXES)} has")
+    if name in DATASETS:
+        return DATASETS[name](config)
+    if name and Path(name).is_dir():
+        return read_folder(Path(name))
+    raise UsageError(
+        f"unknown data {name!r}: no such folder, and no such data set; choose from {', '.join(DATASETS)} or give a "
+        "folder of images"
+    )
+
+
+def _check(name: str, found: Found) -> None:
+    classes = len(found.class_names)
+    if classes < 2:
+        raise DataError(f"{name} has {classes} classes; expected at least 2")
+    for part, images in found.splits.items():
+        if len(images.sources) != len(images.labels):
+            raise DataError(
+                f"the {part} set of {name} has {len(images.sources)} images and {len(images.labels)} labels; expected "
+                "one label for each image; get the data again"
+            )
+        strange = np.flatnonzero((images.labels < 0) | (images.labels >= classes))
+        if len(strange):
+            raise DataError(
+                f"image {strange[0]} of the {part} set of {name} has the label {images.labels[strange[0]]}; expected 0 "
+                f"to {classes - 1}; get the data again"
+            )
+
+
+def _decode(parts: list[Labelled], preprocessing: Preprocessing) -> list[ImageSet]:
+    """Decode all images if they fit into memory, else none."""
+    count = sum(len(part.labels) for part in parts)
+    cache = count * int(np.prod(preprocessing.shape)) <= CACHE_BYTES
+    with tqdm(total=count, desc="decoding", unit="image", disable=None if cache else True, delay=1) as progress:
+        return [
+            ImageSet(
+                part.sources,
+                part.labels,
+                preprocessing,
+                preprocessing.batch(part.sources, progress.update) if cache else None,
+            )
+            for part in parts
+        ]
+
+
+def _statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in the unit of pixel / 255."""
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        counts = sum(np.bincount(image[..., channel].ravel(), minlength=256) for image in images)
+        mean = np.average(levels, weights=counts)
+        means.append(float(mean))
+        deviations.append(max(float(np.sqrt(np.average((levels - mean) ** 2, weights=counts))), _SMALLEST_STD))
+    return tuple(means), tuple(deviations)
