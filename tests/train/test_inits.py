@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, TverskyHead, load_checkpoint, train
+from tnn_train.data import EpochBatches
 from tnn_train.errors import TrainingError
 from tnn_train.inits import class_means
 from tnn_train.models import Normalize, build_model
@@ -49,7 +49,7 @@ def test_training_starts_at_the_class_means(data: ImageData, tmp_path: object) -
     torch.manual_seed(recipe.seed)
     model = build_model(trained.config).train()
     assert data.train.pixels is not None
-    order = next(iter(DataLoader(range(len(data.train)), 26, shuffle=True, generator=_seeded(recipe.seed))))
+    order = [index for batch in EpochBatches(len(data.train), 13, recipe.seed) for _, index in batch]
     pixels, labels = torch.from_numpy(data.train.pixels)[order], torch.from_numpy(data.train.labels)[order]
     with torch.no_grad():
         normalize = Normalize(data.preprocessing)
@@ -57,7 +57,3 @@ def test_training_starts_at_the_class_means(data: ImageData, tmp_path: object) -
     expected = torch.stack([embeddings[labels == label].mean(0) for label in range(2)])
     assert len(data.train) == 26
     torch.testing.assert_close(head.prototypes.detach(), expected, rtol=1e-4, atol=1e-4)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
