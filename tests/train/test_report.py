@@ -170,7 +170,7 @@ def test_without_embeddings_the_weights_are_still_shown(
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    names = ["<b>bold</b>", "a \"quoted\" & 'odd' one", "$x^{2", "\N{CAT FACE}\N{CJK UNIFIED IDEOGRAPH-732B}"]
+    names = ["<b>bold</b>", "a \"quoted\" & 'odd' one", "$x^{2$", "\N{CAT FACE}\N{CJK UNIFIED IDEOGRAPH-732B}"]
     run = constructed(TverskyHead(4, 4), names)
     page = written(dataclasses.replace(run, name="<script>", command="tnn-train --data '<&>'"), tmp_path)
     check_page(page)
