@@ -109,7 +109,7 @@ def plot_reliability(calibration: Calibration) -> Figure:
     above.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="accuracy = confidence")
     above.set_ylabel("accuracy")
     above.set_ylim(0, 1.03)
-    above.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     below.bar(middles, calibration.share, 0.9 / bins, color="grey")
     below.set_ylabel("share of\nthe answers")
     below.set_xlabel("confidence: probability of the predicted class")
@@ -126,7 +126,7 @@ def plot_seeds(groups: Mapping[str, Sequence[History]]) -> Figure:
     Args:
         groups: For each group of runs their epochs, as in ``metrics.jsonl``.
     """
-    figure = Figure(figsize=(7, 3.6 + 0.2 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(5, 3.2 + 0.17 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for number, (name, histories) in enumerate(groups.items()):
         style: dict[str, Any] = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10 % 4]}
@@ -137,7 +137,7 @@ def plot_seeds(groups: Mapping[str, Sequence[History]]) -> Figure:
             axes.plot([row["epoch"] for row in history], line, **style, linewidth=0.7, alpha=0.6)
         mean = np.mean([line[:shortest] for line in values], axis=0)
         epochs = [row["epoch"] for row in histories[0][:shortest]]
-        axes.plot(epochs, mean, **style, linewidth=2, label=_plain(name, 90))
+        axes.plot(epochs, mean, **style, linewidth=2, label=_plain(name, 70))
     _finish_epochs(axes, "validation accuracy")
     figure.legend(loc="outside upper left", fontsize=8, frameon=False)
     return figure
@@ -152,17 +152,18 @@ def plot_estimates(
         groups: For each group the values of its seeds.
         intervals: For each group the interval of its mean, ``None`` for one seed.
     """
-    figure = Figure(figsize=(7, 1.3 + 0.45 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(5, 0.8 + 0.6 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for place, (name, values) in enumerate(groups.items()):
         color = f"C{place % 10}"
-        mean, interval = float(np.mean(values)), intervals[name]
+        interval = intervals[name]
         if interval is not None:
             axes.plot(interval, [place, place], color=color, linewidth=2)
-        axes.plot(values, [place] * len(values), "o", color=color, alpha=0.4, markersize=5, markeredgewidth=0)
-        axes.plot([mean], [place], "D", color=color, markersize=6)
-    axes.set_yticks(range(len(groups)), [_plain(name, 40) for name in groups], fontsize=8)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.plot([np.mean(values)], [place], "D", color=color, markersize=6)
+        axes.plot(values, [place + 0.22] * len(values), "o", color=color, alpha=0.6, markersize=4, markeredgewidth=0)
+        axes.text(0.02, place - 0.18, _plain(name, 60), transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
+    axes.set_yticks([])
+    axes.set_ylim(len(groups) - 0.5, -0.6)
     axes.set_xlabel("test accuracy")
     axes.grid(alpha=0.3, axis="x")
     return figure

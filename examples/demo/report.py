@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from tnn_runtime import Classifier, Explanation
 from tnn_train import ImageData
 from tnn_train.loop import TrainResult
 from tnn_train.plots import plot_confusion, plot_curves
+from tnn_train.report.pictures import figure_url
 
 _EXPLAINED_IMAGES = 4
 _COLORS = {"common": "#2a7f4f", "input_only": "#c8553d", "prototype_only": "#e0a458"}
@@ -40,17 +39,17 @@ def write_report(
     )
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
-        curves=_png(plot_curves({head: run.history for head, run in runs.items()})),
+        curves=figure_url(plot_curves({head: run.history for head, run in runs.items()})),
         confusions={
-            head: _png(plot_confusion(run.test.confusion, data.class_names, head)) for head, run in runs.items()
+            head: figure_url(plot_confusion(run.test.confusion, data.class_names, head)) for head, run in runs.items()
         },
-        latency=_png(_plot_latency(summary["latency"])),
+        latency=figure_url(_plot_latency(summary["latency"])),
         explained=[
             {
                 "number": number,
                 "right": data.class_names[data.test.labels[number]],
                 "predicted": explanations[0].label,
-                "picture": _png(_plot_explanations(data.test.decoded(number), explanations)),
+                "picture": figure_url(_plot_explanations(data.test.decoded(number), explanations)),
                 "best": explanations[0],
                 "features": explanations[0].features,
             }
@@ -128,10 +127,3 @@ def _plot_explanations(image: np.ndarray[Any, np.dtype[np.uint8]], explanations:
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def _png(figure: Figure) -> str:
-    """Return a figure as a data URL."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["figure_url", "image_url"]
+__all__ = ["FEW_PIXELS", "figure_url", "image_url"]
+
+FEW_PIXELS = 32
+"""Images of up to so many pixels a side are shown with each of their pixels."""
 
 _DPI = 144
 _SIDE = 96
-_FEW_PIXELS = 32
 
 
 def figure_url(figure: Figure) -> str:
@@ -31,11 +33,11 @@ def figure_url(figure: Figure) -> str:
 def image_url(image: NDArray[np.uint8]) -> str:
     """Return an image, uint8 ``[H, W, C]`` with C = 1 or 3, as the data URL of a thumbnail of up to 96 pixels a side.
 
-    Images of few pixels are PNG, which keeps each of them; others are JPEG.
+    Images of up to `FEW_PIXELS` a side are PNG, which keeps each of them; others are JPEG.
     """
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     picture.thumbnail((_SIDE, _SIDE))
-    kind = "png" if max(picture.size) <= _FEW_PIXELS else "jpeg"
+    kind = "png" if max(picture.size) <= FEW_PIXELS else "jpeg"
     buffer = io.BytesIO()
     picture.save(buffer, kind, quality=85)
     return _url(kind, buffer)

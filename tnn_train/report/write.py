@@ -15,7 +15,7 @@ from tnn_train.heads import TverskyHead
 from tnn_train.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
 from tnn_train.prototypes import HeadAnalysis, Prototype, analyse_head
 from tnn_train.report.page import render
-from tnn_train.report.pictures import image_url
+from tnn_train.report.pictures import FEW_PIXELS, image_url
 from tnn_train.report.settings import flatten
 from tnn_train.report.summary import RunSummary
 
@@ -50,7 +50,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         best=best,
         seconds=sum(row["seconds"] for row in run.history),
         speed=float(np.median([row["images_per_second"] for row in run.history])),
-        ece=calibration.ece,
+        calibration=calibration,
         curves={
             name: plot_history(run.history, quantity, best["epoch"])
             for quantity, name in (("loss", "loss"), ("accuracy", "accuracy"), ("learning_rate", "learning rate"))
@@ -172,4 +172,4 @@ def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _picture(images: ImageSet, index: int) -> dict[str, Any]:
     pixels = images.decoded(index)
-    return {"index": index, "url": image_url(pixels), "coarse": max(pixels.shape) <= 64}
+    return {"index": index, "url": image_url(pixels), "coarse": max(pixels.shape) <= FEW_PIXELS}

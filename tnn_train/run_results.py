@@ -1,0 +1,98 @@
+"""Run folders as they are read back: ``results.json`` and ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tnn_runtime.decoding import decode
+from tnn_runtime.errors import ArtifactError
+from tnn_runtime.storage import read_json
+from tnn_train.report.settings import flatten
+
+__all__ = ["SEEDS", "Results", "Run", "read_run"]
+
+SCHEMA_VERSION = 1
+RESULTS_FILE, METRICS_FILE, LAST = "results.json", "metrics.jsonl", "last"
+SEEDS = ("data.seed", "train.seed")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What of ``results.json`` is compared; accuracies are shares, losses in nats, times in seconds."""
+
+    config: dict[str, Any]
+    class_names: tuple[str, ...]
+    images: dict[str, int]
+    test_accuracy: float
+    test_loss: float
+    ece: float
+    best_epoch: int
+    parameters: int
+    seconds: float
+    images_per_second: float
+    device: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Args:
+        folder: Where it lies.
+        results: The content of ``results.json``.
+        history: One dictionary for each epoch, the content of ``metrics.jsonl``.
+    """
+
+    folder: Path
+    results: Results
+    history: tuple[dict[str, Any], ...]
+
+    @property
+    def seed(self) -> tuple[Any, ...]:
+        """The seeds of the data and of the training."""
+        settings = flatten(self.results.config)
+        return tuple(settings.get(name) for name in SEEDS)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings but the seeds, flat, without those of heads that the model does not have."""
+        return {name: value for name, value in flatten(self.results.config).items() if name not in SEEDS}
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ArtifactError: If it is none, its training was not finished, or a file cannot be read.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        if (folder / METRICS_FILE).exists() or (folder / LAST).exists():
+            raise ArtifactError(
+                f"{folder} has no {RESULTS_FILE}: its training was not finished; repeat its command with --resume, or "
+                "leave it out"
+            )
+        raise ArtifactError(f"{folder} is not a run: it has no {RESULTS_FILE}; give folders that tnn-train has made")
+    raw = read_json(path, "run", SCHEMA_VERSION)
+    known = {field.name for field in dataclasses.fields(Results)}
+    try:
+        results = decode(Results, {name: value for name, value in raw.items() if name in known}, "results")
+    except TypeError as error:
+        raise ArtifactError(f"{path} is not what tnn-train writes ({error}); copy the run again") from error
+    return Run(folder, results, _read_history(folder / METRICS_FILE))
+
+
+def _read_history(path: Path) -> tuple[dict[str, Any], ...]:
+    try:
+        rows = tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read as lines of JSON ({error}); copy the run again") from error
+    if not rows or not all(isinstance(row, dict) and {"epoch", "val_accuracy"} <= set(row) for row in rows):
+        raise ArtifactError(f"{path} lacks epochs with their val_accuracy; copy the run again")
+    return rows
