@@ -101,6 +101,29 @@ def test_the_broadcast_head_is_the_same_head() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--amp", "--compile"]])
+def test_the_cost_of_a_training_step(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load("benchmark_step")
+    monkeypatch.setattr(benchmark, "BACKBONE", "tiny")
+    monkeypatch.setattr(benchmark, "SIZES", ((4, 8, "small"), (2, 12, "imagenet"))[: 1 if options else 2])
+    threads = str(torch.get_num_threads())
+    benchmark.command(["--threads", threads, "--rounds", "2", *options, "--out", str(tmp_path)])
+    assert "| 4 of 8x8, small |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "benchmark_step.json").read_text())
+    assert report["machine"]["amp"] == report["machine"]["compile"] == bool(options)
+    assert [row["side"] for row in report["rows"]] == ([8] if options else [8, 12])
+    for row in report["rows"]:
+        assert row["ratio"] == pytest.approx(row["tversky_ms"] / row["linear_ms"])
+        for ratio in ("ratio", "aa_ratio"):
+            assert row[f"{ratio}_ci95"][0] <= row[ratio] <= row[f"{ratio}_ci95"][1]
+        assert {len(turns) for turns in row["samples_ms"].values()} == {2}
+    assert benchmark.run("benchmark_step", benchmark.command, ["--rounds", "0"]) == 1
+    assert "expected --threads and --rounds of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_heads_on_a_frozen_backbone(
     runs: dict[str, TrainResult],
     photos: Path,

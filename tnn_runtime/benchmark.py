@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Comparison", "compare_bundles", "interleave", "machine"]
+__all__ = ["Comparison", "compare_bundles", "interleave", "machine", "median_ratio"]
 
 _Call: TypeAlias = Callable[[NDArray[np.uint8]], object]
 
@@ -101,8 +101,8 @@ def compare_bundles(
             inputs = [random.integers(0, 256, (batch, *shape), dtype=np.uint8) for _ in range(_DISTINCT_BATCHES)]
             calls = {"a": first.logits, "b": second.logits, "control": control.logits}
             samples = interleave(calls, inputs, blocks, random, progress)
-            ratio, interval = _ratio(samples["a"], samples["b"], random)
-            aa_ratio, aa_interval = _ratio(samples["control"], samples["b"], random)
+            ratio, interval = median_ratio(samples["a"], samples["b"], random)
+            aa_ratio, aa_interval = median_ratio(samples["control"], samples["b"], random)
             milliseconds = {
                 name: [[1e3 * value for value in block] for block in turns] for name, turns in samples.items()
             }
@@ -141,6 +141,25 @@ def interleave(
     return samples
 
 
+def median_ratio(
+    numerator: list[list[float]], denominator: list[list[float]], random: np.random.Generator
+) -> tuple[float, tuple[float, float]]:
+    """Return the ratio of the medians, with a 95% bootstrap interval over blocks drawn in pairs.
+
+    Args:
+        numerator: Seconds of each call, block by block, as `interleave` returns them.
+        denominator: The same number of blocks and calls of what it is compared with.
+        random: Draws the blocks.
+    """
+    top, bottom = np.asarray(numerator), np.asarray(denominator)
+    drawn = random.integers(0, len(top), (_RESAMPLES, len(top)))
+    ratios = np.median(top[drawn].reshape(_RESAMPLES, -1), axis=1) / np.median(
+        bottom[drawn].reshape(_RESAMPLES, -1), axis=1
+    )
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(top) / np.median(bottom)), (float(low), float(high))
+
+
 def machine() -> dict[str, Any]:
     """Return what a reader needs to know about the machine that was measured."""
     cpu = platform.processor() or platform.machine()
@@ -176,16 +195,3 @@ def _time(call: _Call, batch: NDArray[np.uint8]) -> float:
 def _percentiles(samples: list[list[float]]) -> dict[str, float]:
     p50, p90, p99 = np.percentile(np.concatenate(samples), [50, 90, 99]) * 1e3
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
-
-
-def _ratio(
-    numerator: list[list[float]], denominator: list[list[float]], random: np.random.Generator
-) -> tuple[float, tuple[float, float]]:
-    """Return the ratio of the medians, with a bootstrap interval over blocks drawn in pairs."""
-    top, bottom = np.asarray(numerator), np.asarray(denominator)
-    drawn = random.integers(0, len(top), (_RESAMPLES, len(top)))
-    ratios = np.median(top[drawn].reshape(_RESAMPLES, -1), axis=1) / np.median(
-        bottom[drawn].reshape(_RESAMPLES, -1), axis=1
-    )
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(np.median(top) / np.median(bottom)), (float(low), float(high))

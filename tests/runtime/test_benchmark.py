@@ -8,7 +8,7 @@ import pytest
 
 from tnn_export import export_bundle
 from tnn_runtime import UsageError
-from tnn_runtime.benchmark import _ratio, compare_bundles, interleave, machine
+from tnn_runtime.benchmark import compare_bundles, interleave, machine, median_ratio
 from tnn_train import ModelConfig, TrainConfig, load_data, train
 
 
@@ -42,10 +42,10 @@ def test_a_real_difference_shows_and_an_equal_pair_does_not() -> None:
     random = np.random.default_rng(0)
     calls = {"a": spin(3e-3), "b": spin(1e-3), "control": spin(1e-3)}
     samples = interleave(calls, [np.zeros(1, np.uint8)], 20, random)
-    ratio, (low, high) = _ratio(samples["a"], samples["b"], random)
+    ratio, (low, high) = median_ratio(samples["a"], samples["b"], random)
     assert low <= ratio <= high
     assert 2 < ratio < 4
-    control, _ = _ratio(samples["control"], samples["b"], random)
+    control, _ = median_ratio(samples["control"], samples["b"], random)
     assert 0.7 < control < 1.4
 
 
