@@ -97,6 +97,7 @@ def _is_required(field: dataclasses.Field[object]) -> bool:
 
 
 def _one_line(message: str) -> str:
-    """Return the text of a message that tyro has drawn a box around."""
-    lines = [line.strip("│─ ") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
-    return " ".join(line for line in lines if line and not line.startswith("For full helptext")).rstrip(".")
+    """Return the text of a message that tyro has given a title and drawn a box around."""
+    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()]
+    _, *lines = [line for line in lines if line.strip("─-")]
+    return " ".join(line for line in lines if not line.startswith("For full helptext")).rstrip(".")

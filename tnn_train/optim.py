@@ -45,8 +45,8 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
         {"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()
     ]
     if config.optimizer == "sgd":
-        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0)
-    return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate)
+        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
+    return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate, fused=True)
 
 
 class Schedule:

@@ -8,11 +8,13 @@ from tnn_runtime.errors import UsageError
 from tnn_train.config import at_least, choose
 from tnn_train.data.augment import check_augmentations
 
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
+__all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "plateau", "constant")
 PRECISIONS = ("fp32", "fp16", "bf16")
+INCIDENTAL = ("device", "threads", "workers", "tensorboard", "save_steps", "embedding_cache")
+"""The fields of `TrainConfig` that have no say in the result, or next to none."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         sample = data.normalized(best.preprocessing.mean, best.preprocessing.std).train.subset(indices)
         embeddings = embed(best.model.backbone, sample, device, cache=None).embeddings
     summary = RunSummary(
-        name=f"{data.name}: {best.config.backbone} with a {best.config.head} head",
+        name=data.name,
         history=result.history,
         test=result.test,
         test_images=data.test,

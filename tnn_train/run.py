@@ -15,17 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.storage import refuse_existing, write_json, write_text
+from tnn_runtime.storage import refuse_existing, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
 from tnn_train.data import ImageSet
 from tnn_train.evaluation import Evaluation
 from tnn_train.models import ImageModel
+from tnn_train.run_results import Results, write_results
 from tnn_train.trainer import Trainer
 
 __all__ = ["BEST", "LAST", "RunFolder", "check_run_folder"]
 
 BEST, LAST = "best", "last"
-RESULTS_SCHEMA = 1
 
 _SECONDS_BETWEEN = 5.0
 """Epochs shorter than this, as those on embeddings are, are not saved each."""
@@ -86,28 +86,25 @@ class RunFolder:
         data, best = trainer.data, trainer.best_row
         seconds = sum(row["seconds"] for row in trainer.history)
         seen = sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
-        write_json(
-            self.folder / "results.json",
-            {
-                "schema_version": RESULTS_SCHEMA,
-                "config": self._config(),
-                "test_accuracy": test.accuracy,
-                "test_loss": test.loss,
-                "ece": test.calibration().ece,
-                "best_epoch": best["epoch"],
-                "val_accuracy": best["val_accuracy"],
-                "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-                "class_names": list(data.class_names),
-                "confusion": test.confusion.tolist(),
-                "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
-                "seconds": seconds,
-                "images_per_second": seen / seconds,
-                "device": _device_name(trainer.device),
-                "processes": trainer.processes.count,
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-            },
+        results = Results(
+            config=self._config(),
+            class_names=data.class_names,
+            images={"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            test_accuracy=test.accuracy,
+            test_loss=test.loss,
+            ece=test.calibration().ece,
+            confusion=tuple(map(tuple, test.confusion.tolist())),
+            best_epoch=best["epoch"],
+            val_accuracy=best["val_accuracy"],
+            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            seconds=seconds,
+            images_per_second=seen / seconds,
+            device=_device_name(trainer.device),
+            threads=torch.get_num_threads(),
+            processes=trainer.processes.count,
+            versions=versions(),
         )
+        write_results(self.folder, results)
 
     def _checkpoint(self, model: ImageModel, row: dict[str, Any]) -> Checkpoint:
         trainer = self.trainer

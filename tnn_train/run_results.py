@@ -11,19 +11,40 @@ from typing import Any
 
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError
-from tnn_runtime.storage import read_json
+from tnn_runtime.storage import read_json, write_json
+from tnn_train.recipe import INCIDENTAL
 from tnn_train.report.settings import flatten
 
-__all__ = ["SEEDS", "Results", "Run", "read_run"]
+__all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 
 SCHEMA_VERSION = 1
 RESULTS_FILE, METRICS_FILE, LAST = "results.json", "metrics.jsonl", "last"
 SEEDS = ("data.seed", "train.seed")
+_IGNORED = {*SEEDS, *(f"train.{name}" for name in INCIDENTAL)}
 
 
 @dataclass(frozen=True)
 class Results:
-    """What of ``results.json`` is compared; accuracies are shares, losses in nats, times in seconds."""
+    """The content of ``results.json``.
+
+    Args:
+        config: The sections ``data``, ``model`` and ``train``.
+        class_names: One name for each class.
+        images: How many are in ``train``, ``val`` and ``test``.
+        test_accuracy: Of the best epoch, 0 to 1.
+        test_loss: Mean cross-entropy in nats.
+        ece: Expected calibration error on the test set, 0 to 1.
+        confusion: Counts ``[classes, classes]`` on the test set: rows are the right classes.
+        best_epoch: The number of the best epoch by validation.
+        val_accuracy: Its validation accuracy, 0 to 1.
+        parameters: How many the model has.
+        seconds: Time of all epochs, without validation.
+        images_per_second: Training images in that time.
+        device: The device's name.
+        threads: CPU threads of each process.
+        processes: How many trained together.
+        versions: Of Python and of packages.
+    """
 
     config: dict[str, Any]
     class_names: tuple[str, ...]
@@ -31,12 +52,16 @@ class Results:
     test_accuracy: float
     test_loss: float
     ece: float
+    confusion: tuple[tuple[int, ...], ...]
     best_epoch: int
+    val_accuracy: float
     parameters: int
     seconds: float
     images_per_second: float
     device: str
-    threads: int | None = None
+    threads: int
+    processes: int
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -61,8 +86,13 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings but the seeds, flat, without those of heads that the model does not have."""
-        return {name: value for name, value in flatten(self.results.config).items() if name not in SEEDS}
+        """All settings that shape the result but the seeds, flat, without those of heads that the model lacks."""
+        return {name: value for name, value in flatten(self.results.config).items() if name not in _IGNORED}
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write ``results.json`` into a run folder."""
+    write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)})
 
 
 def read_run(folder: Path) -> Run:
@@ -80,9 +110,8 @@ def read_run(folder: Path) -> Run:
             )
         raise ArtifactError(f"{folder} is not a run: it has no {RESULTS_FILE}; give folders that tnn-train has made")
     raw = read_json(path, "run", SCHEMA_VERSION)
-    known = {field.name for field in dataclasses.fields(Results)}
     try:
-        results = decode(Results, {name: value for name, value in raw.items() if name in known}, "results")
+        results = decode(Results, {name: value for name, value in raw.items() if name != "schema_version"}, "results")
     except TypeError as error:
         raise ArtifactError(f"{path} is not what tnn-train writes ({error}); copy the run again") from error
     return Run(folder, results, _read_history(folder / METRICS_FILE))

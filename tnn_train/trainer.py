@@ -30,14 +30,13 @@ from tnn_train.heads import TverskyHead
 from tnn_train.inits import class_means
 from tnn_train.models import ImageModel
 from tnn_train.optim import Schedule, build_optimizer
-from tnn_train.recipe import TrainConfig
+from tnn_train.recipe import INCIDENTAL, TrainConfig
 from tnn_train.scoring import score
 from tnn_train.stage import Stage
 
 __all__ = ["Trainer", "rank"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_NOT_OF_THE_RESULT = ("device", "threads", "workers", "tensorboard", "save_steps", "embedding_cache")
 
 
 class Trainer:
@@ -227,7 +226,7 @@ class Trainer:
     def identity(self) -> str:
         """Return what a resumed training must share with the interrupted one, as JSON."""
         recipe = dataclasses.asdict(self.config)
-        for name in _NOT_OF_THE_RESULT:
+        for name in INCIDENTAL:
             del recipe[name]
         labels = hashlib.sha256(self.data.train.labels.tobytes() + self.data.val.labels.tobytes()).hexdigest()
         images = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,11 @@ def test_a_file_that_cannot_be_used(content: str, message: str, tmp_path: Path) 
         ([], "Missing from tnn-train: --data STR"),
     ],
 )
-def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_options_that_cannot_be_used(
+    arguments: list[str], message: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
     with pytest.raises(UsageError) as error:
         read(*arguments)
     assert message in str(error.value)

@@ -136,7 +136,7 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
 
 def test_an_option_that_is_unknown_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", "digits", "--out", "run", "--learning-rat", "1"]) == 1
-    assert "Perhaps you meant: --learning-rate" in capsys.readouterr().err
+    assert "--learning-rate FLOAT Peak of the schedule." in capsys.readouterr().err
 
 
 def test_compare_puts_runs_side_by_side(runs: dict[str, TrainResult], capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def test_too_few_embeddings_are_named() -> None:
 def test_training_starts_at_the_class_means(data: ImageData, tmp_path: object) -> None:
     """With a learning rate of nearly 0, the prototypes are still where they started."""
     config = ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=8, prototype_init="class-means"))
-    recipe = TrainConfig(epochs=1, batch_size=13, learning_rate=1e-12, weight_decay=0.0, augment="none")
+    recipe = TrainConfig(epochs=1, batch_size=13, learning_rate=1e-12, weight_decay=0.0, augment=())
     result = train(data, f"{tmp_path}/run", config, recipe)
     trained = load_checkpoint(result.best)
     head = trained.model.head
