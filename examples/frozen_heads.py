@@ -7,27 +7,25 @@ set is looked at afterwards, once for each seed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import UsageError
-from tnn_train import Checkpoint, LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
+from tnn_train import LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
 from tnn_train.config import CLASS_MEANS
 from tnn_train.data import ImageSet
+from tnn_train.embeddings import EmbeddingSet, embed
 from tnn_train.inits import class_means
 from tnn_train.loop import pick_device
-from tnn_train.models import Normalize
 
 HIDDEN = 64
 HEADS: dict[str, TverskyConfig | str] = {
@@ -56,42 +54,9 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5% quantiles of Student's t distribution with 1 to 9 degrees of freedom."""
 
 
-@dataclass(frozen=True)
-class Split:
-    """Embeddings ``[N, D]`` and classes ``[N]``."""
-
-    x: Tensor
-    y: Tensor
-
-
-def embed(checkpoint: Checkpoint, images: ImageSet, cache: Path, device: torch.device) -> Split:
-    """Return the embeddings of a set of images, computed once and kept in ``cache``."""
-    labels = torch.from_numpy(images.labels)
-    digest = hashlib.sha256(images.labels.tobytes())
-    for tensor in checkpoint.model.backbone.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    seen = ImageSet(images.sources, images.labels, checkpoint.preprocessing)
-    for index in range(0, len(seen), max(1, len(seen) // 100)):
-        digest.update(seen.decoded(index).tobytes())
-    path = cache / f"{digest.hexdigest()[:16]}.npy"
-    if not path.exists():
-        normalize, backbone = Normalize(checkpoint.preprocessing).to(device), checkpoint.model.backbone.to(device)
-        batches = []
-        with torch.inference_mode():
-            for start in tqdm(range(0, len(seen), BATCH_SIZE), desc="embedding", unit="batch", disable=None):
-                pixels = [seen.decoded(index) for index in range(start, min(start + BATCH_SIZE, len(seen)))]
-                batches.append(backbone(normalize(torch.from_numpy(np.stack(pixels)).to(device))).float().cpu())
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        with temporary.open("wb") as file:
-            np.save(file, torch.cat(batches).numpy())
-        temporary.replace(path)
-    return Split(torch.from_numpy(np.load(path)), labels)
-
-
-def build(form: TverskyConfig | str, data: Split, classes: int) -> nn.Module:
+def build(form: TverskyConfig | str, data: EmbeddingSet, classes: int) -> nn.Module:
     """Return a new head."""
-    size = data.x.shape[1]
+    size = data.embeddings.shape[1]
     if form == "linear":
         return LinearHead(size, classes)
     if form == "two layers":
@@ -100,11 +65,13 @@ def build(form: TverskyConfig | str, data: Split, classes: int) -> nn.Module:
     head = TverskyHead(size, classes, form)
     if form.prototype_init == CLASS_MEANS:
         with torch.no_grad():
-            head.prototypes.copy_(class_means([(data.x, data.y)], classes, len(head.prototypes)))
+            head.prototypes.copy_(
+                class_means([(data.embeddings, torch.from_numpy(data.labels))], classes, len(head.prototypes))
+            )
     return head
 
 
-def fit(form: TverskyConfig | str, data: Split, classes: int, rate: float, epochs: int, seed: int) -> nn.Module:
+def fit(form: TverskyConfig | str, data: EmbeddingSet, classes: int, rate: float, epochs: int, seed: int) -> nn.Module:
     """Return a head trained on embeddings with AdamW and a one-cycle learning rate."""
     torch.manual_seed(seed)
     head = build(form, data, classes)
@@ -112,21 +79,22 @@ def fit(form: TverskyConfig | str, data: Split, classes: int, rate: float, epoch
     others = [parameter for parameter in head.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate)
-    steps = len(data.y) // BATCH_SIZE
+    steps = len(data) // BATCH_SIZE
+    labels = torch.from_numpy(data.labels)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
     for _ in range(epochs):
-        for batch in torch.randperm(len(data.y))[: steps * BATCH_SIZE].view(steps, BATCH_SIZE):
+        for batch in torch.randperm(len(data))[: steps * BATCH_SIZE].view(steps, BATCH_SIZE):
             optimizer.zero_grad()
-            functional.cross_entropy(head(data.x[batch]), data.y[batch]).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(head(data.embeddings[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return head
 
 
-def accuracy(head: nn.Module, data: Split) -> float:
+def accuracy(head: nn.Module, data: EmbeddingSet) -> float:
     """Return the share of right answers."""
     with torch.no_grad():
-        return float((head(data.x).argmax(1) == data.y).double().mean())
+        return float((head(data.embeddings).argmax(1).numpy() == data.labels).mean())
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -152,11 +120,17 @@ def command(arguments: Sequence[str]) -> None:
     if len(data.train) < BATCH_SIZE:
         raise UsageError(f"got {len(data.train)} training images; expected at least a batch of {BATCH_SIZE}")
     train, val, test = (
-        embed(checkpoint, images, options.out / "cache", device) for images in (data.train, data.val, data.test)
+        embed(
+            checkpoint.model.backbone,
+            ImageSet(images.sources, images.labels, checkpoint.preprocessing),
+            device,
+            options.out / "cache",
+        )
+        for images in (data.train, data.val, data.test)
     )
     torch.set_num_threads(1)
     classes, results = len(data.class_names), {}
-    print(f"{len(train.y)} training, {len(val.y)} validation and {len(test.y)} test embeddings, {options.seeds} seeds")
+    print(f"{len(train)} training, {len(val)} validation and {len(test)} test embeddings, {options.seeds} seeds")
     print("| head | learning rate | parameters | validation accuracy | test accuracy, mean and 95% interval |")
     print("|---|---|---|---|---|")
     for name, form in tqdm(HEADS.items(), unit="head", disable=None):

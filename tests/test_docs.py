@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import draw_photos
+
+from tnn_train.arguments import parse
+from tnn_train.cli import _Training
+from tnn_train.sweep import _Sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,6 +31,27 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
+    count = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        for number, toml in enumerate(re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)):
+            file = tmp_path / f"{number}.toml"
+            file.write_text(toml)
+            assert parse(_Training, "tnn-train", "", ["--config", str(file), "--out", "run"]).train.ema_decay == 0.999
+        for line in re.findall(r"(?:^ *tnn-train|-m tnn_train) (.*)$", text, flags=re.MULTILINE):
+            words = [re.sub(r"\$\w+", "1", word) for word in shlex.split(line)]
+            if words[0] == "compare":
+                continue
+            kind = _Sweep if words[0] == "sweep" else _Training
+            if "--config" in words:
+                words += ["--data", "photos"]
+                words[words.index("--config") + 1] = str(tmp_path / "0.toml")
+            assert parse(kind, "tnn-train", "", words[words[0] == "sweep" :]).out
+            count += 1
+    assert count > 8
 
 
 @pytest.mark.slow
