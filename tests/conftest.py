@@ -28,7 +28,7 @@ class TinyNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 3)
         self.maxpool: nn.Module = nn.Identity()
         self.conv2 = nn.Conv2d(64, 24, 3, stride=2)
-        self.norm = nn.BatchNorm2d(24)
+        self.norm: nn.Module = nn.BatchNorm2d(24)
         self.fc: nn.Module = nn.Linear(24, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,15 @@ class TinyNet(nn.Module):
         return self.fc(torch.relu(self.norm(self.conv2(x))).mean((2, 3)))
 
 
-tnn_train.models.BACKBONES["tiny"] = TinyNet
+class PlainNet(TinyNet):
+    """Without batch norm, whose statistics depend on how a batch is shared out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Identity()
+
+
+tnn_train.models.BACKBONES |= {"tiny": TinyNet, "plain": PlainNet}
 
 RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())
 

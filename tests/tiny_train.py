@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from conftest import TinyNet
-from torch import nn
+import conftest  # noqa: F401, registers the backbones
 
 from tnn_train.__main__ import main
-from tnn_train.models import BACKBONES
-
-
-class PlainNet(TinyNet):
-    """Without batch norm, whose statistics depend on how a batch is shared out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.Identity()
-
-
-BACKBONES["plain"] = PlainNet
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -139,7 +139,7 @@ class TestBadInput:
 
     def test_newer_schema(self, checkpoint: Path) -> None:
         edit(checkpoint, schema_version=99)
-        with pytest.raises(ArtifactError, match="schema version 99, and this installation reads up to 1; upgrade"):
+        with pytest.raises(ArtifactError, match="schema version 99, and this installation reads up to 2; upgrade"):
             load_checkpoint(checkpoint)
 
     @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"schema_version": "1"}', '{"schema_version": 1}'])

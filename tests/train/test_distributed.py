@@ -17,7 +17,18 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def options(photos: Path, out: Path, *more: str) -> list[str]:
-    recipe = ("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.01", "--threads", "1", "--schedule", "cosine")
+    recipe = (
+        "--epochs",
+        "3",
+        "--batch-size",
+        "13",
+        "--learning-rate",
+        "0.01",
+        "--threads",
+        "1",
+        "--schedule",
+        "cosine",
+    )
     return [str(SCRIPT), "--data", str(photos), "--out", str(out), *recipe, *more]
 
 

@@ -167,8 +167,6 @@ def test_a_compiled_model_learns_and_is_saved_as_any_other(data: ImageData, tmp_
 
 def test_accumulated_batches_are_one_large_batch(data: ImageData, tmp_path: Path) -> None:
     """Without batch norm, two batches of 13 images give the gradient of one of 26."""
-    import tiny_train  # noqa: F401, registers the backbone
-
     recipe = dataclasses.replace(RECIPE, epochs=2, batch_size=26, optimizer="sgd", learning_rate=0.1)
     plain = ModelConfig(backbone="plain")
     one = train(data, tmp_path / "one", plain, recipe)
