@@ -17,19 +17,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def options(photos: Path, out: Path, *more: str) -> list[str]:
-    recipe = (
-        "--epochs",
-        "3",
-        "--batch-size",
-        "13",
-        "--learning-rate",
-        "0.01",
-        "--threads",
-        "1",
-        "--schedule",
-        "cosine",
-    )
-    return [str(SCRIPT), "--data", str(photos), "--out", str(out), *recipe, *more]
+    recipe = "--epochs 3 --batch-size 13 --optimizer sgd --learning-rate 0.1 --schedule cosine --threads 1"
+    return [str(SCRIPT), "--data", str(photos), "--out", str(out), *recipe.split(), *more]
 
 
 def run(command: list[str]) -> str:
