@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -18,7 +16,6 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from tnn_runtime.errors import UsageError
 from tnn_train.config import ModelConfig
 from tnn_train.data import ImageData
 from tnn_train.data.augment import mixing
@@ -27,10 +24,11 @@ from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
 from tnn_train.evaluation import Evaluation
 from tnn_train.heads import TverskyHead
+from tnn_train.identity import identity, refuse_other
 from tnn_train.inits import class_means
 from tnn_train.models import ImageModel
 from tnn_train.optim import Schedule, build_optimizer
-from tnn_train.recipe import INCIDENTAL, TrainConfig
+from tnn_train.recipe import TrainConfig
 from tnn_train.scoring import score
 from tnn_train.stage import Stage
 
@@ -191,7 +189,7 @@ class Trainer:
             "scaler": self._scaler.state_dict(),
             "learner": None if self._average is None else self.stage.learner.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
-            "identity": self.identity(),
+            "identity": self._identity(),
         }
 
     def restore(self, model: ImageModel, state: dict[str, Any], name: str) -> None:
@@ -205,11 +203,7 @@ class Trainer:
         Raises:
             UsageError: If it belongs to another training; the message lists what differs.
         """
-        ours, theirs = json.loads(self.identity()), json.loads(state["identity"])
-        if changed := list(_differences(ours, theirs)):
-            raise UsageError(
-                f"{name} belongs to another training ({'; '.join(changed)}); repeat its options to resume it"
-            )
+        refuse_other(self._identity(), state["identity"], name)
         if self._average is None:
             self.stage.model.load_state_dict(model.state_dict())
         else:
@@ -223,19 +217,8 @@ class Trainer:
         if self.processes.is_first:
             self._sums = state["sums"]
 
-    def identity(self) -> str:
-        """Return what a resumed training must share with the interrupted one, as JSON."""
-        recipe = dataclasses.asdict(self.config)
-        for name in INCIDENTAL:
-            del recipe[name]
-        labels = hashlib.sha256(self.data.train.labels.tobytes() + self.data.val.labels.tobytes()).hexdigest()
-        images = {
-            "images": len(self.data.train),
-            "labels": labels,
-            "classes": self.data.class_names,
-            "preprocessing": dataclasses.asdict(self.data.preprocessing),
-        }
-        return json.dumps({**recipe, **images, "model": dataclasses.asdict(self.model_config)}, sort_keys=True)
+    def _identity(self) -> str:
+        return identity(self.data, self.model_config, self.config)
 
     def _order(self, rank: int, count: int) -> EpochBatches:
         return EpochBatches(len(self.data.train), self.config.batch_size, self.config.seed, rank, count)
@@ -303,15 +286,6 @@ def _average(learner: nn.Module, decay: float) -> AveragedModel:
 def _class_weights(data: ImageData, device: torch.device) -> Tensor:
     weights = compute_class_weight("balanced", classes=np.arange(len(data.class_names)), y=data.train.labels)
     return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*ours, *theirs}):
-        one, other = ours.get(key), theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            yield f"{prefix}{key}: was {other}, now {one}"
 
 
 def _diverged(loss: float, where: str) -> TrainingError:

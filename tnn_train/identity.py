@@ -1,0 +1,55 @@
+"""What a resumed training must share with the interrupted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tnn_runtime.errors import UsageError
+from tnn_train.config import ModelConfig
+from tnn_train.data import ImageData
+from tnn_train.recipe import INCIDENTAL, TrainConfig
+
+__all__ = ["identity", "refuse_other"]
+
+
+def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
+    """Return all that decides what comes out of a training, as JSON."""
+    recipe = dataclasses.asdict(config)
+    for name in INCIDENTAL:
+        del recipe[name]
+    labels = hashlib.sha256(data.train.labels.tobytes() + data.val.labels.tobytes()).hexdigest()
+    images = {
+        "images": len(data.train),
+        "labels": labels,
+        "classes": data.class_names,
+        "preprocessing": dataclasses.asdict(data.preprocessing),
+    }
+    return json.dumps({**recipe, **images, "model": dataclasses.asdict(model)}, sort_keys=True)
+
+
+def refuse_other(ours: str, theirs: str, name: str) -> None:
+    """Make sure that two identities are the same.
+
+    Args:
+        ours: That of the training that is to go on.
+        theirs: The saved one.
+        name: Where it was saved.
+
+    Raises:
+        UsageError: If they are not; the message lists what differs.
+    """
+    if changed := list(_differences(json.loads(ours), json.loads(theirs))):
+        raise UsageError(f"{name} belongs to another training ({'; '.join(changed)}); repeat its options to resume it")
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*ours, *theirs}):
+        one, other = ours.get(key), theirs.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            yield f"{prefix}{key}: was {other}, now {one}"
