@@ -31,29 +31,29 @@ class TverskyConfig:
 
     Args:
         num_features: F, the size of a learned feature bank; a diagonal one has as many features as the embedding.
-        model: ``"contrast"``: theta f(A and B) - alpha f(A-B) - beta f(B-A), or
-            ``"ratio"``: f(A and B) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), times a logit scale.
-        intersection: The measure of f(A and B), a key of `tnn_train.similarity.INTERSECTIONS`.
-        difference: The measure of f(A-B) and f(B-A), a key of `tnn_train.similarity.DIFFERENCES`; the paper's
-            spelling ``"substractmatch"`` is accepted.
+        model: contrast: theta f(A and B) - alpha f(A-B) - beta f(B-A); or ratio: a logit scale times f(A and B) /
+            (f(A and B) + alpha f(A-B) + beta f(B-A) + theta).
+        intersection: The measure of f(A and B): product, mean, gmean, min, max or softmin.
+        difference: The measure of f(A-B) and f(B-A): ignorematch or subtractmatch (also in the paper's spelling,
+            substractmatch).
         alpha: Initial weight of what only the input has.
         beta: Initial weight of what only the prototype has.
         theta: Initial weight of the common features (contrast), or offset of the denominator (ratio).
-        logit_scale: Initial factor of the ratio model's similarities, which could not reach a low cross-entropy
-            within 0 and 1; not used by the contrast model.
-        fixed: Which of ``"alpha"``, ``"beta"``, ``"theta"`` and ``"logit_scale"`` keep their initial values; the
-            others are learned, as positive numbers in the ratio model.
-        normalize: Whether embeddings and prototypes are scaled to unit norm first.
-        membership: ``"hard"``: a feature is present where its value is above 0, or ``"sigmoid"``: to the degree
-            ``sigmoid(sharpness * value)``, which has no jump.
+        logit_scale: Initial factor of the ratio model's similarities, which could not reach a low cross-entropy within
+            0 and 1; not used by the contrast model.
+        fixed: Which of alpha, beta, theta and logit_scale keep their initial values; the others are learned, as
+            positive numbers in the ratio model.
+        normalize: Scale embeddings and prototypes to unit norm first.
+        membership: hard: a feature is present where its value is above 0; or sigmoid: to the degree sigmoid(sharpness
+            value), which has no jump.
         sharpness: The factor in the sigmoid; not used by hard membership.
-        feature_bank: ``"learned"``: ``num_features`` directions, or ``"diagonal"``: the features are ``|x_k|``, each
-            with a learned positive weight.
-        num_prototypes: P, followed by a linear map to the classes; ``None`` for one prototype a class and no map.
-        init: How the feature bank starts, a key of `tnn_train.inits.INITS`.
-        prototype_init: How the prototypes start: such a key, ``None`` for the same as ``init``, or ``"class-means"``:
-            at means of the embeddings of each class, which `tnn_train.train` computes in one pass over the data.
-        prototype_gain: The norm of the prototypes at the start, but for ``"class-means"``.
+        feature_bank: learned: num_features directions; or diagonal: the features are the absolute values of the
+            embedding, each with a learned positive weight.
+        num_prototypes: P, followed by a linear map to the classes; None for one prototype a class and no map.
+        init: How the feature bank starts: uniform, normal, xavier_uniform or orthogonal.
+        prototype_init: How the prototypes start: such a name, None for the same as the bank, or class-means: at means of
+            the embeddings of each class, which are computed in one pass over the data.
+        prototype_gain: The norm of the prototypes at the start, but for class-means.
     """
 
     num_features: int = 64
@@ -111,14 +111,13 @@ class ModelConfig:
     """A backbone and a head.
 
     Args:
-        backbone: A key of `tnn_train.backbones.BACKBONES`: a classifier of torchvision whose last layer is linear.
-        head: A key of `tnn_train.heads.HEADS`.
+        backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0.
+        head: linear or tversky.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).
-        stem: ``"auto"``: `tnn_train.train` chooses by the size of the images, `build_model` takes ``"small"`` in
-            ResNets; ``"small"``: 3x3 convolution with stride 1 and no pooling, for images up to about 64 pixels, in
-            ResNets only; ``"imagenet"``: torchvision's, in ResNets a 7x7 convolution with stride 2 and pooling.
-        tversky: The form of the head if ``head`` is ``"tversky"``.
+        stem: How a ResNet begins: small, a 3x3 convolution with stride 1 and no pooling; imagenet, torchvision's 7x7
+            convolution with stride 2 and pooling; auto, small for images below 96 pixels unless weights decide.
+        tversky: The form of the head if it is tversky.
     """
 
     backbone: str = "resnet18"

@@ -25,36 +25,36 @@ class TrainConfig:
         epochs: Passes over the training set.
         batch_size: Images a step, of all processes together.
         accumulate: Batches whose gradients are summed up before the optimizer moves.
-        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"`` (with Nesterov momentum).
+        optimizer: adamw, adam, or sgd with Nesterov momentum.
         learning_rate: Peak of the schedule.
-        head_learning_rate: That of the head, ``None`` for the same.
-        momentum: Of ``"sgd"``.
-        weight_decay: For matrices and kernels; biases, norms and the head's scalars have none.
-        schedule: ``"one-cycle"``, ``"cosine"``, ``"step"``, ``"plateau"`` or ``"constant"``.
-        warmup_epochs: Epochs in which the rate rises linearly; ``"one-cycle"`` has a rise of its own.
-        decay_epochs: ``"step"``: epochs between two falls; ``"plateau"``: epochs without a better validation loss.
-        decay_factor: What ``"step"`` and ``"plateau"`` multiply the rate by.
-        clip_norm: Largest norm of the gradient, ``None`` for any.
+        head_learning_rate: That of the head; None for the same.
+        momentum: Of sgd.
+        weight_decay: Of matrices and kernels; biases, norms and the head's scalars have none.
+        schedule: one-cycle, cosine, step, plateau or constant.
+        warmup_epochs: Epochs in which the rate rises linearly; one-cycle has a rise of its own.
+        decay_epochs: For step, epochs between two falls; for plateau, epochs without a better validation loss.
+        decay_factor: What step and plateau multiply the rate by.
+        clip_norm: Largest norm of the gradient; None for any.
         label_smoothing: Probability that is spread over all classes, 0 to below 1.
-        class_weights: ``"none"``, or ``"balanced"``: images of rare classes count for more, as in scikit-learn.
-        ema_decay: Decay of an exponential moving average of the weights, which is then validated and kept; ``None`` for
-            no average.
-        patience: Epochs without a better validation accuracy after which training stops, ``None`` for never.
-        augment: Names out of `tnn_train.data.augment.AUGMENTATIONS`; ``None`` for ``("crop",)``, or none at all where
+        class_weights: none, or balanced: images of rare classes count for more, as in scikit-learn.
+        ema_decay: Decay of an exponential moving average of the weights, which is then validated and kept; None for no
+            average.
+        patience: Epochs without a better validation accuracy after which training stops; None for never.
+        augment: Any of crop, resized-crop, flip, randaugment, erase, mixup, cutmix; None for crop, or for nothing where
             the backbone is frozen.
-        weights: Start of the backbone: ``"imagenet"``, a file, a checkpoint folder, or ``None`` for random.
-        freeze_backbone: Whether only the head is trained, on embeddings that are computed once and kept on disk.
-        embedding_cache: Folder for these embeddings, ``None`` for one in the user's cache folder.
-        precision: ``"fp32"``, or ``"fp16"`` or ``"bf16"`` for the backbone's operations (the head stays in float32).
-        channels_last: Whether the backbone's tensors have their channels last in memory.
-        compile: Whether ``torch.compile`` translates the model first.
-        deterministic: Whether only deterministic operators may run, so that a GPU repeats its results, too.
-        save_steps: Save ``last`` every so many steps as well, ``None`` for after epochs only.
-        seed: For initial weights, data order and augmentation.
-        device: A torch device, or ``"auto"`` for CUDA where it works.
-        threads: CPU threads; ``None`` leaves torch's choice.
-        workers: Processes that decode images; ``None`` chooses.
-        tensorboard: Whether to write what TensorBoard reads, too.
+        weights: Start of the backbone: imagenet, a file, a checkpoint folder, or None for random.
+        freeze_backbone: Train the head only, on embeddings that are computed once and kept on disk.
+        embedding_cache: Folder for these embeddings; None for one in the user's cache folder.
+        precision: fp32, or fp16 or bf16 for the backbone's operations; the head stays in float32.
+        channels_last: Keep the channels of the backbone's tensors last in memory.
+        compile: Translate the model with torch.compile first.
+        deterministic: Allow deterministic operators only, so that a GPU repeats its results, too.
+        save_steps: Save last/ every so many batches as well; None for after epochs only.
+        seed: Decides initial weights, the order of the images and their augmentation.
+        device: cpu, cuda, cuda:N, or auto for CUDA where it works.
+        threads: CPU threads; None for torch's choice.
+        workers: Processes that decode images; None for none if they are in memory, else up to 4.
+        tensorboard: Write what TensorBoard reads, too.
     """
 
     epochs: int = 20

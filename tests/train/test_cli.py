@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
 
 from tnn_train import TverskyConfig, load_checkpoint
 from tnn_train.__main__ import main
+from tnn_train.data import DATASETS
+from tnn_train.data.augment import AUGMENTATIONS
+from tnn_train.heads import HEADS
+from tnn_train.inits import INITS
 from tnn_train.loop import TrainResult
+from tnn_train.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES
+from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
 FAST = ["--backbone", "tiny", "--epochs", "2", "--tversky.num-features", "8"]
 
@@ -91,13 +98,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in (
-        "examples:",
-        "what it writes:",
-        "tnn-train --data photos",
-        "--tversky.difference",
-        "--head-learning-rate",
-    ):
+    choices = (DATASETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES, PRECISIONS, HEADS)
+    choices += (MODELS, INTERSECTIONS, DIFFERENCES, MEMBERSHIPS, INITS)
+    for word in (*itertools.chain(*choices), "examples:", "what it writes:", "tnn-train --data photos", "--save-steps"):
         assert word in text
 
 

@@ -19,16 +19,16 @@ class DataConfig:
     """A data set, and which part of it is used.
 
     Args:
-        source: A data set, a key of `tnn_train.data.DATASETS`, or a folder: one subfolder of images for each class, or
-            the subfolders ``train`` and optionally ``val`` and ``test`` laid out so.
-        root: The folder in which data sets lie: ``MNIST``, ``FashionMNIST``, ``cifar-10-batches-py`` and
-            ``cifar-100-python`` as torchvision lays them out, and ``nabirds``.
-        image_size: Height and width of the model's input in pixels; by default 16 for digits, 28 for mnist and
-            fashion-mnist, 32 for cifar10 and cifar100, 224 for fake, and else the images' own size up to 224.
+        source: digits, mnist, fashion-mnist, cifar10, cifar100, nabirds or fake; or a folder with one subfolder of
+            images for each class, or with the subfolders train and optionally val and test laid out so.
+        root: The folder in which data sets lie: MNIST, FashionMNIST, cifar-10-batches-py and cifar-100-python as
+            torchvision lays them out, and nabirds.
+        image_size: Height and width of the model's input in pixels; None for 16 with digits, 28 with mnist and
+            fashion-mnist, 32 with cifar10 and cifar100, 224 with fake, and else the images' own size up to 224.
         limit: Use at most so many images of the training and validation set together, and of the test set.
-        seed: Decides the splits, the subset, and the images of the data set fake.
-        download: Whether torchvision may download what is not on disk.
-        crop_to_boxes: Whether images are cropped to the bounding boxes that come with nabirds.
+        seed: Decides the splits, the subset, and the images of fake.
+        download: Let torchvision download what is not on disk.
+        crop_to_boxes: Crop images to the bounding boxes that come with nabirds.
 
     Raises:
         UsageError: If a value is out of its range.
