@@ -44,15 +44,15 @@ class TverskyConfig:
         fixed: Which of alpha, beta, theta and logit_scale keep their initial values; the others are learned, as
             positive numbers in the ratio model.
         normalize: Scale embeddings and prototypes to unit norm first.
-        membership: hard: a feature is present where its value is above 0; or sigmoid: to the degree sigmoid(sharpness
-            value), which has no jump.
+        membership: hard: a feature is present where its value is above 0; or sigmoid: to the degree
+            sigmoid(sharpness times value), which has no jump.
         sharpness: The factor in the sigmoid; not used by hard membership.
         feature_bank: learned: num_features directions; or diagonal: the features are the absolute values of the
             embedding, each with a learned positive weight.
         num_prototypes: P, followed by a linear map to the classes; None for one prototype a class and no map.
         init: How the feature bank starts: uniform, normal, xavier_uniform or orthogonal.
-        prototype_init: How the prototypes start: such a name, None for the same as the bank, or class-means: at means of
-            the embeddings of each class, which are computed in one pass over the data.
+        prototype_init: How the prototypes start: such a name, None for the same as the bank, or class-means: at means
+            of the embeddings of each class, which are computed in one pass over the data.
         prototype_gain: The norm of the prototypes at the start, but for class-means.
     """
 
