@@ -79,6 +79,8 @@ def _train(arguments: Sequence[str]) -> None:
         f"{len(data.class_names)} classes, {data.preprocessing.height}x{data.preprocessing.width}; {model.backbone}, "
         f"{model.stem} stem, {model.head} head"
     )
+    if options.train.freeze_backbone and options.train.weights is None:
+        announce("note: the backbone is frozen with random weights; give it others with --weights")
     result = train(data, options.out, model, options.train, overwrite=options.overwrite, resume=options.resume)
     if is_first():
         report_on(result, data, device, shlex.join(["tnn-train", *arguments]))

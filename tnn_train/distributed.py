@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tnn_runtime.errors import UsageError
+
 __all__ = ["Processes", "is_first", "join"]
 
 
@@ -81,13 +83,22 @@ def join(device: torch.device) -> Iterator[Processes]:
 
     Args:
         device: What was asked for; of several GPUs, each process of a machine takes its own.
+
+    Raises:
+        UsageError: If there are more processes than GPUs.
     """
     count = int(os.environ["WORLD_SIZE"]) if distributed.is_torchelastic_launched() else 1
     if count == 1:
         yield Processes(0, 1, device)
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number = int(os.environ["LOCAL_RANK"])
+        if number >= torch.cuda.device_count():
+            raise UsageError(
+                f"process {number} of this machine has no GPU of its own: there are {torch.cuda.device_count()}; start "
+                "fewer with --nproc-per-node, or pass --device cpu"
+            )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

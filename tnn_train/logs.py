@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tnn_runtime.errors import UsageError
 from tnn_train.trainer import Trainer
 
 __all__ = ["Logs", "open_logs"]
@@ -64,13 +66,13 @@ def open_logs(folder: Path, trainer: Trainer) -> Iterator[Logs]:
     """Yield the logs of a run folder, which are none unless the recipe asks for them.
 
     Raises:
-        ModuleNotFoundError: If they are asked for and TensorBoard is not installed.
+        UsageError: If they are asked for and TensorBoard is not installed.
     """
     if not (trainer.config.tensorboard and trainer.processes.is_first):
         yield _NoLogs(folder, trainer)
         return
-    import tensorboard  # noqa: F401
-
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("TensorBoard is not installed; run: pip install 'tnn-deploy[tensorboard]', or leave it out")
     logs = Logs(folder / FOLDER, trainer)
     try:
         yield logs

@@ -149,7 +149,11 @@ def _prepare(data: ImageData, model: ModelConfig, config: TrainConfig) -> tuple[
 
 @contextmanager
 def _settings(config: TrainConfig) -> Iterator[None]:
-    """Give torch the threads and the determinism of the recipe, and its own settings back afterwards."""
+    """Give torch the threads and the determinism of the recipe, and its own settings back afterwards.
+
+    Raises:
+        UsageError: If torch has no compiler, or no deterministic form of an operator.
+    """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -158,6 +162,13 @@ def _settings(config: TrainConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UsageError(f"torch.compile does not work here ({reason}); leave --compile out") from error
+        if "deterministic" in reason:
+            raise UsageError(f"{reason}; leave --deterministic out") from error
+        raise
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

@@ -222,6 +222,37 @@ def test_tensorboard_gets_every_epoch(data: ImageData, tmp_path: Path) -> None:
     assert len(events.Scalars("step/loss")) == RECIPE.epochs * 2
 
 
+def test_what_torch_cannot_do_here_is_one_clear_error(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import InternalTorchDynamoError
+
+    def fail(error: Exception) -> None:
+        def learn(trainer: trainer_module.Trainer, *batch: torch.Tensor) -> None:
+            raise error
+
+        monkeypatch.setattr(trainer_module.Trainer, "_learn", learn)
+
+    fail(InternalTorchDynamoError("No working C++ compiler found"))
+    with pytest.raises(UsageError, match=r"compile does not work here \(No working C\+\+ compiler.*leave --compile"):
+        train(data, tmp_path / "run", TINY, RECIPE)
+    fail(RuntimeError("x does not have a deterministic implementation"))
+    with pytest.raises(UsageError, match="x does not have a deterministic implementation; leave --deterministic"):
+        train(data, tmp_path / "run", TINY, RECIPE)
+    fail(RuntimeError("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        train(data, tmp_path / "run", TINY, RECIPE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_that_is_not_installed_is_named(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"run: pip install 'tnn-deploy\[tensorboard\]', or leave it out"):
+        train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, tensorboard=True))
+
+
 def test_weights_start_the_backbone_and_bring_their_normalisation(
     runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
 ) -> None:

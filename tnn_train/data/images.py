@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from tnn_runtime.preprocess import ImageSource, Preprocessing
 from tnn_train.data.config import DataConfig
+from tnn_train.data.sources import LazyImages
 
 __all__ = ["ImageData", "ImageSet"]
 
@@ -61,7 +62,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def subset(self, indices: NDArray[np.int64]) -> ImageSet:
         """Return the images at these places, int64 ``[n]``."""
-        sources = [self.sources[index] for index in indices.tolist()]
+        sources = LazyImages(self.sources.__getitem__, indices.tolist())
         pixels = None if self.pixels is None else self.pixels[indices]
         return ImageSet(sources, self.labels[indices], self.preprocessing, pixels)
 
