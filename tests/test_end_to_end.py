@@ -41,7 +41,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
         (tmp_path / "data" / part).mkdir(parents=True)
         for name in ("cat", "dog"):
             (tmp_path / "data" / part / name).symlink_to(photos / name)
-    data = ["--data", str(tmp_path / "data"), "--epochs", "3", "--augment", "none", "--batch-size", "16"]
+    data = ["--data", str(tmp_path / "data"), "--epochs", "3", "--augment", "flip", "--batch-size", "16"]
     test_images = tmp_path / "flat"
     for name in ("cat", "dog"):
         (test_images / name).mkdir(parents=True)
@@ -59,5 +59,5 @@ def test_real_cifar10_jpegs(data_root: Path, tmp_path: Path, capsys: pytest.Capt
     with tarfile.open(data_root / "cifar10-jpeg.tar.gz") as tar:
         members = [m for m in tar.getmembers() if m.isfile() and int(Path(m.name).stem) < 60]
         tar.extractall(tmp_path / "cifar", members, filter="data")
-    data = ["--data", str(tmp_path / "cifar"), "--epochs", "3", "--augment", "crop-flip"]
+    data = ["--data", str(tmp_path / "cifar"), "--epochs", "3", "--augment", "crop", "flip"]
     assert go(data, tmp_path / "cifar" / "test", tmp_path, capsys) > 0.12
