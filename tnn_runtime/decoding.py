@@ -39,9 +39,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(kind)
         _expect(isinstance(value, dict), where, f"an object with {', '.join(hints)}", value)
         for name in value:
-            _expect(name in hints, where, f"an object with {', '.join(hints)}{nearest(name, hints)}", name)
+            if name not in hints:
+                raise TypeError(f"{where}: unknown name {name!r}{nearest(name, hints)}; known are {', '.join(hints)}")
         for field in dataclasses.fields(kind):
-            _expect(field.name in value or not _has_no_default(field), where, f"an object with {field.name}", value)
+            _expect(field.name in value or not _has_no_default(field), where, f"a value for {field.name}", value)
         fields = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     if origin is tuple:

@@ -96,15 +96,17 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
                 f"{target} cannot be made in {parent} ({error.strerror}); choose another output folder"
             ) from error
         return
+    names = [name for name in os.listdir(target) if not name.endswith(_PARTIAL)] if target.is_dir() else [target.name]
+    if not names:
+        return
+    if marker not in names or not target.is_dir():
+        raise OutputExistsError(
+            f"{target} already exists and has no {marker}, so it is something else and is not overwritten; choose "
+            "another output folder"
+        )
     if not overwrite:
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
-        )
-    if not target.is_dir() or (
-        not (target / marker).exists() and any(not name.endswith(_PARTIAL) for name in os.listdir(target))
-    ):
-        raise OutputExistsError(
-            f"{target} has no {marker}, so it is something else and is not overwritten; choose another output folder"
         )
 
 

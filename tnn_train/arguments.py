@@ -47,6 +47,8 @@ class _File:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
+_INDENT_OF_HELP = 8
+
 T = TypeVar("T", bound=Configuration)
 
 
@@ -85,11 +87,11 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
 def _read(path: Path) -> _File:
     try:
         with path.open("rb") as file:
-            return decode(_File, tomllib.load(file), str(path))
+            return decode(_File, tomllib.load(file), "configuration")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UsageError(f"{path} is not a configuration ({error})") from error
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be used ({error})") from error
 
 
 def _is_required(field: dataclasses.Field[object]) -> bool:
@@ -97,7 +99,8 @@ def _is_required(field: dataclasses.Field[object]) -> bool:
 
 
 def _one_line(message: str) -> str:
-    """Return the text of a message that tyro has given a title and drawn a box around."""
-    lines = [line.strip("│╭╮╰╯ ") for line in message.splitlines()]
-    _, *lines = [line for line in lines if line.strip("─-")]
-    return " ".join(line for line in lines if not line.startswith("For full helptext")).rstrip(".")
+    """Return what a message of tyro says, without its title, the box around it and the help of the options it names."""
+    lines = [line.strip("│╭╮╰╯").rstrip() for line in message.splitlines()]
+    _, *lines = [line for line in lines if line.strip("─- ") and len(line) - len(line.lstrip()) < _INDENT_OF_HELP]
+    text = " ".join(" ".join(lines).split())
+    return text.partition(" For full helptext")[0].rstrip(".")

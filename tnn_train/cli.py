@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnn_runtime.decoding import nearest
+from tnn_runtime.errors import UsageError
 from tnn_train.arguments import Configuration, parse
 from tnn_train.config import choose
 from tnn_train.data import load_data
 from tnn_train.distributed import is_first
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, pick_device, resolve, train
+from tnn_train.loop import TrainResult, check_machine, pick_device, resolve, train
 from tnn_train.reporting import report_on
 from tnn_train.run import check_run_folder
 
@@ -60,8 +62,11 @@ class _Training(Configuration):
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train``, or one of its subcommands."""
-    if arguments and arguments[0] in _SUBCOMMANDS:
-        _SUBCOMMANDS[arguments[0]](arguments[1:])
+    first = arguments[0] if arguments else ""
+    if first in _SUBCOMMANDS:
+        _SUBCOMMANDS[first](arguments[1:])
+    elif first and not first.startswith("-"):
+        raise UsageError(f"unknown command {first!r}{nearest(first, _SUBCOMMANDS)}; see tnn-train --help")
     else:
         _train(arguments)
 
@@ -70,6 +75,7 @@ def _train(arguments: Sequence[str]) -> None:
     options = parse(_Training, "tnn-train", _DESCRIPTION, arguments)
     choose("head", options.model.head, HEADS)
     device = pick_device(options.train.device)
+    check_machine(options.train)
     check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume)
     data = load_data(options.data)
     model = resolve(options.model, data, options.train)

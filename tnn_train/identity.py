@@ -52,4 +52,4 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
         elif one != other:
-            yield f"{prefix}{key}: was {other}, now {one}"
+            yield "other labels" if key == "labels" else f"{prefix}{key}: was {other}, now {one}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from tnn_train.stopping import listen
 from tnn_train.trainer import Trainer
 from tnn_train.weights import load_weights, resolve_stem
 
-__all__ = ["TrainResult", "pick_device", "resolve", "train"]
+__all__ = ["TrainResult", "check_machine", "pick_device", "resolve", "train"]
+
+_MOST_PER_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def train(
     """
     folder, config = Path(out), config or TrainConfig()
     check_run_folder(folder, overwrite=overwrite, resume=resume)
+    check_machine(config)
     device = pick_device(config.device)
     data = data if isinstance(data, ImageData) else load_data(data)
     with join(device) as processes, _settings(config), listen() as stop:
@@ -118,6 +122,21 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     return model
 
 
+def check_machine(config: TrainConfig) -> None:
+    """Make sure that this machine can have so many threads and workers.
+
+    Raises:
+        UsageError: If not.
+    """
+    cores = os.cpu_count() or 1
+    for name in ("threads", "workers"):
+        if (getattr(config, name) or 0) > _MOST_PER_CORE * cores:
+            raise UsageError(
+                f"{name} is {getattr(config, name)} on a machine with {cores} cores; expected at most "
+                f"{_MOST_PER_CORE * cores}"
+            )
+
+
 def pick_device(name: str) -> torch.device:
     """Return the device of that name, or the best one for ``"auto"``.
 
@@ -130,7 +149,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0][:100]
+        reason = shorten(str(error).split("\n")[0], 160, placeholder=" ...")
         raise UsageError(f"device {name!r} does not work here ({reason}); choose auto, cpu, cuda or cuda:N") from error
     return device
 

@@ -40,8 +40,8 @@ class TrainConfig:
         ema_decay: Decay of an exponential moving average of the weights, which is then validated and kept; None for no
             average.
         patience: Epochs without a better validation accuracy after which training stops; None for never.
-        augment: Any of crop, resized-crop, flip, randaugment, erase, mixup, cutmix; None for crop, or for nothing where
-            the backbone is frozen.
+        augment: Any of crop, resized-crop, flip, randaugment, erase, mixup, cutmix, or no name at all; None for crop,
+            or for nothing where the backbone is frozen.
         weights: Start of the backbone: imagenet, a file, a checkpoint folder, or None for random.
         freeze_backbone: Train the head only, on embeddings that are computed once and kept on disk.
         embedding_cache: Folder for these embeddings; None for one in the user's cache folder.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tnn_runtime.errors import UsageError
+from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_runtime.storage import refuse_existing, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
 from tnn_train.data import ImageSet
@@ -66,13 +66,28 @@ class RunFolder:
             trainer.best = None
         row = trainer.history[-1] if trainer.history else {}
         save_checkpoint(self.folder / LAST, self._checkpoint(trainer.model, row), state, overwrite=True)
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in trainer.history))
+        self._write_metrics()
         self._saved = time.monotonic()
 
     def restore(self) -> None:
-        """Let the trainer go on from ``last``."""
-        last = self.folder / LAST
-        self.trainer.restore(load_checkpoint(last).model, load_trainer_state(last), str(last))
+        """Let the trainer go on from ``last``.
+
+        Raises:
+            UsageError: If it belongs to another training, or ``best`` was removed.
+            ArtifactError: If it is damaged.
+        """
+        last, best = self.folder / LAST, self.folder / BEST
+        try:
+            self.trainer.restore(load_checkpoint(last).model, load_trainer_state(last), str(last))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}, or train again with --overwrite; {best}, if it is whole, can be the start: --weights {best}"
+            ) from error
+        if self.trainer.history and not best.exists() and not (self.folder / f".{BEST}.previous").exists():
+            raise UsageError(
+                f"{self.folder} has lost its {BEST}, so it cannot be resumed; train again with --overwrite"
+            )
+        self._write_metrics()
 
     def load_best(self) -> ImageModel:
         """Return the model of the best epoch, on the trainer's device."""
@@ -106,6 +121,11 @@ class RunFolder:
         )
         write_results(self.folder, results)
 
+    def _write_metrics(self) -> None:
+        rows = "".join(json.dumps(row) + "\n" for row in self.trainer.history)
+        if self.trainer.processes.is_first:
+            write_text(self.folder / "metrics.jsonl", rows)
+
     def _checkpoint(self, model: ImageModel, row: dict[str, Any]) -> Checkpoint:
         trainer = self.trainer
         return Checkpoint(
@@ -132,8 +152,15 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
     Raises:
         OutputExistsError: If it exists and is neither to be overwritten nor resumed.
-        UsageError: If there is nothing to resume.
+        UsageError: If it is to be both, or there is nothing to resume.
     """
+    if resume and overwrite:
+        raise UsageError("got both --resume and --overwrite; give the one that you mean")
+    if not resume and not overwrite and (folder / LAST).exists():
+        raise OutputExistsError(
+            f"{folder} already exists; pass --resume (resume=True) to go on with its training, --overwrite "
+            "(overwrite=True) to replace it, or choose another output folder"
+        )
     if not resume:
         refuse_existing(folder, BEST if (folder / BEST).exists() else LAST, overwrite=overwrite)
     elif not (folder / LAST).exists() and not (folder / f".{LAST}.previous").exists():

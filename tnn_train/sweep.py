@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tnn_runtime.errors import UsageError
+from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_train.arguments import Configuration, parse
 from tnn_train.compare import compare_runs, write_comparison
 from tnn_train.config import choose
 from tnn_train.data import ImageData, load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, train
+from tnn_train.loop import TrainResult, check_machine, train
 from tnn_train.recipe import TrainConfig
-from tnn_train.run import LAST, check_run_folder
+from tnn_train.run import LAST
 
 __all__ = ["command"]
 
@@ -25,7 +25,8 @@ With --freeze-backbone the images are embedded once, and each head takes seconds
   tnn-train sweep --data mnist --data-root ~/data --weights runs/cifar/best --freeze-backbone --out runs/probe
 
 what it writes:
-  OUT/HEAD-SEED/     a run folder each, as tnn-train would
+  OUT/HEAD-SEED/     a run folder each, as tnn-train would, but for the report
+  OUT/rates/         the trainings that the learning rates were chosen by
   OUT/compare.html   the comparison that is printed
 """
 
@@ -57,10 +58,17 @@ def command(arguments: Sequence[str]) -> None:
     options = parse(_Sweep, "tnn-train sweep", _DESCRIPTION, arguments)
     for head in options.heads:
         choose("head", head, HEADS)
-    if options.seeds < 1 or not options.heads:
-        raise UsageError(f"got {options.seeds} seeds and {len(options.heads)} heads; expected at least 1 of both")
-    if not options.resume:
-        check_run_folder(options.out, overwrite=False, resume=False)
+    if options.seeds < 1 or not options.heads or len(set(options.heads)) < len(options.heads):
+        raise UsageError(
+            f"got {options.seeds} seeds and the heads {options.heads}; expected at least 1 and each head once"
+        )
+    for rate in options.learning_rates:
+        dataclasses.replace(options.train, learning_rate=rate)
+    check_machine(options.train)
+    if options.out.exists() and not options.resume:
+        raise OutputExistsError(
+            f"{options.out} already exists; pass --resume to go on, or choose another output folder"
+        )
     data = load_data(options.data)
     folders = []
     for head in options.heads:
@@ -92,4 +100,4 @@ def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
 def _train(options: _Sweep, data: ImageData, head: str, recipe: TrainConfig, folder: Path) -> TrainResult:
     model = dataclasses.replace(options.model, head=head)
     resume = options.resume and (folder / LAST).exists()
-    return train(data, folder, model, recipe, resume=resume, overwrite=options.resume)
+    return train(data, folder, model, recipe, resume=resume, overwrite=options.resume and not resume)

@@ -165,7 +165,10 @@ class Trainer:
                 "images_per_second": seen / self.seconds,
             }
         )
-        if self.best_row is self.history[-1]:
+        is_best = self.best_row is self.history[-1]
+        if self.processes.is_first:
+            tqdm.write(_line(self.history[-1], self.config.epochs) + (", the best so far" if is_best else ""))
+        if is_best:
             self.best = self.stage.snapshot(self.stage.learner if self._average is None else self._average.module)
         self.batch, self.seconds = 0, 0.0
         self._sums.zero_()
@@ -266,6 +269,15 @@ class Trainer:
     def _total(self) -> Tensor:
         """Return sums over the running epoch and all processes: of losses, right answers and images."""
         return self.processes.sum(self._sums.clone()).cpu()
+
+
+def _line(row: dict[str, Any], epochs: int) -> str:
+    """Return an epoch in one line."""
+    return (
+        f"epoch {row['epoch']}/{epochs}: training loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
+        f"{row['images_per_second']:.0f} images/s; validation loss {row['val_loss']:.4f}, accuracy "
+        f"{row['val_accuracy']:.4f}"
+    )
 
 
 def rank(row: dict[str, Any]) -> tuple[float, float]:

@@ -116,6 +116,8 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
     path = Path(source)
     if source == IMAGENET:
         return _imagenet(config.backbone)
+    if (path / "best").is_dir():
+        raise UsageError(f"{path} is a run; give one of its checkpoints: {path / 'best'}")
     if path.is_dir():
         checkpoint = load_checkpoint(path)
         if checkpoint.config.backbone != config.backbone:

@@ -32,7 +32,10 @@ def test_it_exports_and_prints_the_proof(
         ),
         (["BEST", "-o", "out", "--precision", "fp8"], "unknown precision 'fp8'; choose from fp32"),
         (["BEST", "-o", "out", "--images", "nowhere"], "nowhere has no files; expected a folder of images"),
-        (["BEST", "-o", "."], ". already exists; choose another output folder or pass --overwrite"),
+        (
+            ["BEST", "-o", "."],
+            ". already exists and has no manifest.json, so it is something else",
+        ),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_1(

@@ -53,7 +53,10 @@ def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
     target.mkdir()
     (target / "thesis.txt").write_text("precious")
     with (
-        pytest.raises(OutputExistsError, match="target has no file, so it is something else and is not overwritten"),
+        pytest.raises(
+            OutputExistsError,
+            match="target already exists and has no file, so it is something else",
+        ),
         new_folder(target, "file", overwrite=True),
     ):
         pass
@@ -61,7 +64,7 @@ def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError), new_folder(target / "thesis.txt", "file", overwrite=True):
         pass
     (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", "file", overwrite=True) as folder:
+    with new_folder(tmp_path / "empty", "file") as folder:
         fill(folder, "new")
     assert (tmp_path / "empty" / "file").exists()
 

@@ -73,6 +73,14 @@ def test_options_come_before_the_file(file: Path) -> None:
     assert options.train == TrainConfig(epochs=7)
 
 
+def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bytes.toml").write_bytes(b"\x8c\x00\xff")
+    with pytest.raises(UsageError, match=r"bytes.toml cannot be used \('utf-8' codec"):
+        read("--config", str(tmp_path / "bytes.toml"), "--data", "digits")
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\); expected a TOML file"):
+        read("--config", str(tmp_path), "--data", "digits")
+
+
 def test_no_file_is_needed() -> None:
     options = read("--data", "digits", "--split-seed", "3", "--seed", "4", "--data-root", "x")
     assert (options.data.source, options.data.seed, options.data.root, options.train.seed) == ("digits", 3, "x", 4)
@@ -81,7 +89,7 @@ def test_no_file_is_needed() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[train]\nepoch = 3", "train: expected an object with epochs, .*; did you mean 'epochs'.*, got 'epoch'"),
+        ("[train]\nepoch = 3", "train: unknown name 'epoch'; did you mean 'epochs'"),
         ("[training]\nepochs = 3", "did you mean 'train'"),
         ("[train]\nepochs = 'three'", "train.epochs: expected int, got 'three'"),
         ("[train]\nlearning_rate = 'x'", "train.learning_rate: expected a number, got 'x'"),
@@ -89,9 +97,9 @@ def test_no_file_is_needed() -> None:
         ("[train]\naugment = 'crop'", "train.augment: expected a list, got 'crop'"),
         ("[train]\nepochs = 0", "epochs is 0; expected an integer of at least 1"),
         ("[model.tversky]\nmodel = 'x'", "unknown similarity model 'x'"),
-        ("[data]\nlimit = 5", "data: expected an object with source"),
+        ("[data]\nlimit = 5", "data: expected a value for source"),
         ("train = 3", "train: expected an object"),
-        ("[train", "is not a configuration"),
+        ("[train", "bad.toml cannot be used"),
     ],
 )
 def test_a_file_that_cannot_be_used(content: str, message: str, tmp_path: Path) -> None:
@@ -106,9 +114,9 @@ def test_a_file_that_cannot_be_used(content: str, message: str, tmp_path: Path) 
     [
         (["--config"], "expected one argument; see tnn-train --help"),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read (No such file or directory); expected a TOML file"),
-        (["--data", "x", "--epocs", "3"], "Unrecognized options: --epocs, 3 Perhaps you meant: --epochs INT"),
+        (["--data", "x", "--epocs", "3"], "Unrecognized options: --epocs, 3 Perhaps you meant: --epochs INT; see"),
         (["--data", "x", "--alpha", "3"], "Perhaps you meant: --tversky.alpha"),
-        ([], "Missing from tnn-train: --data STR"),
+        ([], "Missing from tnn-train: --data STR; see tnn-train --help"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

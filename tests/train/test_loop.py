@@ -90,7 +90,7 @@ def test_an_existing_run_is_kept_unless_overwriting(data: ImageData, tmp_path: P
     with pytest.raises(OutputExistsError):
         train(data, tmp_path / "run", TINY, RECIPE)
     assert (tmp_path / "run" / "precious").exists()
-    with pytest.raises(OutputExistsError, match="run has no last, so it is something else and is not overwritten"):
+    with pytest.raises(OutputExistsError, match="run already exists and has no last, so it is something else"):
         train(data, tmp_path / "run", TINY, RECIPE, overwrite=True)
     (tmp_path / "run" / "best").mkdir()
     train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=1), overwrite=True)
@@ -186,6 +186,16 @@ def test_the_average_is_what_is_validated_and_kept(data: ImageData, tmp_path: Pa
     assert averaged.history[0]["train_loss"] == plain.history[0]["train_loss"]
     assert evaluate(ours, data.val).loss == pytest.approx(averaged.history[0]["val_loss"], rel=1e-5)
     assert torch.equal(ours.backbone.norm.num_batches_tracked, theirs.backbone.norm.num_batches_tracked)
+
+
+def test_every_epoch_is_told_in_a_line(data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(data, tmp_path / "run", TINY, RECIPE)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == RECIPE.epochs
+    for number, (line, row) in enumerate(zip(lines, run.history, strict=True), 1):
+        assert line.startswith(f"epoch {number}/{RECIPE.epochs}: training loss {row['train_loss']:.4f}, accuracy ")
+        assert f"validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.4f}" in line
+    assert lines[0].endswith(", the best so far")
 
 
 def test_training_stops_early_without_progress(data: ImageData, tmp_path: Path) -> None:

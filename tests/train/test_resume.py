@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,8 @@ import pytest
 import torch
 from conftest import RECIPE
 
-from tnn_runtime import UsageError
-from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, train
+from tnn_runtime import ArtifactError, UsageError
+from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.loop import TrainResult
 from tnn_train.trainer import Trainer
 
@@ -157,6 +158,33 @@ def test_another_training_is_not_resumed(runs: dict[str, TrainResult], data: Ima
     for part in ("learning_rate: was 0.01, now 0.5", "ema_decay: was None, now 0.9", "num_features: was 16, now 17"):
         assert part in message
     assert message.endswith("; repeat its options to resume it")
+
+
+def test_what_cannot_be_resumed_says_what_to_do(data: ImageData, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    run = train(data, tmp_path / "run", TINY, recipe)
+    with pytest.raises(UsageError, match="got both --resume and --overwrite"):
+        train(data, run.folder, TINY, recipe, resume=True, overwrite=True)
+    (run.folder / "metrics.jsonl").unlink()
+    train(data, run.folder, TINY, recipe, resume=True)
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 1
+    weights = run.folder / "last" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(
+        ArtifactError, match=r"truncated.*or train again with --overwrite; .*--weights .*best"
+    ):
+        train(data, run.folder, TINY, recipe, resume=True)
+    run = train(data, tmp_path / "run", TINY, recipe, overwrite=True)
+    shutil.rmtree(run.best)
+    with pytest.raises(UsageError, match="run has lost its best and cannot be resumed; train again with --overwrite"):
+        train(data, run.folder, TINY, recipe, resume=True)
+
+
+def test_other_images_are_told_apart(data: ImageData, photos: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    train(data, tmp_path / "run", TINY, recipe)
+    with pytest.raises(UsageError, match=r"last belongs to another training \(.*other labels.*\); repeat"):
+        train(load_data(photos, seed=1), tmp_path / "run", TINY, recipe, resume=True)
 
 
 def test_what_has_no_influence_may_change(data: ImageData, tmp_path: Path) -> None:

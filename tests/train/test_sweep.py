@@ -48,7 +48,7 @@ def test_it_goes_on_with_what_is_missing(
     assert main(options(photos, runs, out)) == 0
     kept = (out / "linear-0" / "last" / "config.json").stat().st_mtime_ns
     assert main(options(photos, runs, out)) == 1
-    assert "already exists" in capsys.readouterr().err
+    assert "already exists; pass --resume to go on, or choose another" in capsys.readouterr().err
     (out / "tversky-1" / "results.json").unlink()
     assert main(options(photos, runs, out, "--resume")) == 0
     assert (out / "tversky-1" / "results.json").exists()
@@ -59,7 +59,9 @@ def test_it_goes_on_with_what_is_missing(
     ("more", "message"),
     [
         (["--heads", "linear", "cosine"], "unknown head 'cosine'; choose from linear, tversky"),
-        (["--seeds", "0"], "got 0 seeds and 2 heads; expected at least 1 of both"),
+        (["--seeds", "0"], "got 0 seeds and the heads ('linear', 'tversky'); expected at least 1 and each head once"),
+        (["--heads", "linear", "linear"], "expected at least 1 and each head once"),
+        (["--learning-rates", "0.1", "nan"], "learning_rate is nan; expected a finite number of at least 0.0"),
     ],
 )
 def test_bad_input(more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

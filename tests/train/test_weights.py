@@ -201,6 +201,11 @@ class TestImageNet:
 
 
 class TestRefusals:
+    def test_a_run_is_no_checkpoint(self, runs: dict[str, TrainResult]) -> None:
+        folder = runs["linear"].folder
+        with pytest.raises(UsageError, match="is a run; give one of its checkpoints: .*linear/best"):
+            load_weights(build_model(TINY), TINY, str(folder))
+
     @pytest.mark.parametrize(
         ("spoil", "message"),
         [

@@ -34,7 +34,8 @@ def read_folder(folder: Path) -> Found:
     classes = [path.name for path in _subfolders(parts["train"])]
     if len(classes) < 2:
         raise DataError(
-            f"{parts['train']} has {len(classes)} class folders; expected at least 2, each with the images of one class"
+            f"{parts['train']} has {len(classes)} class folders and {_files(parts['train'])} files beside them; "
+            "expected at least 2 folders, each with the images of one class"
         )
     splits: dict[str, Labelled] = {}
     sizes: list[tuple[int, int]] = []
@@ -53,6 +54,10 @@ def _images(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"class folder {folder} is missing or has no images; add some, or remove the class")
     return files
+
+
+def _files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.iterdir())
 
 
 def _subfolders(folder: Path) -> list[Path]:

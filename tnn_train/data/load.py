@@ -95,6 +95,8 @@ def _find(config: DataConfig) -> Found:
         return DATASETS[name](config)
     if name and Path(name).is_dir():
         return read_folder(Path(name))
+    if name and Path(name).exists():
+        raise UsageError(f"{name} is a file; expected a folder with one subfolder of images for each class")
     raise UsageError(
         f"unknown data {name!r}: no such folder, and no such data set; choose from {', '.join(DATASETS)} or give a "
         "folder of images"

@@ -50,10 +50,11 @@ def torchvision_reader(kind: Any, channels: int, image_size: int) -> Callable[[D
             }
         # torchvision meets a damaged file with assertions and the errors of what it parses.
         except (RuntimeError, OSError, ValueError, AssertionError, LookupError, EOFError) as error:
-            reason = " ".join(str(error).split()) or "a file of it is damaged"
-            raise DataError(
-                f"{kind.__name__} cannot be read under {config.root} ({reason}); pass --data-root FOLDER, or --download"
-            ) from error
+            reason = " ".join(str(error).split()) or "not in its format"
+            remedy = "pass --data-root FOLDER, or --download"
+            if "not found" not in reason:
+                remedy = "a file there is damaged or could not be downloaded; remove what is there and get it again"
+            raise DataError(f"{kind.__name__} cannot be read under {config.root} ({reason}); {remedy}") from error
         splits = {
             name: Labelled(list(np.asarray(data.data)), np.asarray(data.targets, dtype=np.int64))
             for name, data in sets.items()

@@ -48,12 +48,12 @@ def test_real_cifar10_jpeg_folder(data_root: Path, tmp_path: Path) -> None:
 
 class TestBadInput:
     def test_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="has 0 class folders; expected at least 2"):
+        with pytest.raises(DataError, match="has 0 class folders and 0 files beside them; expected at least 2"):
             load_data(tmp_path)
 
     def test_one_class(self, tmp_path: Path) -> None:
         (tmp_path / "cat").mkdir()
-        with pytest.raises(DataError, match="has 1 class folders; expected at least 2"):
+        with pytest.raises(DataError, match="has 1 class folders and 0 files beside them; expected at least 2"):
             load_data(tmp_path)
 
     def test_class_without_images(self, photos: Path, tmp_path: Path) -> None:
