@@ -97,9 +97,7 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
             ) from error
         return
     names = [name for name in os.listdir(target) if not name.endswith(_PARTIAL)] if target.is_dir() else [target.name]
-    if not names:
-        return
-    if marker not in names or not target.is_dir():
+    if names and (marker not in names or not target.is_dir()):
         raise OutputExistsError(
             f"{target} already exists and has no {marker}, so it is something else and is not overwritten; choose "
             "another output folder"

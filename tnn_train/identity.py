@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tnn_runtime.errors import UsageError
@@ -15,6 +16,9 @@ from tnn_train.recipe import INCIDENTAL, TrainConfig
 
 __all__ = ["identity", "refuse_other"]
 
+_WHERE = ("root", "download")
+"""What of the data's options says where they lie: data may be moved."""
+
 
 def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
     """Return all that decides what comes out of a training, as JSON."""
@@ -22,7 +26,9 @@ def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
     for name in INCIDENTAL:
         del recipe[name]
     labels = hashlib.sha256(data.train.labels.tobytes() + data.val.labels.tobytes()).hexdigest()
+    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in _WHERE}
     images = {
+        "data": {**options, "source": Path(data.config.source).name},
         "images": len(data.train),
         "labels": labels,
         "classes": data.class_names,

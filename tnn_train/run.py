@@ -84,9 +84,7 @@ class RunFolder:
                 f"{error}, or train again with --overwrite; {best}, if it is whole, can be the start: --weights {best}"
             ) from error
         if self.trainer.history and not best.exists() and not (self.folder / f".{BEST}.previous").exists():
-            raise UsageError(
-                f"{self.folder} has lost its {BEST}, so it cannot be resumed; train again with --overwrite"
-            )
+            raise UsageError(f"{self.folder} has lost its {BEST} and cannot be resumed; train again with --overwrite")
         self._write_metrics()
 
     def load_best(self) -> ImageModel:

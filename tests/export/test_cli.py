@@ -34,7 +34,7 @@ def test_it_exports_and_prints_the_proof(
         (["BEST", "-o", "out", "--images", "nowhere"], "nowhere has no files; expected a folder of images"),
         (
             ["BEST", "-o", "."],
-            ". already exists and has no manifest.json, so it is something else",
+            ". already exists; choose another output folder or pass --overwrite",
         ),
     ],
 )

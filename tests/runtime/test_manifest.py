@@ -82,7 +82,7 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("preprocessing", "height"), 17, "contradicts itself"),
         (("preprocessing", "height"), True, "preprocessing.height: expected int"),
         (("preprocessing", "std"), [0, 1, 1], "expected finite numbers and a std of at least 1e-06"),
-        (("preprocessing", "extra"), 1, "preprocessing: expected an object with height, width"),
+        (("preprocessing", "extra"), 1, "preprocessing: unknown name 'extra'; known are height, width"),
         (("outputs",), [], "contradicts itself"),
         (("files",), {}, "lists no model file"),
         (("files", "model.onnx"), 3, "files.model.onnx: expected an object"),

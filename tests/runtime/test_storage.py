@@ -64,7 +64,7 @@ def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError), new_folder(target / "thesis.txt", "file", overwrite=True):
         pass
     (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", "file") as folder:
+    with new_folder(tmp_path / "empty", "file", overwrite=True) as folder:
         fill(folder, "new")
     assert (tmp_path / "empty" / "file").exists()
 
