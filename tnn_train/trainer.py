@@ -78,7 +78,7 @@ class Trainer:
     @property
     def model(self) -> ImageModel:
         """The model as it is validated and saved: the average of the weights, if there is one."""
-        return self.stage.whole(self.stage.learner if self._average is None else self._average.module)
+        return self.stage.whole(self._judged)
 
     @property
     def step(self) -> int:
@@ -144,7 +144,7 @@ class Trainer:
                     f"{seen * self.processes.count / self.seconds:.0f} images/s"
                 )
 
-    def end_epoch(self) -> Evaluation:
+    def end_epoch(self) -> None:
         """Validate, and enter the epoch in the history."""
         loss, right, seen = self._total().tolist()
         val = self.evaluate(self.model, "val")
@@ -169,10 +169,9 @@ class Trainer:
         if self.processes.is_first:
             tqdm.write(_line(self.history[-1], self.config.epochs) + (", the best so far" if is_best else ""))
         if is_best:
-            self.best = self.stage.snapshot(self.stage.learner if self._average is None else self._average.module)
+            self.best = self.stage.snapshot(self._judged)
         self.batch, self.seconds = 0, 0.0
         self._sums.zero_()
-        return val
 
     def evaluate(self, model: ImageModel, part: str) -> Evaluation:
         """Evaluate a model made by `Stage.whole` on the part ``"val"`` or ``"test"`` of the data."""
@@ -219,6 +218,10 @@ class Trainer:
         self.history = json.loads(state["history"])
         if self.processes.is_first:
             self._sums = state["sums"]
+
+    @property
+    def _judged(self) -> nn.Module:
+        return self.stage.learner if self._average is None else self._average.module
 
     def _identity(self) -> str:
         return identity(self.data, self.model_config, self.config)
