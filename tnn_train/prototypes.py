@@ -16,7 +16,7 @@ from tnn_train.heads import TverskyHead
 from tnn_train.layers import TverskyMeasure, full_precision
 from tnn_train.similarity import Pairs, Parts
 
-__all__ = ["Duplicate", "HeadAnalysis", "Prototype", "SharedFeature", "analyse_head", "even_sample", "feature_parts"]
+__all__ = ["Duplicate", "HeadAnalysis", "Prototype", "SharedFeature", "analyse_head", "feature_parts"]
 
 SAME = 0.99
 """Vectors with a cosine of at least this count as duplicates."""
@@ -109,11 +109,6 @@ class HeadAnalysis:
     features_everywhere: tuple[int, ...]
 
 
-def even_sample(total: int, limit: int = 5000) -> NDArray[np.int64]:
-    """Return up to ``limit`` indices spread evenly over ``total``, int64, ascending."""
-    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
-
-
 def feature_parts(measure: TverskyMeasure, a: Tensor, b: Tensor) -> Parts:
     """Return the terms of each feature, ``[F, N, P]``, of feature values ``a [N, F]`` and ``b [P, F]``.
 
@@ -143,7 +138,7 @@ def analyse_head(
 
     Args:
         head: The trained head.
-        embeddings: Of the sample, ``[N, D]``; see `even_sample`.
+        embeddings: Of the sample, ``[N, D]``; see `tnn_train.data.images.even_sample`.
         labels: Their classes, int64 ``[N]``.
         nearest: Images to name for each prototype.
         shared: Features to name for each prototype.

@@ -6,10 +6,10 @@ import torch
 
 from tnn_train.checkpoint import load_checkpoint, versions
 from tnn_train.data import ImageData
+from tnn_train.data.images import even_sample
 from tnn_train.embeddings import embed
 from tnn_train.heads import TverskyHead
 from tnn_train.loop import TrainResult
-from tnn_train.prototypes import even_sample
 from tnn_train.report import RunSummary, write_report
 
 __all__ = ["report_on"]

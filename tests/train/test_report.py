@@ -19,11 +19,11 @@ from tnn_runtime import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
 from tnn_train.data import ImageSet
+from tnn_train.data.images import even_sample
 from tnn_train.evaluation import Evaluation
 from tnn_train.loop import TrainResult
 from tnn_train.models import Normalize
 from tnn_train.plots import plot_confusion, plot_curves
-from tnn_train.prototypes import even_sample
 from tnn_train.report import RunSummary, write_report
 from tnn_train.report.pictures import figure_url, image_url
 from tnn_train.report.settings import flatten

@@ -16,7 +16,7 @@ from tnn_runtime.preprocess import ImageSource, Preprocessing
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import LazyImages
 
-__all__ = ["ImageData", "ImageSet"]
+__all__ = ["ImageData", "ImageSet", "even_sample"]
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
@@ -68,8 +68,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def sample(self, count: int) -> NDArray[np.uint8]:
         """Return up to ``count`` images spread evenly over the set, uint8 ``[n, H, W, C]``."""
-        indices = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
-        return np.stack([self.decoded(index) for index in indices.tolist()])
+        return np.stack([self.decoded(index) for index in even_sample(len(self), count).tolist()])
 
 
 @dataclass(frozen=True)
@@ -110,3 +109,8 @@ class ImageData:
             for images in (self.train, self.val, self.test)
         )
         return dataclasses.replace(self, train=train, val=val, test=test, preprocessing=preprocessing)
+
+
+def even_sample(total: int, limit: int = 5000) -> NDArray[np.int64]:
+    """Return up to ``limit`` indices spread evenly over ``total``, int64, ascending."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))

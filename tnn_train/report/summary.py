@@ -31,7 +31,7 @@ class RunSummary:
         head: The trained head.
         train_images: The training images, without augmentation.
         train_embeddings: What the backbone makes of a sample of them, ``[n, D]``, for the prototypes of a Tversky head;
-            see `tnn_train.prototypes.even_sample`.
+            see `tnn_train.data.images.even_sample`.
         train_indices: Which of ``train_images`` these are, int64 ``[n]``.
         versions: Of the packages.
         command: What was typed.
