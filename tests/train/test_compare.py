@@ -227,7 +227,7 @@ def not_a_run(folder: Path) -> None:
         (shutil.rmtree, "run is not a run: it has no results.json; give folders that tnn-train has made"),
         (damage_results, "results.json cannot be read as JSON"),
         (older_results, "results.json has schema_version None"),
-        (lost_value, r"results.json is not what tnn-train writes \(results: expected an object with"),
+        (lost_value, r"results.json is not what tnn-train writes \(results: expected a value for ece"),
         (damage_metrics, "metrics.jsonl cannot be read as lines of JSON"),
         (empty_metrics, "metrics.jsonl lacks epochs with their val_accuracy"),
     ],
