@@ -78,7 +78,11 @@ def test_a_training_stopped_in_an_epoch_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_20_random_moments_ends_the_same(photos: Path, tmp_path: Path) -> None:
+def test_a_training_killed_at_20_random_moments_ends_the_same(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fork server of Python 3.11 looks for what it shall import on a path of its own.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killable"])
     import killable
