@@ -95,7 +95,7 @@ def train(
             while not trainer.is_finished:
                 for _ in trainer.steps():
                     is_stopped = processes.any(stop.received)
-                    if is_stopped or (config.save_steps and trainer.step % config.save_steps == 0):
+                    if is_stopped or (config.save_steps and trainer.step % config.save_steps < config.accumulate):
                         run.save(is_urgent=True)
                     if is_stopped:
                         raise KeyboardInterrupt(_goodbye(folder, trainer))

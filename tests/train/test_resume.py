@@ -24,6 +24,7 @@ from conftest import RECIPE
 from tnn_runtime import ArtifactError, UsageError
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.loop import TrainResult
+from tnn_train.run import RunFolder
 from tnn_train.trainer import Trainer
 
 TINY = ModelConfig(backbone="tiny")
@@ -180,6 +181,19 @@ def test_what_cannot_be_resumed_says_what_to_do(data: ImageData, tmp_path: Path)
     shutil.rmtree(run.best)
     with pytest.raises(UsageError, match="run has lost its best and cannot be resumed; train again with --overwrite"):
         train(data, run.folder, TINY, recipe, resume=True)
+
+
+def test_steps_of_several_batches_do_not_miss_a_save(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    save = RunFolder.save
+    monkeypatch.setattr(
+        RunFolder, "save", lambda run, *, is_urgent: saved.append(run.trainer.step) or save(run, is_urgent=is_urgent)
+    )
+    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=4, accumulate=2, save_steps=3)
+    train(data, tmp_path / "run", TINY, recipe)
+    assert sorted(set(saved)) == [4, 6, 7]
 
 
 def test_other_images_are_told_apart(data: ImageData, photos: Path, tmp_path: Path) -> None:
