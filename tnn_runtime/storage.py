@@ -26,6 +26,7 @@ __all__ = [
     "read_arrays",
     "read_json",
     "refuse_existing",
+    "stands",
     "verify_files",
     "write_json",
     "write_text",
@@ -106,6 +107,11 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
         )
+
+
+def stands(target: Path) -> bool:
+    """Return whether there is a folder ``target``, or its predecessor after an interrupted overwrite."""
+    return os.path.lexists(target) or _previous(target).exists()
 
 
 def existing_folder(target: Path, kind: str, marker: str) -> Path:

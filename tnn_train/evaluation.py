@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Calibration", "ClassScores", "Evaluation", "wilson_interval"]
+__all__ = ["Calibration", "ClassScores", "Evaluation", "best_epoch", "wilson_interval"]
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,8 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     """Return the 95% Wilson interval of a share, from ``right`` out of ``count`` (at least 1)."""
     low, high = binomtest(right, count).proportion_ci(method="wilson")
     return float(low), float(high)
+
+
+def best_epoch(history: Sequence[Row]) -> Row:
+    """Return the row of ``metrics.jsonl`` with the largest validation accuracy, and of those with the smallest loss."""
+    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))

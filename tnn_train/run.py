@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
-from tnn_runtime.storage import refuse_existing, write_text
+from tnn_runtime.storage import refuse_existing, stands, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
 from tnn_train.data import ImageSet
 from tnn_train.evaluation import Evaluation
@@ -83,7 +83,7 @@ class RunFolder:
             raise ArtifactError(
                 f"{error}, or train again with --overwrite; {best}, if it is whole, can be the start: --weights {best}"
             ) from error
-        if self.trainer.history and not best.exists() and not (self.folder / f".{BEST}.previous").exists():
+        if self.trainer.history and not stands(best):
             raise UsageError(f"{self.folder} has lost its {BEST} and cannot be resumed; train again with --overwrite")
         self._write_metrics()
 
@@ -154,14 +154,14 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """
     if resume and overwrite:
         raise UsageError("got both --resume and --overwrite; give the one that you mean")
-    if not resume and not overwrite and (folder / LAST).exists():
+    if not resume and not overwrite and stands(folder / LAST):
         raise OutputExistsError(
             f"{folder} already exists; pass --resume (resume=True) to go on with its training, --overwrite "
             "(overwrite=True) to replace it, or choose another output folder"
         )
     if not resume:
         refuse_existing(folder, BEST if (folder / BEST).exists() else LAST, overwrite=overwrite)
-    elif not (folder / LAST).exists() and not (folder / f".{LAST}.previous").exists():
+    elif not stands(folder / LAST):
         raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnn_runtime.errors import OutputExistsError, UsageError
+from tnn_runtime.storage import stands
 from tnn_train.arguments import Configuration, parse
 from tnn_train.compare import compare_runs, write_comparison
 from tnn_train.config import choose
@@ -99,5 +100,5 @@ def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
 
 def _train(options: _Sweep, data: ImageData, head: str, recipe: TrainConfig, folder: Path) -> TrainResult:
     model = dataclasses.replace(options.model, head=head)
-    resume = options.resume and (folder / LAST).exists()
+    resume = options.resume and stands(folder / LAST)
     return train(data, folder, model, recipe, resume=resume, overwrite=options.resume and not resume)

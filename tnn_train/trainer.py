@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from tnn_train.config import ModelConfig
 from tnn_train.data import ImageData
-from tnn_train.data.augment import mixing
+from tnn_train.data.augment import derived_seed, mixing
 from tnn_train.data.loader import EpochBatches, training_loader
 from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
-from tnn_train.evaluation import Evaluation
+from tnn_train.evaluation import Evaluation, best_epoch
 from tnn_train.heads import TverskyHead
 from tnn_train.identity import identity, refuse_other
 from tnn_train.inits import class_means
@@ -32,7 +32,7 @@ from tnn_train.recipe import TrainConfig
 from tnn_train.scoring import score
 from tnn_train.stage import Stage
 
-__all__ = ["Trainer", "rank"]
+__all__ = ["Trainer"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -93,7 +93,7 @@ class Trainer:
     @property
     def best_row(self) -> dict[str, Any]:
         """The row of the best epoch by validation."""
-        return max(self.history, key=rank)
+        return best_epoch(self.history)
 
     @property
     def is_finished(self) -> bool:
@@ -231,8 +231,7 @@ class Trainer:
 
     def _learn(self, images: Tensor, labels: Tensor) -> None:
         """Add the gradients of one batch."""
-        position = (self.config.seed, self.epoch, self.batch, self.processes.rank)
-        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        torch.manual_seed(derived_seed(self.config.seed, self.epoch, self.batch, self.processes.rank))
         images, labels = images.to(self.device), labels.to(self.device)
         with torch.no_grad():
             inputs = self.stage.prepare(images)
@@ -281,11 +280,6 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"{row['images_per_second']:.0f} images/s; validation loss {row['val_loss']:.4f}, accuracy "
         f"{row['val_accuracy']:.4f}"
     )
-
-
-def rank(row: dict[str, Any]) -> tuple[float, float]:
-    """Return what the best epoch has the largest of: validation accuracy, then the smallest loss."""
-    return row["val_accuracy"], -row["val_loss"]
 
 
 def _average(learner: nn.Module, decay: float) -> AveragedModel:

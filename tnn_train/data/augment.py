@@ -16,7 +16,7 @@ from tnn_runtime.preprocess import Preprocessing
 from tnn_train.config import choose
 from tnn_train.data.images import ImageSet
 
-__all__ = ["AUGMENTATIONS", "AugmentedSet", "check_augmentations", "mixing", "seeded"]
+__all__ = ["AUGMENTATIONS", "AugmentedSet", "check_augmentations", "derived_seed", "mixing", "seeded"]
 
 _OF_AN_IMAGE: dict[str, Callable[[Preprocessing], Callable[[Tensor], Tensor]]] = {
     "crop": lambda seen: v2.RandomCrop((seen.height, seen.width), padding=max(1, min(seen.height, seen.width) // 8)),
@@ -111,6 +111,11 @@ def mixing(names: Sequence[str], num_classes: int) -> Callable[[Tensor, Tensor],
     return v2.RandomChoice(mixers) if mixers else None
 
 
+def derived_seed(*numbers: int) -> int:
+    """Return a seed for torch that depends on all of ``numbers``, each at least 0; others give unrelated randomness."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Within this context, torch's CPU generator depends on ``numbers`` alone; afterwards it is as it was before.
@@ -118,8 +123,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     Args:
         numbers: Not negative, such as seed, epoch and index; sequences that differ anywhere give unrelated randomness.
     """
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[]):
         # `torch.manual_seed` would reset the generators of the accelerators too.
-        torch.default_generator.manual_seed(int(state[0]))
+        torch.default_generator.manual_seed(derived_seed(*numbers))
         yield

@@ -10,7 +10,7 @@ import numpy as np
 
 from tnn_runtime.storage import write_text
 from tnn_train.data import ImageSet
-from tnn_train.evaluation import Evaluation, wilson_interval
+from tnn_train.evaluation import Evaluation, best_epoch, wilson_interval
 from tnn_train.heads import TverskyHead
 from tnn_train.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
 from tnn_train.prototypes import HeadAnalysis, Prototype, analyse_head
@@ -41,7 +41,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         path: The file, which is replaced if it exists.
         run: What to show.
     """
-    best = max(run.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    best = best_epoch(run.history)
     calibration = run.test.calibration()
     html = render(
         "report.html.jinja",
