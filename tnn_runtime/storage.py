@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,15 @@ def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
     return content
 
 
-def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Read named arrays from a ``.npz`` file, without pickle.
+def read_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """Read named arrays from a ``.npz`` file, without pickle; the optional ones where it has them.
 
     Raises:
         ArtifactError: If the file cannot be read or lacks one of them.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+            return {name: arrays[name] for name in (*names, *(name for name in optional if name in arrays))}
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ArtifactError(
             f"{path} cannot be read ({error}); expected the arrays {', '.join(names)}; make it again"

@@ -40,6 +40,8 @@ WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
 STATE_FILE = "trainer_state.pt"
 
+_OPTIONAL = ("labels", "calibration")
+
 
 @dataclass(frozen=True)
 class _Content:
@@ -67,6 +69,9 @@ class Checkpoint:
         samples: Validation images, uint8 ``[n, H, W, C]``, on which an export proves itself.
         metrics: What was measured on the way, for people to read.
         training: The data, the model and the recipe that it comes from, as plain values, for people to read.
+        labels: The classes of the samples, int64 ``[n]``; None where they are not known.
+        calibration: Training images, uint8 ``[m, H, W, C]``, from which a quantisation takes its ranges; None where
+            there are none.
     """
 
     model: ImageModel
@@ -76,6 +81,8 @@ class Checkpoint:
     samples: NDArray[np.uint8]
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    labels: NDArray[np.int64] | None = None
+    calibration: NDArray[np.uint8] | None = None
 
 
 def save_checkpoint(
@@ -96,7 +103,8 @@ def save_checkpoint(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
         # As bytes: on a full disk both libraries, which would write themselves, raise errors that say little.
         (path / WEIGHTS_FILE).write_bytes(save(state))
-        np.savez_compressed(path / SAMPLES_FILE, images=checkpoint.samples)
+        known = {name: getattr(checkpoint, name) for name in _OPTIONAL if getattr(checkpoint, name) is not None}
+        np.savez(path / SAMPLES_FILE, images=checkpoint.samples, **known)
         names = [WEIGHTS_FILE, SAMPLES_FILE]
         if trainer_state is not None:
             buffer = io.BytesIO()
@@ -123,13 +131,24 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema.
     """
     path, raw = _read(folder)
-    images = read_arrays(path / SAMPLES_FILE, "images")["images"]
+    arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL)
+    images, labels, calibration = arrays["images"], arrays.get("labels"), arrays.get("calibration")
     try:
         content = decode(_Content, raw, "config")
         config, preprocessing = content.model, content.preprocessing
         expected = (len(content.class_names), preprocessing.channels, (len(images), *preprocessing.shape))
         if (config.num_classes, config.in_channels, images.shape) != expected or images.dtype != np.uint8:
             raise TypeError("its classes, channels and samples do not belong together")
+        if labels is not None and (
+            labels.dtype != np.int64
+            or labels.shape != images.shape[:1]
+            or not ((labels >= 0) & (labels < len(content.class_names))).all()
+        ):
+            raise TypeError("its samples and their labels do not belong together")
+        if calibration is not None and (
+            calibration.dtype != np.uint8 or calibration.shape[1:] != images.shape[1:] or len(calibration) == 0
+        ):
+            raise TypeError("its images for calibration are not of the model's size")
         model = build_model(config)
         model.load_state_dict(load_file(path / WEIGHTS_FILE))
     except (TypeError, OSError, RuntimeError, SafetensorError, TnnError) as error:
@@ -138,7 +157,15 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             f"{path} is not a checkpoint that this version can read ({reason}); train again or copy it again"
         ) from error
     return Checkpoint(
-        model.eval(), config, preprocessing, content.class_names, images, content.metrics, content.training
+        model.eval(),
+        config,
+        preprocessing,
+        content.class_names,
+        images,
+        content.metrics,
+        content.training,
+        labels,
+        calibration,
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_runtime.storage import refuse_existing, stands, write_text
 from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
-from tnn_train.data import ImageSet
+from tnn_train.data.images import ImageSet, even_sample
 from tnn_train.evaluation import Evaluation
 from tnn_train.models import ImageModel
 from tnn_train.run_results import Results, write_results
@@ -29,8 +29,8 @@ BEST, LAST = "best", "last"
 
 _SECONDS_BETWEEN = 5.0
 """Epochs shorter than this, as those on embeddings are, are not saved each."""
-_PARITY_SAMPLES = 128
-_SAMPLE_BYTES = 16 << 20
+_PARITY_SAMPLES, _PARITY_BYTES = 512, 16 << 20
+_CALIBRATION_SAMPLES, _CALIBRATION_BYTES = 128, 8 << 20
 
 
 class RunFolder:
@@ -48,7 +48,8 @@ class RunFolder:
     def __init__(self, folder: Path, trainer: Trainer, *, is_resumed: bool) -> None:
         self.folder, self.trainer = folder, trainer
         self.is_begun = is_resumed
-        self._samples = _samples(trainer.data.val)
+        self._samples, self._labels = _sample(trainer.data.val, _PARITY_SAMPLES, _PARITY_BYTES)
+        self._calibration, _ = _sample(trainer.data.train, _CALIBRATION_SAMPLES, _CALIBRATION_BYTES)
         self._saved = -math.inf
 
     def save(self, *, is_urgent: bool) -> None:
@@ -134,6 +135,8 @@ class RunFolder:
             self._samples,
             row,
             self._config(),
+            self._labels,
+            self._calibration,
         )
 
     def _config(self) -> dict[str, Any]:
@@ -165,8 +168,10 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
 
 
-def _samples(images: ImageSet) -> NDArray[np.uint8]:
-    return images.sample(max(1, min(_PARITY_SAMPLES, _SAMPLE_BYTES // math.prod(images.preprocessing.shape))))
+def _sample(images: ImageSet, count: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return up to ``count`` images and their labels, spread evenly over the set, of up to ``size`` bytes."""
+    count = max(1, min(count, size // math.prod(images.preprocessing.shape)))
+    return images.sample(count), images.labels[even_sample(len(images), count)]
 
 
 def _device_name(device: torch.device) -> str:
