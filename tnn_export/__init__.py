@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_export.bundle import export_bundle
+    from tnn_export.bundle import ExportOptions, export_bundle
+    from tnn_export.check import check_bundle
     from tnn_export.errors import ExportError, ParityError
     from tnn_export.lowering import lower_head, lower_model
-    from tnn_export.parity import FormatParity, ParityReport, Reference, check_parity
+    from tnn_export.parity import ParityReport, Reference, StageParity, check_parity
 
 __all__ = [
     "ExportError",
-    "FormatParity",
+    "ExportOptions",
     "ParityError",
     "ParityReport",
     "Reference",
+    "StageParity",
+    "check_bundle",
     "check_parity",
     "export_bundle",
     "lower_head",
@@ -27,9 +30,10 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "bundle": ["export_bundle"],
+        "bundle": ["ExportOptions", "export_bundle"],
+        "check": ["check_bundle"],
         "errors": ["ExportError", "ParityError"],
         "lowering": ["lower_head", "lower_model"],
-        "parity": ["FormatParity", "ParityReport", "Reference", "check_parity"],
+        "parity": ["ParityReport", "Reference", "StageParity", "check_parity"],
     },
 )

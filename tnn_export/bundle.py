@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,76 +17,64 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
+from tnn_export.card import write_card
 from tnn_export.errors import ExportError, ParityError
-from tnn_export.lowering import lower_model
-from tnn_export.onnx import export_onnx
-from tnn_export.parity import (
-    BATCH_SIZES,
-    RELATIVE_TOLERANCE,
-    FormatParity,
-    ParityReport,
-    Reference,
-    Runner,
-    check_parity,
-)
+from tnn_export.formats import FORMATS, ExportJob, check_formats
+from tnn_export.formats.onnx import OPSETS
+from tnn_export.lowering import lower_head
+from tnn_export.parity import ParityReport, Reference, StageParity, compare, proof_batch_sizes
+from tnn_export.precision import PRECISIONS
+from tnn_export.proof import write_proof
+from tnn_export.provenance import run_metrics
+from tnn_export.running import Ran, Runner, fresh_process
+from tnn_export.samples import make_embeddings, make_samples
 from tnn_export.serving import ServingModel
-from tnn_export.torchscript import export_torchscript
-from tnn_runtime.backends.onnxruntime import open_session
-from tnn_runtime.classifier import usable_cores
-from tnn_runtime.errors import UsageError
-from tnn_runtime.manifest import (
-    GOLDEN_FILE,
-    HEAD_FILE,
-    MANIFEST_FILE,
-    ONNX_FILE,
-    TORCHSCRIPT_FILE,
-    Manifest,
-    TensorSpec,
-)
+from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, BatchBounds, Manifest, TensorSpec
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 from tnn_train.config import SCALARS, choose
 from tnn_train.heads import TverskyHead
 
-__all__ = ["FORMATS", "PRECISIONS", "export_bundle"]
+__all__ = ["LOWERED", "ExportOptions", "export_bundle"]
+
+LOWERED = "lowered head"
+"""The first stage of every proof: the eager head against the lowered one, on embeddings."""
 
 _GOLDEN_SAMPLES = 8
+_GOLDEN_SLACK = 0.05
+_REAL_EMBEDDINGS = 64
 _VERSIONS = ("tnn-deploy", "torch", "torchvision", "onnx", "onnxscript")
 
 
-def _run_onnx(folder: Path) -> Runner:
-    session = open_session(str(folder / ONNX_FILE), "cpu", usable_cores())
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported.
 
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(session.run(["logits"], {"images": images})[0])
+    Args:
+        formats: Keys of `tnn_export.formats.FORMATS`.
+        precision: What the backbone computes in, a key of `tnn_export.precision.PRECISIONS`.
+        outputs: What artifacts return beside logits and embedding, of `tnn_export.serving.EXTRA_OUTPUTS`.
+        batch: The batch sizes that they take.
+        opset: The version of ONNX's operators.
 
-    return run
+    Raises:
+        UsageError: If something is unknown or out of its range.
+        ExportError: If a format cannot have the precision.
+    """
 
+    formats: tuple[str, ...] = ("onnx", "torchscript")
+    precision: str = "fp32"
+    outputs: tuple[str, ...] = ()
+    batch: BatchBounds = dataclasses.field(default_factory=BatchBounds)
+    opset: int = 20
 
-def _run_torchscript(folder: Path) -> Runner:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        module = torch.jit.load(str(folder / TORCHSCRIPT_FILE))  # type: ignore[no-untyped-call]
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return np.asarray(module(torch.from_numpy(images))[0].numpy())
-
-    return run
-
-
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    file: str
-    write: Callable[[ServingModel, Path], None]
-    load: Callable[[Path], Runner]
-
-
-FORMATS = {
-    "onnx": _Format(ONNX_FILE, export_onnx, _run_onnx),
-    "torchscript": _Format(TORCHSCRIPT_FILE, export_torchscript, _run_torchscript),
-}
-PRECISIONS = ("fp32",)
+    def __post_init__(self) -> None:
+        choose("precision", self.precision, PRECISIONS)
+        object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
+        choose("opset", self.opset, OPSETS)
+        low, high = self.batch.smallest, self.batch.largest
+        if not 1 <= low <= (low if high is None else high):
+            raise ExportError(f"got batches from {low} to {high} images; expected at least 1, and no less at the end")
 
 
 def export_bundle(
@@ -93,82 +83,148 @@ def export_bundle(
     formats: Sequence[str] = ("onnx", "torchscript"),
     precision: str = "fp32",
     *,
+    options: ExportOptions | None = None,
     images: NDArray[np.uint8] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    calibration: NDArray[np.uint8] | None = None,
+    twin: str | Path | None = None,
     overwrite: bool = False,
 ) -> ParityReport:
     """Export a checkpoint to a bundle folder, and prove each artifact equal to eager PyTorch.
 
-    The artifacts are compared as they were read back from disk. If one fails, nothing is written.
+    The artifacts are compared as they were read back from disk, in processes of their own. If one fails, nothing is
+    written.
 
     Args:
         checkpoint: A checkpoint folder, or a loaded checkpoint.
         out: The bundle folder to make.
-        formats: Keys of `FORMATS`.
-        precision: One of `PRECISIONS`.
+        formats: As in `ExportOptions`.
+        precision: As in `ExportOptions`.
+        options: These and more; in place of ``formats`` and ``precision``.
         images: Distinct images for the proof, uint8 ``[N, H, W, C]`` of the model's size; by default the validation
             images in the checkpoint.
+        labels: Their classes, int64 ``[N]``, if they are known.
+        calibration: Images for int8, uint8 ``[M, H, W, C]``; by default the training images in the checkpoint.
+        twin: The checkpoint of another head on the same data, whose metrics the model card shows, too.
         overwrite: Whether an existing bundle may be replaced.
 
     Returns:
-        The comparison of each format with eager PyTorch.
+        The comparison of each stage with eager PyTorch.
 
     Raises:
-        ParityError: If an artifact gives other logits.
-        ExportError: If the head or the images cannot be used.
+        ParityError: If an artifact gives other outputs.
+        ExportError: If the model or the images cannot be used.
         OutputExistsError: If ``out`` exists and ``overwrite`` is false.
-        UsageError: If a format or the precision is unknown.
+        UsageError: If an option is unknown.
     """
-    if not formats:
-        raise UsageError(f"no format was given; choose from {', '.join(FORMATS)}")
-    for name in formats:
-        choose("format", name, FORMATS)
-    choose("precision", precision, PRECISIONS)
+    options = options or ExportOptions(tuple(formats), precision)
+    metrics = {} if isinstance(checkpoint, Checkpoint) else run_metrics(Path(checkpoint))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    images = _check_images(checkpoint, checkpoint.samples if images is None else images)
+    if images is None:
+        images, labels = checkpoint.samples, checkpoint.labels
+    samples = make_samples(checkpoint.preprocessing, images, labels)
+    job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
+    comparison = None if twin is None else _twin(Path(twin))
     with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:
-        names = list(dict.fromkeys(formats))
+        names = options.formats
         with tqdm(total=2 + 2 * len(names), desc="exporting", disable=None, delay=2, leave=False) as progress:
-            serving = ServingModel(lower_model(checkpoint.model), checkpoint.preprocessing).eval()
-            progress.update()
             for name in names:
-                FORMATS[name].write(serving, folder / FORMATS[name].file)
+                FORMATS[name].write(job, folder / FORMATS[name].file)
                 progress.update()
-            reference = Reference(checkpoint.model, checkpoint.preprocessing, images)
+            parts = len(job.model.outputs) > 2
+            reference = Reference.of(checkpoint.model, checkpoint.preprocessing, samples, parts=parts)
             progress.update()
-            comparisons: dict[str, FormatParity] = {}
+            stages = {LOWERED: _compare_heads(checkpoint.model.head, reference)}
+            progress.update()
+            sizes = proof_batch_sizes(options.batch)
             for name in names:
-                comparisons |= check_parity(reference, {name: FORMATS[name].load(folder)}, BATCH_SIZES).formats
+                runner = fresh_process(name, folder / FORMATS[name].file)
+                stages[name] = compare(reference, runner, options.precision, sizes)
                 progress.update()
-        report = ParityReport(comparisons)
+        report = ParityReport(stages)
         if not report.passed:
             raise ParityError(report)
-        files = [FORMATS[name].file for name in names] + write_head(checkpoint.model.head, folder)
-        golden = np.argsort(-reference.margins(), kind="stable")[:_GOLDEN_SAMPLES]
-        np.savez_compressed(folder / GOLDEN_FILE, images=images[golden], logits=reference.logits[golden])
-        embedding_size = serving(serving.example())[1].shape[1]
-        Manifest(
+        write_head(checkpoint.model.head, folder)
+        write_proof(reference, folder)
+        tolerance = _write_golden(reference, report, options.precision, folder)
+        manifest = Manifest(
             model=dataclasses.asdict(checkpoint.config),
             inputs=(TensorSpec("images", "uint8", (None, *checkpoint.preprocessing.shape)),),
-            outputs=(
-                TensorSpec("logits", "float32", (None, len(checkpoint.class_names))),
-                TensorSpec("embedding", "float32", (None, embedding_size)),
-            ),
+            outputs=tuple(TensorSpec(name, "float32", shape) for name, shape in job.model.output_shapes().items()),
             preprocessing=checkpoint.preprocessing,
             class_names=checkpoint.class_names,
-            precision=precision,
-            files=describe_files(folder, [*files, GOLDEN_FILE]),
+            precision=options.precision,
+            files=_files(folder),
             parity=report.to_dict(),
-            golden_tolerance=tuple(float(value) for value in RELATIVE_TOLERANCE * reference.scale[golden, 0]),
+            golden_tolerance=tolerance,
             versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-        ).write(folder)
+            batch=options.batch,
+            training=checkpoint.training,
+            metrics={**checkpoint.metrics, **metrics},
+        )
+        write_card(folder, Path(out).absolute().name, manifest, report, comparison)
+        dataclasses.replace(manifest, files=_files(folder)).write(folder)
     return report
 
 
-def write_head(head: nn.Module, folder: Path) -> list[str]:
-    """Write what explanations need to ``head.npz``, for heads that have explanations; return the files written."""
+def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np.uint8] | None) -> ExportJob:
+    if options.precision != "int8":
+        calibration = None
+    elif calibration is None or len(calibration) == 0:
+        raise ExportError(
+            "int8 needs images for calibration, and the checkpoint has none; give training images with --calibration "
+            "FOLDER (calibration=)"
+        )
+    elif calibration.dtype != np.uint8 or calibration.shape[1:] != checkpoint.preprocessing.shape:
+        raise ExportError(
+            f"got calibration images of dtype {calibration.dtype} and shape {list(calibration.shape)}; expected uint8 "
+            f"[M, {', '.join(map(str, checkpoint.preprocessing.shape))}]"
+        )
+    model = ServingModel(
+        checkpoint.model, checkpoint.preprocessing, options.outputs, PRECISIONS[options.precision].dtype
+    )
+    metadata = {
+        "model": dataclasses.asdict(checkpoint.config),
+        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
+        "class_names": checkpoint.class_names,
+        "precision": options.precision,
+        "batch": dataclasses.asdict(options.batch),
+        "outputs": {name: ["float32", *shape] for name, shape in model.output_shapes().items()},
+    }
+    described = {f"tnn.{name}": json.dumps(value) for name, value in metadata.items()}
+    return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
+
+
+def _compare_heads(head: nn.Module, reference: Reference) -> StageParity:
+    """Compare the lowered head with the eager one."""
+    samples = make_embeddings(head, reference.embeddings[:_REAL_EMBEDDINGS])
+    lowered = lower_head(head, parts=reference.has_parts and isinstance(head, TverskyHead))
+    return compare(
+        Reference(head, samples, torch.from_numpy(samples.images), parts=reference.has_parts),
+        _of_head(lowered),
+        "fp32",
+        (len(samples),),
+    )
+
+
+def _of_head(lowered: nn.Module) -> Runner:
+    def run(batches: Sequence[NDArray[Any]]) -> Ran:
+        outputs = []
+        for batch in batches:
+            with torch.inference_mode():
+                found = lowered(torch.from_numpy(batch))
+            values = {"logits": found} if isinstance(found, torch.Tensor) else found._asdict()
+            outputs.append({"embedding": batch, **{name: value.numpy() for name, value in values.items()}})
+        return Ran(outputs, f"torch {torch.__version__}")
+
+    return run
+
+
+def write_head(head: nn.Module, folder: Path) -> None:
+    """Write what explanations need to ``head.npz``, for heads that have explanations."""
     if not isinstance(head, TverskyHead):
-        return []
+        return
     with torch.no_grad():
         tensors = {
             "feature_bank": head.feature_bank,
@@ -181,15 +237,25 @@ def write_head(head: nn.Module, folder: Path) -> list[str]:
         }
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
     np.savez(folder / HEAD_FILE, **arrays)
-    return [HEAD_FILE]
 
 
-def _check_images(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    shape = checkpoint.preprocessing.shape
-    if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
-        raise ExportError(
-            f"got parity images of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, "
-            f"{', '.join(map(str, shape))}] with N > 0"
-        )
-    _, firsts = np.unique(images, axis=0, return_index=True)
-    return images[np.sort(firsts)]
+def _write_golden(reference: Reference, report: ParityReport, precision: str, folder: Path) -> tuple[float, ...]:
+    """Write the samples to replay at load, those farthest from a membership boundary; return their tolerances."""
+    artifacts = [stage for name, stage in report.stages.items() if name != LOWERED]
+    worst = np.max([stage.relative for stage in artifacts], axis=0)
+    allowed = PRECISIONS[precision].tolerance
+    unbounded = worst + _GOLDEN_SLACK
+    relative = unbounded if allowed is None else np.full(len(worst), allowed)
+    order = np.lexsort((-reference.margins(), worst > relative))
+    golden = order[:_GOLDEN_SAMPLES]
+    np.savez_compressed(folder / GOLDEN_FILE, images=reference.samples.images[golden], logits=reference.logits[golden])
+    return tuple(float(value) for value in relative[golden] * reference.scale[golden, 0])
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return describe_files(folder, sorted(path.name for path in folder.iterdir()))
+
+
+def _twin(folder: Path) -> tuple[str, Mapping[str, Any]]:
+    checkpoint = load_checkpoint(folder)
+    return f"{checkpoint.config.head} twin", {**checkpoint.metrics, **run_metrics(folder)}

@@ -1,31 +1,95 @@
-"""What every artifact contains: images as decoded in, logits and embedding out."""
+"""What every artifact contains: images as decoded in, logits and embedding out, and what else was asked for."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from tnn_export.errors import ExportError
+from tnn_export.lowering import lower_model
 from tnn_runtime.preprocess import Preprocessing
+from tnn_train.config import choose
+from tnn_train.heads import TverskyHead
 from tnn_train.models import ImageModel, Normalize
 
-__all__ = ["ServingModel"]
+__all__ = ["EXTRA_OUTPUTS", "ServingModel"]
+
+_ALWAYS = ("logits", "embedding")
+_OF_PROTOTYPES = ("similarities", "common", "input_only", "prototype_only")
+
+EXTRA_OUTPUTS = ("probabilities", *_OF_PROTOTYPES)
+"""What an artifact returns on request: softmax of the logits, ``[N, C]``, and what the logits are made of, ``[N, P]``
+each, see `tnn_export.lowering.tversky.HeadOutputs`."""
 
 
 class ServingModel(nn.Module):
-    """A model with its normalisation: uint8 images ``[N, H, W, C]`` to ``(logits [N, classes], embedding [N, D])``."""
+    """A lowered model with its normalisation: uint8 images ``[N, H, W, C]`` to named outputs, float32.
 
-    def __init__(self, model: ImageModel, preprocessing: Preprocessing) -> None:
+    Args:
+        model: The trained model; it is not changed.
+        preprocessing: The normalisation.
+        extra: Which of `EXTRA_OUTPUTS` to return, too.
+        dtype: What the backbone computes in; everything else stays in float32.
+
+    Raises:
+        ExportError: If the head cannot be lowered, or has no such outputs.
+        UsageError: If an output is unknown.
+    """
+
+    has_parts: Final[bool]
+
+    def __init__(
+        self,
+        model: ImageModel,
+        preprocessing: Preprocessing,
+        extra: Sequence[str] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
+        for name in extra:
+            choose("output", name, EXTRA_OUTPUTS)
+        needed = [name for name in _OF_PROTOTYPES if name in extra]
+        if needed and not isinstance(model.head, TverskyHead):
+            raise ExportError(
+                f"a head of type {type(model.head).__name__} has no {', '.join(needed)}; only a Tversky head has: "
+                "leave these outputs out"
+            )
+        self.has_parts = bool(needed)
+        self.outputs = [*_ALWAYS, *(name for name in EXTRA_OUTPUTS if name in extra)]
+        lowered = lower_model(model, parts=self.has_parts)
         self.normalize = Normalize(preprocessing)
-        self.backbone = model.backbone
-        self.head = model.head
+        self.backbone = lowered.backbone.to(dtype)
+        self.head = lowered.head
+        self.dtype = dtype
         self.input_shape = preprocessing.shape
+        self.eval()
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and embedding."""
-        embedding = self.backbone(self.normalize(images))
-        return self.head(embedding), embedding
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs, each ``[N, ...]``, by their names."""
+        # Contiguous: an image that is channels-last in memory makes the exporter spell out strides after poolings.
+        normalized = self.normalize(images).to(self.dtype).contiguous()
+        embedding = self.backbone(normalized).to(torch.float32)
+        if self.has_parts:
+            parts = self.head(embedding)
+            values = {
+                "logits": parts.logits,
+                "similarities": parts.similarities,
+                "common": parts.common,
+                "input_only": parts.input_only,
+                "prototype_only": parts.prototype_only,
+            }
+        else:
+            values = {"logits": self.head(embedding)}
+        values["embedding"] = embedding
+        values["probabilities"] = torch.softmax(values["logits"], 1)
+        return {name: values[name] for name in self.outputs}
 
     def example(self) -> Tensor:
         """Return a batch of two blank images; two, since exporters take a batch of one for a constant."""
         return torch.zeros(2, *self.input_shape, dtype=torch.uint8)
+
+    def output_shapes(self) -> dict[str, tuple[None, int]]:
+        """Return the shape of each output in its order, ``None`` for the batch size."""
+        with torch.inference_mode():
+            return {name: (None, value.shape[1]) for name, value in self(self.example()).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,31 @@ from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import existing_folder, read_json, verify_files, write_json
 
 __all__ = [
+    "CARD_FILE",
     "GOLDEN_FILE",
     "HEAD_FILE",
     "MANIFEST_FILE",
     "ONNX_FILE",
+    "PRECISIONS",
+    "PROOF_FILE",
+    "PT2_FILE",
     "SCHEMA_VERSION",
     "TORCHSCRIPT_FILE",
+    "BatchBounds",
     "Manifest",
     "TensorSpec",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.ts"
+PT2_FILE = "model.pt2"
 HEAD_FILE = "head.npz"
 GOLDEN_FILE = "golden.npz"
+PROOF_FILE = "proof.npz"
+CARD_FILE = "README.md"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,39 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class BatchBounds:
+    """How many images one call of the graph takes.
+
+    Args:
+        smallest: At least so many.
+        largest: At most so many; ``None`` where there is no limit.
+    """
+
+    smallest: int = 1
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything a runtime needs to know about a bundle.
+
+    The JSON Schema of each version of the file is in the folder ``schemas`` of this package. Version 2 added ``batch``,
+    ``training``, ``metrics``, outputs beyond the first two, and precisions other than fp32.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
         inputs: What the graph takes: ``images``, uint8 ``[batch, height, width, channels]``.
-        outputs: What it returns, in this order: ``logits`` and ``embedding``.
+        outputs: What it returns, in this order: ``logits``, ``embedding`` and what else was asked for.
         preprocessing: What to do with an image before it enters the graph.
         class_names: One name for each logit.
-        precision: The arithmetic of the graph, ``"fp32"``.
+        precision: What the backbone computes in, one of `PRECISIONS`; the head computes in float32.
         files: Size and SHA-256 of each file of the bundle.
-        parity: The proof of equality with eager PyTorch, one entry for each format.
+        parity: The proof of equality with eager PyTorch, one entry for each stage.
         golden_tolerance: Largest allowed absolute difference from the golden logits, one for each golden sample.
         versions: The packages that made the bundle.
+        batch: The batch sizes that the graph takes.
+        training: The data, the model and the recipe that the checkpoint came from, for people to read.
+        metrics: What was measured in training, for people to read.
     """
 
     model: dict[str, Any]
@@ -67,6 +95,9 @@ class Manifest:
     parity: dict[str, dict[str, Any]]
     golden_tolerance: tuple[float, ...]
     versions: dict[str, str]
+    batch: BatchBounds = field(default_factory=BatchBounds)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, bundle: str | Path) -> tuple[Manifest, Path]:
@@ -103,15 +134,19 @@ class Manifest:
         outputs = [(spec.name, spec.shape[:1], len(spec.shape)) for spec in self.outputs]
         if (
             [(spec.name, spec.shape) for spec in self.inputs] != [("images", (None, *self.preprocessing.shape))]
-            or outputs != [("logits", (None,), 2), ("embedding", (None,), 2)]
+            or outputs[:2] != [("logits", (None,), 2), ("embedding", (None,), 2)]
+            or any(spec[1:] != ((None,), 2) for spec in outputs)
+            or len({spec[0] for spec in outputs}) < len(outputs)
             or self.outputs[0].shape[1] != len(self.class_names)
         ):
             return "contradicts itself about the input shape, the outputs or the number of classes"
         if len(set(self.class_names)) < len(self.class_names):
             return "names a class twice"
-        if self.precision != "fp32":
-            return f"has the precision {self.precision!r}, expected 'fp32'"
-        if not {ONNX_FILE, TORCHSCRIPT_FILE} & set(self.files):
+        if self.precision not in PRECISIONS:
+            return f"has the precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
+        if not 1 <= self.batch.smallest <= (self.batch.largest or self.batch.smallest):
+            return f"has batches from {self.batch.smallest} to {self.batch.largest} images"
+        if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & set(self.files):
             return "lists no model file"
         needed = {GOLDEN_FILE} | ({HEAD_FILE} if self.model["head"] == "tversky" else set())
         if missing := needed - set(self.files):

@@ -1,0 +1,95 @@
+"""Runs one artifact with nothing but its own library, in a process of its own: a program, not a module to import.
+
+    python artifact.py FORMAT FILE BATCHES OUTPUTS DEVICE THREADS
+
+BATCHES is an ``.npz`` file of uint8 arrays ``[n, H, W, C]`` named ``0``, ``1`` and so on; OUTPUTS is the ``.npz`` file
+to write, with an array ``I/NAME`` for each batch I and each output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+Run = Callable[[NDArray[np.uint8]], Arrays]
+
+
+def onnx(file: str, device: str, threads: int) -> tuple[Run, str]:
+    """Load a ``.onnx`` file with ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        onnxruntime.preload_dlls()
+        providers = [("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"})]
+    session = onnxruntime.InferenceSession(file, options, providers=providers)
+    if device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True)), (
+        f"onnxruntime {onnxruntime.__version__}"
+    )
+
+
+def torchscript(file: str, device: str, threads: int) -> tuple[Run, str]:
+    """Load a ``.ts`` file with ``torch.jit.load``."""
+    return _torch(lambda torch: torch.jit.load(file, map_location=device), device, threads)
+
+
+def pt2(file: str, device: str, threads: int) -> tuple[Run, str]:
+    """Load a ``.pt2`` file with ``torch.export.load``."""
+
+    def load(torch: Any) -> Any:
+        program = torch.export.load(file)
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        return program.module()
+
+    return _torch(load, device, threads)
+
+
+def _torch(load: Callable[[Any], Any], device: str, threads: int) -> tuple[Run, str]:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
+    module = load(torch)
+
+    def run(images: NDArray[np.uint8]) -> Arrays:
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(images).to(device))
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    return run, f"torch {torch.__version__}"
+
+
+LOADERS = {"onnx": onnx, "torchscript": torchscript, "pt2": pt2}
+
+
+def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str) -> None:
+    """Load the artifact, run every batch, write what came out, and print what ran it."""
+    warnings.simplefilter("ignore")
+    run, library = LOADERS[kind](file, device, int(threads))
+    results: Arrays = {}
+    with np.load(batches, allow_pickle=False) as inputs:
+        for name in inputs.files:
+            results |= {f"{name}/{output}": value for output, value in run(inputs[name]).items()}
+    np.savez(outputs, **results)  # type: ignore[arg-type]
+    print(json.dumps({"library": library}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,103 @@
+"""The model card of a bundle: its README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tnn_export.parity import ParityReport
+from tnn_runtime.manifest import (
+    CARD_FILE,
+    GOLDEN_FILE,
+    HEAD_FILE,
+    ONNX_FILE,
+    PROOF_FILE,
+    PT2_FILE,
+    TORCHSCRIPT_FILE,
+    BatchBounds,
+    Manifest,
+)
+from tnn_runtime.storage import write_text
+
+__all__ = ["write_card"]
+
+_PURPOSES = {
+    ONNX_FILE: "the model, for ONNX Runtime and TensorRT",
+    TORCHSCRIPT_FILE: "the model, for `torch.jit.load`",
+    PT2_FILE: "the model, for `torch.export.load`",
+    HEAD_FILE: "the head's tensors, for explanations",
+    GOLDEN_FILE: "samples that are replayed when the bundle is loaded",
+    PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
+}
+_DATA = ("limit", "seed", "image_size", "crop_to_boxes")
+_MEANINGS = {
+    "logits": "one for each class",
+    "embedding": "what the head sees",
+    "probabilities": "softmax of the logits",
+    "similarities": "to each prototype",
+    "common": "weighted measure of what image and prototype share",
+    "input_only": "weighted measure of what only the image has",
+    "prototype_only": "weighted measure of what only the prototype has",
+}
+
+
+def write_card(
+    folder: Path, name: str, manifest: Manifest, report: ParityReport, twin: tuple[str, Mapping[str, Any]] | None
+) -> None:
+    """Write the card of a bundle.
+
+    Args:
+        folder: Where to write it.
+        name: What the bundle's folder will be called.
+        manifest: All about the bundle but the card.
+        report: The proof.
+        twin: Another model to compare the metrics with: its name, and its metrics.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701  (Markdown, not HTML)
+        trim_blocks=False,
+    )
+    text = environment.get_template("card.md.jinja").render(
+        title=name,
+        folder=name,
+        manifest=manifest,
+        meanings=_MEANINGS,
+        purposes=_PURPOSES,
+        data=_data(manifest.training),
+        batch=_batch(manifest.batch),
+        metrics=_rounded(manifest.metrics),
+        twin=twin[0] if twin else "",
+        twin_metrics=_rounded(twin[1]) if twin else {},
+        table=report.table(),
+        stages=report.stages,
+    )
+    write_text(folder / CARD_FILE, text)
+
+
+def _batch(bounds: BatchBounds) -> str:
+    if bounds.largest is None:
+        return f"{bounds.smallest} or more images"
+    return f"{bounds.smallest} to {bounds.largest} images"
+
+
+def _data(training: Mapping[str, Any]) -> str:
+    data = training.get("data")
+    if not isinstance(data, Mapping):
+        return ""
+    settings = [f"{key} {value}" for key, value in data.items() if key in _DATA and value not in (None, False)]
+    # A path says more about a machine than about the data.
+    source = Path(str(data.get("source", "unknown"))).name
+    return f"{source} ({', '.join(settings)})" if settings else source
+
+
+def _rounded(metrics: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{value:.4g}" if isinstance(value, float) else str(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float | str)
+    }

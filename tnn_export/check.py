@@ -1,0 +1,42 @@
+"""The proof of a bundle, repeated: on another machine, another device, or with other versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tnn_export.formats import FORMATS
+from tnn_export.parity import ParityReport, check_parity, proof_batch_sizes
+from tnn_export.proof import read_proof
+from tnn_export.running import fresh_process
+from tnn_runtime.errors import UsageError
+from tnn_runtime.manifest import Manifest
+
+__all__ = ["check_bundle"]
+
+
+def check_bundle(bundle: str | Path, device: str = "cpu") -> ParityReport:
+    """Compare every artifact of a bundle with what eager PyTorch gave when the bundle was made.
+
+    Args:
+        bundle: The bundle folder.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Returns:
+        The comparison of each format; whether it passed is for the caller to look at.
+
+    Raises:
+        ArtifactError: If the bundle is damaged, or has no record of its proof.
+        ExportError: If an artifact does not run on the device.
+        UsageError: If there is no such device.
+    """
+    if device != "cpu" and device.partition(":")[0] != "cuda":
+        raise UsageError(f"unknown device {device!r}; choose cpu, cuda or cuda:N")
+    manifest, folder = Manifest.read(bundle)
+    reference = read_proof(manifest, folder)
+    runners = {
+        name: fresh_process(name, folder / form.file, device)
+        for name, form in FORMATS.items()
+        if form.file in manifest.files
+    }
+    sizes = proof_batch_sizes(manifest.batch)
+    return check_parity(reference, runners, manifest.precision, sizes)

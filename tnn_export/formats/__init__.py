@@ -1,0 +1,65 @@
+"""The formats of an artifact: one file each, that writes a model and says what it can.
+
+A new format is a file with a function that writes it, an entry in `FORMATS`, and a function that runs it in
+`tnn_export.artifact`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tnn_export.errors import ExportError
+from tnn_export.formats.job import ExportJob
+from tnn_export.formats.onnx import export_onnx
+from tnn_export.formats.pt2 import export_pt2
+from tnn_export.formats.torchscript import export_torchscript
+from tnn_runtime.manifest import ONNX_FILE, PT2_FILE, TORCHSCRIPT_FILE
+from tnn_train.config import choose
+
+__all__ = ["FORMATS", "ExportJob", "Format", "check_formats"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of artifact.
+
+    Args:
+        file: Its name in the bundle.
+        write: Writes it; called with the model and the path.
+        refused: The precisions that it cannot have, each with the reason.
+    """
+
+    file: str
+    write: Callable[[ExportJob, Path], None]
+    refused: dict[str, str]
+
+
+_NO_INT8 = {"int8": "quantised operators are written for ONNX only; choose the format onnx"}
+
+FORMATS = {
+    "onnx": Format(
+        ONNX_FILE,
+        export_onnx,
+        {"bf16": "ONNX Runtime has no bfloat16 convolution on the CPU, where the proof runs; choose fp16"},
+    ),
+    "torchscript": Format(TORCHSCRIPT_FILE, export_torchscript, _NO_INT8),
+    "pt2": Format(PT2_FILE, export_pt2, _NO_INT8),
+}
+
+
+def check_formats(names: Sequence[str], precision: str) -> list[str]:
+    """Return the formats without repetitions.
+
+    Raises:
+        UsageError: If one is unknown.
+        ExportError: If there is none, or one cannot have the precision.
+    """
+    if not names:
+        raise ExportError(f"no format was given; choose from {', '.join(FORMATS)}")
+    for name in names:
+        choose("format", name, FORMATS)
+        if precision in FORMATS[name].refused:
+            raise ExportError(f"{name} cannot be exported in {precision}: {FORMATS[name].refused[precision]}")
+    return list(dict.fromkeys(names))

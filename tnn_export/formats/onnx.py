@@ -1,0 +1,92 @@
+"""The ONNX artifact."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+
+from tnn_export.errors import ExportError
+from tnn_export.formats.job import ExportJob, first_line
+from tnn_export.formats.quantization import quantize
+
+__all__ = ["OPSETS", "export_onnx"]
+
+OPSETS = range(18, 24)
+"""From the oldest that the exporter writes to the newest that the oldest runtime allowed here reads (1.23)."""
+
+_INLINE_BYTES = 2_000_000_000
+"""A larger graph, which protobuf could not read, has its weights in a file of their own."""
+
+
+def export_onnx(job: ExportJob, path: Path) -> None:
+    """Write ONNX with the input ``images`` and the model's outputs, the same bytes every time.
+
+    Raises:
+        ExportError: If the model has something that ONNX has no operators for.
+    """
+    program = job.program
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=["images"],
+                output_names=list(job.model.outputs),
+                opset_version=job.opset,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter has no common base of its errors
+            raise ExportError(
+                f"ONNX has no operators for the model ({first_line(error)}); change what is named there, or export "
+                "with --formats torchscript pt2"
+            ) from error
+    assert exported is not None
+    proto = exported.model_proto
+    _strip_provenance(proto)
+    _name_batch(proto.graph)
+    if job.calibration is not None:
+        low, high = job.batch
+        proto = quantize(proto, job.calibration, max(low, min(16, high or 16)))
+    onnx.helper.set_model_props(proto, dict(job.metadata))
+    if proto.ByteSize() > _INLINE_BYTES:
+        onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data")
+    else:
+        onnx.save(proto, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def _strip_provenance(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter notes about the machine it ran on, such as source paths in stack traces."""
+    graph = proto.graph
+    for entry in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.ClearField("metadata_props")
+        if not isinstance(entry, onnx.ModelProto):
+            entry.ClearField("doc_string")
+
+
+def _name_batch(graph: onnx.GraphProto) -> None:
+    """Call the dimension that varies ``batch``; the exporter numbers it."""
+    name = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = dimension.dim_param.replace(name, "batch")
+
+
+@contextlib.contextmanager
+def _quiet(logger_name: str) -> Iterator[None]:
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

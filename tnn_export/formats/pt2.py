@@ -1,0 +1,31 @@
+"""The artifact of ``torch.export``."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from tnn_export.formats.job import ExportJob
+
+__all__ = ["export_pt2"]
+
+
+def export_pt2(job: ExportJob, path: Path) -> None:
+    """Write a ``.pt2`` archive that loads with ``torch.export.load`` and without this project; no pickle is in it.
+
+    Raises:
+        ExportError: If the model cannot be exported.
+    """
+    program = copy.copy(job.program)
+    # Example inputs would be pickled.
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        for name in _WHERE_IT_WAS_MADE:
+            node.meta.pop(name, None)
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+_WHERE_IT_WAS_MADE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")

@@ -1,0 +1,90 @@
+"""What is inside a bundle, for people and for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tnn_runtime.manifest import ONNX_FILE, SCHEMA_VERSION, Manifest
+from tnn_runtime.storage import read_json
+
+__all__ = ["describe_bundle", "inspect_bundle"]
+
+_MOST_CLASSES = 8
+
+
+def inspect_bundle(bundle: str | Path) -> dict[str, Any]:
+    """Return what is inside a bundle, as plain values.
+
+    Every file is hashed on the way.
+
+    Raises:
+        ArtifactError: If the bundle is missing or damaged.
+    """
+    manifest, folder = Manifest.read(bundle)
+    content = read_json(folder / "manifest.json", "bundle", SCHEMA_VERSION)
+    content["bundle"] = str(folder)
+    if ONNX_FILE in manifest.files:
+        content["onnx"] = _graph(folder / ONNX_FILE)
+    return content
+
+
+def _graph(path: Path) -> dict[str, Any]:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "nodes": len(model.graph.node),
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+    }
+
+
+def describe_bundle(content: dict[str, Any]) -> str:
+    """Return what `inspect_bundle` found as lines to read."""
+    model, preprocessing = content["model"], content["preprocessing"]
+    names = content["class_names"]
+    more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
+    batch = content.get("batch", {"smallest": 1, "largest": None})
+    size = f"{preprocessing['height']}x{preprocessing['width']}x{preprocessing['channels']}"
+    lines = [
+        ("bundle", f"{content['bundle']} (schema {content['schema_version']})"),
+        ("model", f"{model['backbone']}, {model['head']} head, {content['precision']}, images {size}"),
+        ("classes", f"{len(names)}: {', '.join(names[:_MOST_CLASSES])}{more}"),
+        ("batch", f"{batch['smallest']} to {batch['largest'] or 'any'}"),
+        ("outputs", ", ".join(f"{spec['name']} [batch, {spec['shape'][1]}]" for spec in content["outputs"])),
+    ]
+    if "onnx" in content:
+        graph = content["onnx"]
+        lines.append(("opset", ", ".join(f"{name} {number}" for name, number in graph["opset"].items())))
+        operators = ", ".join(f"{count} {name}" for name, count in graph["operators"].items())
+        lines.append(("operators", f"{graph['nodes']}: {operators}"))
+    lines += [
+        (f"file {name}", f"{entry['size']:,} bytes, sha256 {entry['sha256']}")
+        for name, entry in content["files"].items()
+    ]
+    for stage, parity in content["parity"].items():
+        lines.append((f"proof {stage}", _parity(parity)))
+    lines.append(("made with", ", ".join(f"{name} {number}" for name, number in content["versions"].items())))
+    data = content.get("training", {}).get("data", {})
+    if data:
+        lines.append(("trained on", ", ".join(f"{name} {value}" for name, value in data.items() if value)))
+    numbers = {name: value for name, value in content.get("metrics", {}).items() if isinstance(value, int | float)}
+    if numbers:
+        lines.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _parity(parity: dict[str, Any]) -> str:
+    count = parity["samples"] if isinstance(parity["samples"], int) else sum(parity["samples"].values())
+    verdict = "passed" if parity["passed"] else "FAILED"
+    text = f"{verdict}, {count} samples, relative difference {parity['max_rel_diff']:.1e}"
+    if parity.get("explained"):
+        text += f", {parity['explained']} explained by membership flips"
+    if parity.get("top1_agreement") is not None:
+        text += f", same best class {parity['top1_agreement']:.2%}"
+    if parity.get("accuracy") is not None:
+        text += f", accuracy {parity['accuracy']:.2%} ({parity['eager_accuracy']:.2%} in eager float32)"
+    return text

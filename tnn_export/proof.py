@@ -1,0 +1,61 @@
+"""What a bundle keeps of its proof, so that it can be repeated on another machine: samples, embeddings and the head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tnn_export.parity import Reference
+from tnn_export.samples import Samples
+from tnn_runtime.decoding import decode
+from tnn_runtime.errors import ArtifactError, TnnError
+from tnn_runtime.manifest import PROOF_FILE, Manifest
+from tnn_runtime.storage import read_arrays
+from tnn_train.config import ModelConfig
+from tnn_train.heads import build_head
+
+__all__ = ["read_proof", "write_proof"]
+
+_HEAD = "head."
+
+
+def write_proof(reference: Reference, folder: Path) -> None:
+    """Write the samples, the eager embeddings and the trained head into a bundle."""
+    samples = reference.samples
+    np.savez_compressed(
+        folder / PROOF_FILE,
+        images=samples.images,
+        kinds=np.array(samples.kinds),
+        labels=samples.labels,
+        embeddings=reference.embeddings.numpy(),
+        **{f"{_HEAD}{name}": tensor.cpu().numpy() for name, tensor in reference.head.state_dict().items()},
+    )
+
+
+def read_proof(manifest: Manifest, folder: Path) -> Reference:
+    """Return what eager PyTorch gave when a bundle was made.
+
+    Raises:
+        ArtifactError: If the bundle has no such record, as those of version 1, or it cannot be read.
+    """
+    path = folder / PROOF_FILE
+    if PROOF_FILE not in manifest.files:
+        raise ArtifactError(f"{folder} has no {PROOF_FILE}, as bundles of schema 1; export it again")
+    try:
+        config: ModelConfig = decode(ModelConfig, manifest.model, "model")
+        with torch.random.fork_rng(devices=[]):
+            head = build_head(manifest.outputs[1].shape[1] or 0, config)
+        names = [f"{_HEAD}{name}" for name in head.state_dict()]
+        arrays: dict[str, Any] = read_arrays(path, "images", "kinds", "labels", "embeddings", *names)
+        head.load_state_dict({name.removeprefix(_HEAD): torch.from_numpy(arrays[name]) for name in names})
+        samples = Samples(arrays["images"], tuple(map(str, arrays["kinds"])), arrays["labels"])
+        parts = len(manifest.outputs) > 2
+        return Reference(head, samples, torch.from_numpy(arrays["embeddings"]), parts=parts)
+    except ArtifactError:
+        raise
+    except (TypeError, RuntimeError, TnnError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"{path} does not fit the manifest ({reason}); export the bundle again") from error

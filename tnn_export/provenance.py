@@ -1,0 +1,27 @@
+"""Where a checkpoint comes from, for people to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tnn_runtime.storage import read_json
+
+__all__ = ["run_metrics"]
+
+_RESULTS_FILE = "results.json"
+_NEWEST = 1
+_KEPT = ("test_accuracy", "test_loss", "ece", "val_accuracy", "best_epoch", "parameters")
+
+
+def run_metrics(checkpoint: Path) -> dict[str, Any]:
+    """Return what ``results.json`` says about a finished run, if the checkpoint is the best one of such a run.
+
+    Raises:
+        ArtifactError: If the file is there and cannot be read.
+    """
+    path = checkpoint.parent / _RESULTS_FILE
+    if checkpoint.name != "best" or not path.is_file():
+        return {}
+    results = read_json(path, "run", _NEWEST)
+    return {name: results[name] for name in _KEPT if name in results}
