@@ -65,10 +65,12 @@ print(json.dumps(answers[0][0].label))
     assert json.loads(run(program).splitlines()[-1]) == "cat"
 
 
-def test_importing_the_runtime_is_light() -> None:
-    program = "import sys, tnn_runtime; print(' '.join(sys.modules))"
+@pytest.mark.parametrize("module", ["tnn_runtime", "tnn_runtime.engines"])
+def test_importing_the_runtime_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(' '.join(sys.modules))"
     loaded = {name.split(".")[0] for name in run(program).split()}
     assert not loaded & {"torch", "onnxruntime", "onnx", "tqdm", "scipy", "matplotlib", "tnn_train", "tnn_export"}
+    assert not loaded & {"tensorrt", "tensorrt_rtx_bindings", "filelock"}
 
 
 @pytest.mark.parametrize("what", ["from tnn_export import *", "import tnn_export.cli"])
@@ -112,6 +114,7 @@ def test_public_names() -> None:
         "ArtifactError",
         "Classifier",
         "ClassifierClosed",
+        "EngineError",
         "Explanation",
         "FeatureParts",
         "InputError",

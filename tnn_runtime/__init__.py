@@ -10,6 +10,7 @@ from tnn_runtime.classifier import Classifier, Prediction
 from tnn_runtime.errors import (
     ArtifactError,
     ClassifierClosed,
+    EngineError,
     InputError,
     OutputExistsError,
     ProviderUnavailable,
@@ -24,6 +25,7 @@ __all__ = [
     "ArtifactError",
     "Classifier",
     "ClassifierClosed",
+    "EngineError",
     "Explanation",
     "FeatureParts",
     "InputError",

@@ -4,6 +4,7 @@
     ├── UsageError            a command line or an option that cannot be used
     ├── InputError            an image or an array that cannot be classified
     ├── ArtifactError         a checkpoint or bundle that is missing, damaged, altered or newer
+    │   ├── EngineError       a model that TensorRT refuses, or an engine of it that cannot be kept
     │   └── SelfCheckError    a bundle that does not reproduce its own golden samples here
     ├── OutputExistsError     an output folder that is already there, or cannot be made
     ├── ProviderUnavailable   a device that was asked for and does not work
@@ -17,6 +18,7 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "ClassifierClosed",
+    "EngineError",
     "InputError",
     "OutputExistsError",
     "ProviderUnavailable",
@@ -40,6 +42,10 @@ class InputError(TnnError):
 
 class ArtifactError(TnnError):
     """A checkpoint or bundle folder that is missing, damaged, altered or of a newer schema."""
+
+
+class EngineError(ArtifactError):
+    """A model that TensorRT refuses, or an engine of it that cannot be kept."""
 
 
 class SelfCheckError(ArtifactError):

@@ -28,6 +28,7 @@ __all__ = [
     "refuse_existing",
     "stands",
     "verify_files",
+    "write_bytes",
     "write_json",
     "write_text",
 ]
@@ -214,9 +215,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is whole at any moment: the old text or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that is whole at any moment, as `write_text` does; an error leaves the old one."""
     temporary = path.with_name(f".{path.name}{_PARTIAL}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        _fsync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _previous(target: Path) -> Path:

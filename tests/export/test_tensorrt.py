@@ -2,55 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import onnx
+import onnx.compose
 import pytest
-from forms import FORMS, Together, name, random_head, to_onnx
+import torch
+from forms import FORMS, SIZE, Together, name, random_head, to_onnx
+from torch import Tensor, nn
 
 from tnn_export import lower_head
+from tnn_runtime.engines import build_engine, find_tensorrt
 
-trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed on this system")
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed on this system")
 
 CHUNK = 48
 
 
-def build(model: bytes) -> tuple[bytes | None, list[str]]:
-    """Return the engine of an ONNX model for batches of 1 to 64 embeddings, and what TensorRT complained about."""
-    problems: list[str] = []
+class Backbone(nn.Module):
+    """A layer in half precision whose embedding is float32, as the heads take it."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                problems.append(message)
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(SIZE, SIZE, dtype=dtype)
 
-    builder = trt.Builder(Logger())
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, builder.logger)
-    if not parser.parse(model):
-        return None, [str(parser.get_error(index)) for index in range(parser.num_errors)]
-    profile = builder.create_optimization_profile()
-    profile.set_shape("x", (1, 5), (8, 5), (64, 5))
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    return None if engine is None else bytes(engine), problems
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.to(self.linear.weight.dtype)).float()
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> list[onnx.ModelProto]:
+    """A backbone in float16 and one in bfloat16."""
+    folder = tmp_path_factory.mktemp("backbones")
+    models = [onnx.load(to_onnx(Backbone(dtype), folder / "model.onnx")) for dtype in (torch.float16, torch.bfloat16)]
+    types = [{tensor.data_type for tensor in model.graph.initializer} for model in models]
+    assert types == [{onnx.TensorProto.FLOAT16}, {onnx.TensorProto.BFLOAT16}]
+    return models
+
+
+def behind(backbone: onnx.ModelProto, heads: onnx.ModelProto, path: Path) -> Path:
+    """Write heads that take their embedding from a backbone."""
+    onnx.save(
+        onnx.compose.merge_models(
+            backbone, heads, io_map=[(backbone.graph.output[0].name, heads.graph.input[0].name)], prefix2="heads."
+        ),
+        path,
+    )
+    return path
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(0, len(FORMS), CHUNK))
-def test_every_form_is_parsed_and_built(start: int, tmp_path: Path) -> None:
+def test_every_form_is_parsed_and_built_alone_and_behind_half_precision(
+    start: int, backbones: list[onnx.ModelProto], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     configs = FORMS[start : start + CHUNK]
-    heads = [lower_head(random_head(config)[0]) for config in configs]
-    engine, problems = build(to_onnx(Together(heads), tmp_path / "heads.onnx").read_bytes())
-    assert engine is not None, (problems, [name(config) for config in configs])
-    assert not problems
-    assert len(engine) > 1000
-
-
-def test_what_tensorrt_does_not_know_is_refused(tmp_path: Path) -> None:
-    model = onnx.load(to_onnx(lower_head(random_head(FORMS[0])[0]), tmp_path / "head.onnx"))
-    model.graph.node[0].op_type = "NoSuchOperator"
-    engine, problems = build(model.SerializeToString())
-    assert engine is None
-    assert "NoSuchOperator" in " ".join(problems)
+    heads = to_onnx(Together([lower_head(random_head(config)[0]) for config in configs]), tmp_path / "heads.onnx")
+    models = [heads] + [
+        behind(backbone, onnx.load(heads), tmp_path / f"{number}.onnx") for number, backbone in enumerate(backbones)
+    ]
+    library = find_tensorrt("tensorrt_rtx")
+    for model in models:
+        engine = build_engine(model, tmp_path, input_name="x", shape=(SIZE,), batch=(1, 8, 64), library=library)
+        assert engine.stat().st_size > 1000
+    complaints = [
+        record for record in caplog.records if record.name.startswith("tnn_") and record.levelno > logging.INFO
+    ]
+    assert not complaints, [name(config) for config in configs]

@@ -1,0 +1,125 @@
+"""Engines that are built once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tnn_runtime.decoding import decode
+from tnn_runtime.engines.builder import serialize
+from tnn_runtime.engines.hardware import build_target
+from tnn_runtime.engines.library import INSTALL, Library, find_tensorrt
+from tnn_runtime.engines.spec import EngineSpec, fingerprint
+from tnn_runtime.errors import EngineError, ProviderUnavailable, TnnError
+from tnn_runtime.storage import describe_files, read_json, verify_files, write_bytes, write_json
+
+__all__ = ["build_engine"]
+
+SCHEMA_VERSION = 1
+LOCK_FILE = "engines.lock"
+_LOG = logging.getLogger(__name__)
+
+
+def build_engine(
+    onnx_path: str | Path,
+    folder: str | Path,
+    *,
+    input_name: str,
+    shape: Sequence[int],
+    batch: tuple[int, int, int],
+    library: Library | None = None,
+    tf32: bool = False,
+) -> Path:
+    """Return an engine of an ONNX model; it is built if ``folder`` has none that fits.
+
+    An engine fits if it was built from this model by this version of this library for this GPU, with these batch
+    sizes and options, and if its bytes are those that were written; a ``.json`` file beside it tells all this. One
+    process at a time builds in a folder, so that nothing is built twice and no timing is disturbed; a killed one holds
+    nobody up. TensorRT may take minutes for a large model.
+
+    Args:
+        onnx_path: The model, with one input. Its types are those of the engine.
+        folder: Where engines are kept; it is made if need be. Engines of other models may lie there.
+        input_name: Name of the input.
+        shape: Shape of one sample of it, without the batch.
+        batch: Smallest batch size, the one to optimise for, and the largest.
+        library: The TensorRT to build with; by default the one that is installed.
+        tf32: Whether float32 products may round their factors to 10 bits, which is faster and less exact.
+
+    Raises:
+        UsageError: On batch sizes or a shape that cannot be.
+        EngineError: If the model is missing, TensorRT refuses it, or the engine cannot be written.
+        ProviderUnavailable: If there is no TensorRT here that builds engines, or no GPU where it needs one.
+    """
+    model, folder = Path(onnx_path).absolute(), Path(folder)
+    library = library or find_tensorrt()
+    spec = EngineSpec(
+        model=fingerprint(model),
+        library=library.kind,
+        version=library.version,
+        target=build_target(library),
+        input_name=input_name,
+        shape=tuple(shape),
+        batch=tuple(batch),  # type: ignore[arg-type]
+        tf32=tf32,
+    )
+    engine = folder / spec.name
+    if not _fits(engine, spec):
+        with _alone(folder):
+            if not _fits(engine, spec):
+                _LOG.info("building %s of %s with %s", engine, model, library)
+                _build(library, model, spec, engine)
+    return engine
+
+
+def _fits(engine: Path, spec: EngineSpec) -> bool:
+    try:
+        record = read_json(engine.with_suffix(".json"), "engine", SCHEMA_VERSION)
+        verify_files(engine.parent, {engine.name: record.get("file")}, "engine")
+        return decode(EngineSpec, record.get("spec"), "spec") == spec
+    except (TnnError, TypeError):
+        return False
+
+
+def _build(library: Library, model: Path, spec: EngineSpec, engine: Path) -> None:
+    timings = engine.parent / spec.timings_name
+    keeps_timings = library.kind == "tensorrt"
+    known = (timings.read_bytes() if timings.is_file() else b"") if keeps_timings else None
+    content, learnt = serialize(library, model, spec, known)
+    try:
+        write_bytes(engine, content)
+        record = describe_files(engine.parent, [engine.name])[engine.name]
+        spec_json = dataclasses.asdict(spec)
+        write_json(engine.with_suffix(".json"), {"schema_version": SCHEMA_VERSION, "spec": spec_json, "file": record})
+        if learnt is not None:
+            write_bytes(timings, learnt)
+    except OSError as error:
+        raise EngineError(
+            f"{engine} of {content.nbytes / 2**20:.1f} MiB cannot be written ({error.strerror}); make room or choose "
+            "another folder"
+        ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        from filelock import FileLock
+    except ImportError as error:
+        raise ProviderUnavailable(
+            f"engines are built under a lock of filelock ({error}); install it with {INSTALL}"
+        ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        lock.acquire()
+    except OSError as error:
+        raise EngineError(
+            f"engines cannot be written to {folder} ({error.strerror}); choose a folder that can be written to"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
