@@ -17,7 +17,7 @@ from tnn_export import export_bundle
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.loop import TrainResult
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class TinyNet(nn.Module):

@@ -61,6 +61,43 @@ def pt2(file: str, device: str, threads: int) -> tuple[Run, str]:
     return _torch(load, device, threads)
 
 
+def tensorrt(file: str, device: str, threads: int) -> tuple[Run, str]:
+    """Load an engine with the TensorRT that built it; PyTorch holds the memory of inputs and outputs."""
+    import importlib
+
+    import torch
+
+    module = "tensorrt_rtx_bindings" if "-tensorrt_rtx-" in file.rpartition("/")[2] else "tensorrt"
+    trt: Any = importlib.import_module(module)
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    with open(file, "rb") as content:
+        engine = runtime.deserialize_cuda_engine(content.read())
+    if engine is None:
+        raise RuntimeError("TensorRT refuses the engine; it was built for another GPU or version")
+    context = engine.create_execution_context()
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(images: NDArray[np.uint8]) -> Arrays:
+        inputs = torch.from_numpy(images).to(device)
+        context.set_input_shape("images", tuple(images.shape))
+        context.set_tensor_address("images", inputs.data_ptr())
+        outputs = {
+            name: torch.empty(tuple(context.get_tensor_shape(name)), dtype=torch.float32, device=device)
+            for name in names
+            if name != "images"
+        }
+        for name, value in outputs.items():
+            context.set_tensor_address(name, value.data_ptr())
+        torch.cuda.synchronize(device)
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError(f"TensorRT failed on a batch of {len(images)}")
+        stream.synchronize()
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    return run, f"{module} {trt.__version__}"
+
+
 def _torch(load: Callable[[Any], Any], device: str, threads: int) -> tuple[Run, str]:
     import torch
 
@@ -76,7 +113,7 @@ def _torch(load: Callable[[Any], Any], device: str, threads: int) -> tuple[Run, 
     return run, f"torch {torch.__version__}"
 
 
-LOADERS = {"onnx": onnx, "torchscript": torchscript, "pt2": pt2}
+LOADERS = {"onnx": onnx, "torchscript": torchscript, "pt2": pt2, "tensorrt": tensorrt}
 
 
 def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str) -> None:

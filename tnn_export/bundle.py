@@ -129,8 +129,9 @@ def export_bundle(
     with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:
         names = options.formats
         with tqdm(total=2 + 2 * len(names), desc="exporting", disable=None, delay=2, leave=False) as progress:
+            artifacts = {}
             for name in names:
-                FORMATS[name].write(job, folder / FORMATS[name].file)
+                artifacts[name] = FORMATS[name].write(job, folder)
                 progress.update()
             parts = len(job.model.outputs) > 2
             reference = Reference.of(checkpoint.model, checkpoint.preprocessing, samples, parts=parts)
@@ -138,11 +139,15 @@ def export_bundle(
             stages = {LOWERED: _compare_heads(checkpoint.model.head, reference)}
             progress.update()
             sizes = proof_batch_sizes(options.batch)
-            for name in names:
-                runner = fresh_process(name, folder / FORMATS[name].file)
-                stages[name] = compare(reference, runner, options.precision, sizes)
+            unproven = {}
+            for name, file in artifacts.items():
+                if FORMATS[name].needs_gpu and not torch.cuda.is_available():
+                    unproven[file.name] = "built without a CUDA device to run it on"
+                else:
+                    device = "cuda" if FORMATS[name].needs_gpu else "cpu"
+                    stages[name] = compare(reference, fresh_process(name, file, device), options.precision, sizes)
                 progress.update()
-        report = ParityReport(stages)
+        report = ParityReport(stages, unproven)
         if not report.passed:
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
@@ -162,6 +167,7 @@ def export_bundle(
             batch=options.batch,
             training=checkpoint.training,
             metrics={**checkpoint.metrics, **metrics},
+            unproven=unproven,
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 
 from tnn_export.formats import FORMATS
@@ -15,7 +16,7 @@ __all__ = ["check_bundle"]
 
 
 def check_bundle(bundle: str | Path, device: str = "cpu") -> ParityReport:
-    """Compare every artifact of a bundle with what eager PyTorch gave when the bundle was made.
+    """Compare every artifact of a bundle that runs on a device with what eager PyTorch gave when the bundle was made.
 
     Args:
         bundle: The bundle folder.
@@ -34,9 +35,10 @@ def check_bundle(bundle: str | Path, device: str = "cpu") -> ParityReport:
     manifest, folder = Manifest.read(bundle)
     reference = read_proof(manifest, folder)
     runners = {
-        name: fresh_process(name, folder / form.file, device)
+        name: fresh_process(name, folder / file, device)
         for name, form in FORMATS.items()
-        if form.file in manifest.files
+        for file in fnmatch.filter(manifest.files, form.file)
+        if device != "cpu" or not form.needs_gpu
     }
     sizes = proof_batch_sizes(manifest.batch)
     return check_parity(reference, runners, manifest.precision, sizes)

@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,15 @@ class StageParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The comparison of every stage with eager PyTorch: ``lowered head``, and each exported format."""
+    """The comparison of every stage with eager PyTorch.
+
+    Args:
+        stages: ``lowered head``, and each exported format.
+        unproven: Artifacts that could not be run, each with the reason.
+    """
 
     stages: Mapping[str, StageParity]
+    unproven: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -180,7 +186,7 @@ class ParityReport:
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
-        )
+        ) + "".join(f"\n{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items())
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the report as plain values that JSON can hold, one dictionary for each stage."""

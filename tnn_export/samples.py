@@ -82,14 +82,13 @@ def _made(shape: tuple[int, int, int]) -> dict[str, NDArray[np.uint8]]:
     rows, columns = np.indices((height, width))
     checkers = ((rows + columns) % 2 * 255).astype(np.uint8)[:, :, None].repeat(channels, 2)
     halves = np.where(columns < width / 2, 0, 255).astype(np.uint8)[:, :, None].repeat(channels, 2)
-    single = np.zeros((channels, *shape), np.uint8)
-    for channel in range(channels):
-        single[channel, :, :, channel] = 255
+    one_channel = np.zeros((channels, *shape), np.uint8)
+    one_channel[range(channels), :, :, range(channels)] = 255
     return {
         "random": random.integers(0, 256, (_RANDOM, *shape), dtype=np.uint8),
         "zeros": np.zeros((1, *shape), np.uint8),
         "constant": np.stack([np.full(shape, value, np.uint8) for value in (1, 128)]),
-        "saturated": np.concatenate([np.full((1, *shape), 255, np.uint8), single])[: 1 + channels % 3 * 3],
+        "saturated": np.unique(np.concatenate([np.full((1, *shape), 255, np.uint8), one_channel]), axis=0),
         "pattern": np.stack([checkers, halves]),
     }
 

@@ -67,7 +67,7 @@ class Manifest:
     """Everything a runtime needs to know about a bundle.
 
     The JSON Schema of each version of the file is in the folder ``schemas`` of this package. Version 2 added ``batch``,
-    ``training``, ``metrics``, outputs beyond the first two, and precisions other than fp32.
+    ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
@@ -83,6 +83,7 @@ class Manifest:
         batch: The batch sizes that the graph takes.
         training: The data, the model and the recipe that the checkpoint came from, for people to read.
         metrics: What was measured in training, for people to read.
+        unproven: Files of models that could not be run where the bundle was made, each with the reason.
     """
 
     model: dict[str, Any]
@@ -98,6 +99,7 @@ class Manifest:
     batch: BatchBounds = field(default_factory=BatchBounds)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    unproven: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, bundle: str | Path) -> tuple[Manifest, Path]:

@@ -14,6 +14,7 @@ from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob
 from tnn_export.formats.onnx import export_onnx
 from tnn_export.formats.pt2 import export_pt2
+from tnn_export.formats.tensorrt import export_tensorrt
 from tnn_export.formats.torchscript import export_torchscript
 from tnn_runtime.manifest import ONNX_FILE, PT2_FILE, TORCHSCRIPT_FILE
 from tnn_train.config import choose
@@ -26,31 +27,33 @@ class Format:
     """A kind of artifact.
 
     Args:
-        file: Its name in the bundle.
-        write: Writes it; called with the model and the path.
+        file: Its name in the bundle, as a pattern.
+        write: Writes it into a folder and returns its path.
         refused: The precisions that it cannot have, each with the reason.
+        needs: The format that it is made from, which is written first.
+        needs_gpu: Whether it runs on a GPU only.
     """
 
     file: str
-    write: Callable[[ExportJob, Path], None]
+    write: Callable[[ExportJob, Path], Path]
     refused: dict[str, str]
+    needs: str | None = None
+    needs_gpu: bool = False
 
 
+_NO_BF16 = {"bf16": "ONNX Runtime has no bfloat16 convolution on the CPU, where the proof runs; choose fp16"}
 _NO_INT8 = {"int8": "quantised operators are written for ONNX only; choose the format onnx"}
 
 FORMATS = {
-    "onnx": Format(
-        ONNX_FILE,
-        export_onnx,
-        {"bf16": "ONNX Runtime has no bfloat16 convolution on the CPU, where the proof runs; choose fp16"},
-    ),
+    "onnx": Format(ONNX_FILE, export_onnx, _NO_BF16),
     "torchscript": Format(TORCHSCRIPT_FILE, export_torchscript, _NO_INT8),
     "pt2": Format(PT2_FILE, export_pt2, _NO_INT8),
+    "tensorrt": Format("*.engine", export_tensorrt, _NO_BF16, needs="onnx", needs_gpu=True),
 }
 
 
 def check_formats(names: Sequence[str], precision: str) -> list[str]:
-    """Return the formats without repetitions.
+    """Return the formats without repetitions, each after the one that it is made from.
 
     Raises:
         UsageError: If one is unknown.
@@ -62,4 +65,5 @@ def check_formats(names: Sequence[str], precision: str) -> list[str]:
         choose("format", name, FORMATS)
         if precision in FORMATS[name].refused:
             raise ExportError(f"{name} cannot be exported in {precision}: {FORMATS[name].refused[precision]}")
-    return list(dict.fromkeys(names))
+    needed = [(FORMATS[name].needs, name) for name in names]
+    return list(dict.fromkeys(name for pair in needed for name in pair if name is not None))

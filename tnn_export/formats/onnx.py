@@ -15,6 +15,7 @@ import torch
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob, first_line
 from tnn_export.formats.quantization import quantize
+from tnn_runtime.manifest import ONNX_FILE
 
 __all__ = ["OPSETS", "export_onnx"]
 
@@ -25,13 +26,13 @@ _INLINE_BYTES = 2_000_000_000
 """A larger graph, which protobuf could not read, has its weights in a file of their own."""
 
 
-def export_onnx(job: ExportJob, path: Path) -> None:
+def export_onnx(job: ExportJob, folder: Path) -> Path:
     """Write ONNX with the input ``images`` and the model's outputs, the same bytes every time.
 
     Raises:
         ExportError: If the model has something that ONNX has no operators for.
     """
-    program = job.program
+    path, program = folder / ONNX_FILE, job.program
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         try:
@@ -61,6 +62,7 @@ def export_onnx(job: ExportJob, path: Path) -> None:
     else:
         onnx.save(proto, path)
     onnx.checker.check_model(path, full_check=True)
+    return path
 
 
 def _strip_provenance(proto: onnx.ModelProto) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from tnn_export.formats.job import ExportJob
+from tnn_runtime.manifest import PT2_FILE
 
 __all__ = ["export_pt2"]
 
 
-def export_pt2(job: ExportJob, path: Path) -> None:
+def export_pt2(job: ExportJob, folder: Path) -> Path:
     """Write a ``.pt2`` archive that loads with ``torch.export.load`` and without this project; no pickle is in it.
 
     Raises:
@@ -24,8 +25,10 @@ def export_pt2(job: ExportJob, path: Path) -> None:
     for node in program.graph.nodes:
         for name in _WHERE_IT_WAS_MADE:
             node.meta.pop(name, None)
+    path = folder / PT2_FILE
     with path.open("wb") as file:
         torch.export.save(program, file)
+    return path
 
 
 _WHERE_IT_WAS_MADE = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")

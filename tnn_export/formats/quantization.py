@@ -22,9 +22,9 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int) -> o
     """Return a graph whose backbone computes in int8, between pairs of QuantizeLinear and DequantizeLinear.
 
     Weights have one scale a channel, activations one a tensor, from their smallest and largest values on ``images``.
-    Everything is symmetric, as TensorRT asks for, and weights use 7 of the 8 bits, so that x86 processors without VNNI
-    do not saturate. What comes before the first weights, the normalisation of the pixels, and after the embedding,
-    the head, is left alone.
+    Everything is symmetric and biases stay as they are, as TensorRT asks for, and weights use 7 of the 8 bits, so that
+    x86 processors without VNNI do not saturate. What comes before the first weights, the normalisation of the pixels,
+    and after the embedding, the head, is left alone.
 
     Args:
         model: The float32 graph.
@@ -54,7 +54,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int) -> o
             per_channel=True,
             reduce_range=True,
             nodes_to_exclude=_outside_the_backbone(model.graph),
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
         )
         return onnx.load(target)
 

@@ -9,11 +9,12 @@ import torch
 
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob, first_line
+from tnn_runtime.manifest import TORCHSCRIPT_FILE
 
 __all__ = ["export_torchscript"]
 
 
-def export_torchscript(job: ExportJob, path: Path) -> None:
+def export_torchscript(job: ExportJob, folder: Path) -> Path:
     """Write frozen TorchScript that loads with ``torch.jit.load`` and without this project.
 
     Raises:
@@ -29,4 +30,6 @@ def export_torchscript(job: ExportJob, path: Path) -> None:
                 f"TorchScript cannot compile the model ({first_line(error)}); expected a backbone that "
                 "torch.jit.script takes: change it, or leave out the format torchscript"
             ) from error
+        path = folder / TORCHSCRIPT_FILE
         scripted.save(str(path))
+    return path
