@@ -56,7 +56,8 @@ def _demo(arguments: Sequence[str]) -> None:
         runs[head] = train(data, out / f"run-{head}", ModelConfig(backbone=options.backbone, head=head), recipe)
         _say(f"exporting {head}, with proof on the {len(data.test)} test images")
         bundle = out / f"bundle-{head}"
-        report = export_bundle(runs[head].best, bundle, images=data.test.sample(len(data.test)))
+        images = data.test.sample(len(data.test))
+        report = export_bundle(runs[head].best, bundle, images=images, labels=data.test.labels)
         print(report.table())
         heads[head] = {
             "test_accuracy": runs[head].test.accuracy,

@@ -15,8 +15,10 @@ def test_it_exports_and_prints_the_proof(
     out = tmp_path / "bundle"
     assert main([str(runs["tversky"].best), "-o", str(out), "--images", str(photos)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1].split()[:3] == ["onnx", "passed", "40"]
-    assert printed[2].split()[:3] == ["torchscript", "passed", "40"]
+    assert printed[1].split()[:4] == ["lowered", "head", "fp32", "passed"]
+    assert printed[2].split()[:3] == ["onnx", "fp32", "passed"]
+    assert printed[3].split()[:3] == ["torchscript", "fp32", "passed"]
+    assert printed[2].split()[-3:] == ["100.00%", "of", "100.00%"]
     assert printed[-1] == f"next: tnn-runtime predict {out} IMAGE..."
     Classifier.load(out)
 
@@ -60,4 +62,4 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     assert "tnn-export runs/photos/best -o runs/photos-bundle" in text
-    assert "batch sizes 1, 7 and 64" in " ".join(text.split())
+    assert "in a process of its own" in " ".join(text.split())

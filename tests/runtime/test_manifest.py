@@ -58,9 +58,9 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_newer_schema(bundle: Path) -> None:
-    edit(bundle, "schema_version", value=2)
+    edit(bundle, "schema_version", value=3)
     with pytest.raises(
-        ArtifactError, match="schema version 2, and this installation reads up to 1; upgrade tnn-deploy"
+        ArtifactError, match="schema version 3, and this installation reads up to 2; upgrade tnn-deploy"
     ):
         Classifier.load(bundle)
 
@@ -90,7 +90,7 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("model",), [], "model: expected an object"),
         (("model", "head"), None, "names no backbone or head"),
         (("class_names",), ["cat", "cat"], "names a class twice"),
-        (("precision",), "fp16", "has the precision 'fp16', expected 'fp32'"),
+        (("precision",), "fp8", "has the precision 'fp8', expected one of fp32, fp16, bf16, int8"),
         (("parity",), {}, "has no passed proof of parity"),
         (("parity", "onnx", "passed"), False, "has no passed proof of parity"),
         (("preprocessing", "mean"), [10**400, 0, 0], r"mean\[0\]: expected a number"),
