@@ -12,9 +12,9 @@ from tnn_runtime.errors import UsageError
 from tnn_train.arguments import Configuration, parse
 from tnn_train.config import choose
 from tnn_train.data import load_data
-from tnn_train.distributed import is_first
 from tnn_train.heads import HEADS
 from tnn_train.loop import TrainResult, check_machine, pick_device, resolve, train
+from tnn_train.messages import is_first
 from tnn_train.reporting import report_on
 from tnn_train.run import check_run_folder
 
