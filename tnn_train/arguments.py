@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import io
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import arg
@@ -18,9 +18,10 @@ from tnn_runtime.decoding import decode
 from tnn_runtime.errors import UsageError
 from tnn_train.config import ModelConfig
 from tnn_train.data import DataConfig
+from tnn_train.errors import Field, FieldError
 from tnn_train.recipe import TrainConfig
 
-__all__ = ["Configuration", "parse"]
+__all__ = ["Configuration", "option", "options_named", "parse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +85,53 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
         raise UsageError(f"{_one_line(messages.getvalue())}; see {program} --help") from None
 
 
+@contextlib.contextmanager
+def options_named() -> Iterator[None]:
+    """Let errors name the options that the user types, where they come from fields of a configuration."""
+    try:
+        yield
+    except FieldError as error:
+        raise UsageError(error.told(option)) from error
+
+
+def option(field: Field) -> str:
+    """Return the command-line option of a field, such as ``--split-seed``."""
+    return _NAMES[field].option
+
+
+def _in_file(field: Field) -> str:
+    """Return the name of a field in a configuration file, such as ``data.seed``."""
+    return _NAMES[field].in_file
+
+
+class _Names(NamedTuple):
+    option: str
+    in_file: str
+
+
+def _names(config: Any, options: str = "--", sections: str = "") -> Iterator[tuple[Field, _Names]]:
+    """Yield the fields of a configuration and of those in it."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        given = next((note.name for note in notes if hasattr(note, "name")), None)
+        words = name.replace("_", "-") if given is None else given
+        if dataclasses.is_dataclass(kind):
+            yield from _names(kind, f"{options}{words}." if words else options, f"{sections}{name}.")
+        else:
+            yield Field(config, name), _Names(options + words, sections + name)
+
+
+_NAMES = dict(_names(Configuration))
+
+
 def _read(path: Path) -> _File:
     try:
         with path.open("rb") as file:
             return decode(_File, tomllib.load(file), "configuration")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
+    except FieldError as error:
+        raise UsageError(f"{path} cannot be used ({error.told(_in_file)})") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be used ({error})") from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tnn_runtime.decoding import nearest
 from tnn_runtime.errors import UsageError
-from tnn_train.arguments import Configuration, parse
+from tnn_train.arguments import Configuration, options_named, parse
 from tnn_train.config import choose
 from tnn_train.data import load_data
 from tnn_train.heads import HEADS
@@ -62,13 +62,11 @@ class _Training(Configuration):
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train``, or one of its subcommands."""
-    first = arguments[0] if arguments else ""
-    if first in _SUBCOMMANDS:
-        _SUBCOMMANDS[first](arguments[1:])
-    elif first and not first.startswith("-"):
+    first, *others = arguments or [""]
+    if first and not first.startswith("-") and first not in _SUBCOMMANDS:
         raise UsageError(f"unknown command {first!r}{nearest(first, _SUBCOMMANDS)}; see tnn-train --help")
-    else:
-        _train(arguments)
+    with options_named():
+        _SUBCOMMANDS[first](others) if first in _SUBCOMMANDS else _train(arguments)
 
 
 def _train(arguments: Sequence[str]) -> None:

@@ -45,8 +45,8 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ([], "Missing from tnn-train: --out PATH --data STR; see tnn-train --help"),
         (["swep", "--data", "digits"], "unknown command 'swep'; did you mean 'sweep'?; see tnn-train --help"),
-        (["--data", "digits", "--out", "run", "--workers", "100000"], "workers is 100000 on a machine with"),
-        (["--data", "digits", "--out", "run", "--threads", "100000"], "threads is 100000 on a machine with"),
+        (["--data", "digits", "--out", "run", "--workers", "100000"], "--workers is 100000 on a machine with"),
+        (["--data", "digits", "--out", "run", "--threads", "100000"], "--threads is 100000 on a machine with"),
         (["--data", "nowhere", "--out", "run"], "unknown data 'nowhere': no such folder"),
         (
             ["--data", "digits", "--out", "run", "--head", "cosine"],
@@ -55,12 +55,15 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
         (
             ["--data", "digits", "--out", "run", "--tversky.difference", "x"],
-            "unknown difference 'x'; choose from ignorematch",
+            "unknown --tversky.difference 'x'; choose from ignorematch",
         ),
-        (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
+        (
+            ["--data", "digits", "--out", "run", "--epochs", "0"],
+            "--epochs is 0; expected an integer of at least 1",
+        ),
         (
             ["--data", "digits", "--out", "run", "--split-seed", "5000000000"],
-            "seed is 5000000000; expected 0 to 4294967295",
+            "error: --split-seed is 5000000000; expected 0 to 4294967295",
         ),
         (["--data", "", "--out", "run"], "unknown data ''"),
         (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
@@ -76,7 +79,7 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "mnist", "--data-root", "empty", "--out", "run"], "MNIST cannot be read under empty"),
         (
             ["--data", "digits", "--out", "run", "--stem", "big"],
-            "unknown stem 'big'; choose from auto, imagenet, small",
+            "unknown --stem 'big'; choose from auto, imagenet, small",
         ),
     ],
 )
@@ -94,6 +97,31 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     assert error.count("\n") == 1
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_name_options_as_they_are_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def error_of(*arguments: str) -> str:
+        assert main(["--data", "digits", "--out", str(tmp_path / "run"), *arguments]) == 1
+        return capsys.readouterr().err.removeprefix("tnn-train: error: ")
+
+    assert error_of("--seed", "-1").startswith("--seed is -1; expected")
+    assert error_of("--tversky.alpha", "-1").startswith("--tversky.alpha is -1.0; expected")
+    assert error_of("--tversky.model", "ratio", "--tversky.theta", "0").startswith("--tversky.theta is 0; the ratio")
+    assert error_of("--warmup-epochs", "1").startswith("--warmup-epochs is for another --schedule: one-cycle has a")
+    assert error_of("--augment", "flip", "--freeze-backbone") == (
+        "--augment is flip with --freeze-backbone, where each image is embedded once; leave --augment out\n"
+    )
+
+
+def test_a_resumed_training_with_other_options_names_them(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *FAST]
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume", "--split-seed", "1", "--tversky.theta", "2", "--seed", "3"]) == 1
+    error = capsys.readouterr().err
+    for part in ("--split-seed: was 0, now 1; ", "--tversky.theta: was 1.0, now 2.0; ", "; --seed: was 0, now 3)"):
+        assert part in error
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
