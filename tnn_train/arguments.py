@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import UsageError
@@ -48,6 +48,13 @@ class _File:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
+_IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
+    DataConfig: ("source", "root", "limit", "download"),
+    ModelConfig: ("backbone", "head"),
+    TrainConfig: ("epochs", "batch_size", "learning_rate", "augment", "weights", "freeze_backbone", "seed", "device"),
+}
+"""What a newcomer needs; a command's own options are all shown."""
+
 _INDENT_OF_HELP = 8
 
 T = TypeVar("T", bound=Configuration)
@@ -59,7 +66,7 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     Args:
         kind: `Configuration`, or a subclass with further options; a field ``config`` names the file.
         program: What the command is called.
-        description: What its help says first.
+        description: What its help says first; ``--help`` shows a few options after it, and ``--help-all`` all.
         arguments: The command line.
 
     Raises:
@@ -68,6 +75,8 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--config")
+    peek.add_argument("-h", "--help", action="store_true")
+    peek.add_argument("--help-all", action="store_true")
     try:
         known, _ = peek.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -75,6 +84,11 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     file = _File() if known.config is None else _read(Path(known.config))
     fields = {field.name: tyro.MISSING_NONPROP for field in dataclasses.fields(kind) if _is_required(field)}
     fields |= {name: section for name, section in vars(file).items() if section is not None}
+    if known.help and not known.help_all:
+        description += f"\nthe options that most trainings need; for all of them: {program} --help-all"
+        short = _shortened(kind, kind(**fields))
+        tyro.cli(short, prog=program, description=description, args=["--help"], config=(FlagCreatePairsOff,))
+    arguments = ["--help"] if known.help_all else arguments
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -112,7 +126,7 @@ class _Names(NamedTuple):
 def _names(config: Any, options: str = "--", sections: str = "") -> Iterator[tuple[Field, _Names]]:
     """Yield the fields of a configuration and of those in it."""
     for name, hint in get_type_hints(config, include_extras=True).items():
-        kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        kind, notes = _split(hint)
         given = next((note.name for note in notes if hasattr(note, "name")), None)
         words = name.replace("_", "-") if given is None else given
         if dataclasses.is_dataclass(kind):
@@ -121,7 +135,31 @@ def _names(config: Any, options: str = "--", sections: str = "") -> Iterator[tup
             yield Field(config, name), _Names(options + words, sections + name)
 
 
+def _split(hint: Any) -> tuple[Any, list[Any]]:
+    """Return the type of a field, and what is noted beside it."""
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    return kind, notes
+
+
 _NAMES = dict(_names(Configuration))
+
+
+def _shortened(config: Any, values: Any) -> Any:
+    """Return a class to make the short help from: like ``config``, without what newcomers do not need.
+
+    Args:
+        config: The class of a configuration.
+        values: An instance of it, for the defaults; anything else stands for the defaults of the class.
+    """
+    fields: list[Any] = []
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kind, notes = _split(hint)
+        if kind in _IN_SHORT_HELP:
+            fields.append((name, Annotated[(_shortened(kind, getattr(values, name)), *notes)]))
+        elif name in _IN_SHORT_HELP.get(config, (name,)):
+            default = getattr(values if isinstance(values, config) else config, name, dataclasses.MISSING)
+            fields.append((name, hint, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(config.__name__, fields, kw_only=True, namespace={"__doc__": config.__doc__})
 
 
 def _read(path: Path) -> _File:

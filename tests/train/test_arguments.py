@@ -8,7 +8,7 @@ import pytest
 
 from tnn_runtime import UsageError
 from tnn_train import TrainConfig, TverskyConfig
-from tnn_train.arguments import Configuration, option, parse
+from tnn_train.arguments import _IN_SHORT_HELP, Configuration, option, parse
 from tnn_train.data import DataConfig
 from tnn_train.errors import Field
 
@@ -85,11 +85,13 @@ def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
 
 def test_every_option_of_a_field_exists(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        read("--help")
+        read("--help-all")
     text = capsys.readouterr().out
     for config in (DataConfig, TrainConfig, TverskyConfig):
         for field in fields(config):
             assert f"{option(Field(config, field.name))} " in text.replace(",", " "), field.name
+    for config, names in _IN_SHORT_HELP.items():
+        assert {field.name for field in fields(config)} > set(names)
     assert option(Field(DataConfig, "source")) == "--data"
     assert option(Field(DataConfig, "root")) == "--data-root"
 

@@ -124,11 +124,36 @@ def test_a_resumed_training_with_other_options_names_them(
         assert part in error
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["--help"])
+        main(arguments)
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_the_first_help_is_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(capsys, "--data", "photos", "--patience", "3", "--help")
+    assert text.count("\n") < 75
+    for word in ("examples:", "what it writes:", "--data STR", "--out PATH", "--epochs INT", "tnn-train --help-all"):
+        assert word in text
+    assert "--patience" not in text
+    assert help_of(capsys, "-h") == text
+    file = tmp_path / "photos.toml"
+    file.write_text('[data]\nsource = "photos"\n[train]\nepochs = 77\n')
+    configured = help_of(capsys, "--config", str(file), "--help")
+    assert "(default: photos)" in configured
+    assert "(default: 77)" in configured
+    sweep = help_of(capsys, "sweep", "--help")
+    assert "--seeds INT" in sweep
+    assert "tnn-train sweep --help-all" in sweep
+    assert "--patience {None}|INT" in help_of(capsys, "sweep", "--help-all")
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, "--help-all")
     choices = (DATASETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES, PRECISIONS, HEADS)
     choices += (MODELS, INTERSECTIONS, DIFFERENCES, MEMBERSHIPS, INITS)
     for word in (*itertools.chain(*choices), "examples:", "what it writes:", "tnn-train --data photos", "--save-steps"):
