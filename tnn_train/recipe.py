@@ -8,7 +8,7 @@ from tnn_train.config import at_least, one_of
 from tnn_train.data.augment import check_augmentations
 from tnn_train.errors import Field, FieldError
 
-__all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
+__all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig", "speed_unit"]
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "plateau", "constant")
@@ -130,6 +130,11 @@ class TrainConfig:
 
     def _given(self, *names: str) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]
+
+
+def speed_unit(*, frozen: bool) -> str:
+    """Return the unit of ``images_per_second``: with a frozen backbone, each epoch is made of embeddings."""
+    return "embeddings/s" if frozen else "images/s"
 
 
 def _field(name: str) -> Field:

@@ -16,6 +16,7 @@ from tnn_train import embeddings as embeddings_module
 from tnn_train.embeddings import embed
 from tnn_train.loop import TrainResult
 from tnn_train.models import Normalize
+from tnn_train.reporting import report_on
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(backbone="tiny", num_classes=2)
@@ -120,6 +121,19 @@ def test_a_frozen_backbone_is_left_as_it_is(
     train(data, tmp_path / "again", model, dataclasses.replace(recipe, seed=1))
     assert len(computed) == 3
     assert json.loads((run.folder / "results.json").read_text())["config"]["train"]["freeze_backbone"] is True
+
+
+def test_the_speed_on_embeddings_is_called_so(
+    data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1, freeze_backbone=True, embedding_cache=str(tmp_path / "cache"))
+    run = train(data, tmp_path / "run", TINY, recipe)
+    printed = capsys.readouterr()
+    assert " embeddings/s; validation" in printed.out
+    assert "images/s" not in printed.out + printed.err
+    assert run.history[0]["images_per_second"] > 0
+    report_on(run, data, CPU)
+    assert "embeddings/s in training" in (run.folder / "report.html").read_text()
 
 
 def test_a_frozen_backbone_takes_no_augmentation(data: ImageData, tmp_path: Path) -> None:
