@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,20 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     assert error.count("\n") == 1
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_are_lines_on_standard_error(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "stray.png").touch()
+    recipe = ["--freeze-backbone", "--embedding-cache", str(tmp_path / "cache"), *FAST]
+    assert main(["--data", str(folder), "--out", str(tmp_path / "run"), *recipe]) == 0
+    printed = capsys.readouterr()
+    notes = [line for line in printed.err.splitlines() if "note:" in line]
+    assert notes[0].startswith("tnn-train: note: images beside the class folders are not used: 1, the first is ")
+    assert notes[1:] == ["tnn-train: note: the backbone is frozen with random weights; give it others with --weights"]
+    assert "note:" not in printed.out
+    assert logging.getLogger("tnn_train").handlers == []
 
 
 def test_errors_name_options_as_they_are_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
