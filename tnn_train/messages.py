@@ -13,7 +13,7 @@ from tnn_runtime.console import INTERRUPTED, tell
 
 __all__ = ["is_first", "notes", "tell_once"]
 
-_WAIT = timedelta(seconds=10)
+_WAIT = timedelta(seconds=15)
 """How much later than another process the first one may come to the same error."""
 
 

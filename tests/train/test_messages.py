@@ -72,7 +72,7 @@ def test_only_the_first_process_says_that_it_was_interrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--standalone"], ["--master-port", "0"]], ids=" ".join)
+@pytest.mark.parametrize("options", [["--standalone"], []], ids=" ".join)
 def test_an_error_under_torchrun_is_printed_once(options: list[str], tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
     command = [*torchrun, "-m", "tnn_train", "--data", "nowhere", "--out", str(tmp_path / "run")]
