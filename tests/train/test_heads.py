@@ -460,7 +460,7 @@ def test_the_papers_spelling_is_accepted() -> None:
         ({"model": "ratio", "theta": 1e-40}, "theta is 1e-40; the ratio model divides by it"),
         ({"alpha": 1e39}, "alpha is 1e\\+39; expected a finite number of at least 0"),
         ({"fixed": "alpha"}, "fixed is 'alpha'; expected a tuple of names out of alpha, beta, theta, logit_scale"),
-        ({"fixed": ("gamma",)}, "fixed is \\('gamma',\\); expected a tuple of names out of alpha, beta, theta"),
+        ({"fixed": ("gamma",)}, "fixed is ('gamma',.; expected a tuple of names out of alpha, beta, theta"),
         ({"membership": "soft"}, "unknown membership 'soft'; choose from hard, sigmoid"),
         ({"feature_bank": "shared"}, "unknown feature_bank 'shared'; choose from learned, diagonal"),
         ({"init": "zeros"}, "unknown init 'zeros'; choose from uniform, normal, xavier_uniform, orthogonal"),
