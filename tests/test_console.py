@@ -74,7 +74,7 @@ def test_an_interrupted_training_ends_in_one_line(
             time.sleep(0.01)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     last = error.splitlines()[-1]
     assert last.startswith("tnn-train: interrupted")
     assert "Traceback" not in error
@@ -99,7 +99,7 @@ def test_what_a_user_can_cause_is_one_line(
     def fail(arguments: object) -> None:
         raise raised
 
-    assert run("it", fail, []) == 1
+    assert run("it", fail, []) == (130 if isinstance(raised, KeyboardInterrupt) else 1)
     error = capsys.readouterr().err
     assert error.startswith(line)
     assert error.count("\n") == 1
@@ -122,7 +122,35 @@ sys.exit(run("it", disguise, sys.argv[1:]))
     for arguments in ([], ["disguise"]):
         command = [sys.executable, "-c", program, *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_hear_interrupts)
-        assert (result.returncode, result.stderr) == (1, "it: interrupted\n")
+        assert (result.returncode, result.stderr) == (130, "it: interrupted\n")
+
+
+@pytest.mark.parametrize("package", ["train", "export", "runtime"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_import_is_one_line_also_where_an_exception_would_be_lost(package: str, number: int) -> None:
+    program = f"""
+import os, sys
+class Package:
+    def find_spec(self, name, path, target=None):
+        if name == "tnn_{package}.cli":
+            Lost()
+class Lost:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Package())
+from tnn_{package}.__main__ import main
+sys.exit(main([]))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=_hear_interrupts)
+    assert (result.returncode, result.stderr) == (130, f"tnn-{package}: interrupted\n")
+
+
+@pytest.mark.parametrize("package", ["train", "export", "runtime"])
+def test_a_command_imports_little_before_it_hears_interrupts(package: str) -> None:
+    program = f"import sys, tnn_{package}.__main__; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"numpy", "PIL", "torch", "tqdm"} & set(result.stdout.split())
 
 
 def test_a_bug_keeps_its_traceback() -> None:

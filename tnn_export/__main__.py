@@ -12,13 +12,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-export`` and return its exit code."""
-    return run("tnn-export", _command, arguments, extra="export")
-
-
-def _command(arguments: Sequence[str]) -> None:
-    from tnn_export.cli import command
-
-    command(arguments)
+    return run("tnn-export", "tnn_export.cli", arguments, extra="export")
 
 
 if __name__ == "__main__":

@@ -4,22 +4,31 @@ from tnn_runtime import Classifier
 
 with Classifier.load("runs/demo/bundle-tversky") as classifier:
     print(classifier.predict(["digit.png"], top_k=3))
+
+The names below are loaded on first use, so that the commands hear an interrupt from their first moment.
 """
 
-from tnn_runtime.classifier import Classifier, Prediction
-from tnn_runtime.errors import (
-    ArtifactError,
-    ClassifierClosed,
-    EngineError,
-    InputError,
-    OutputExistsError,
-    ProviderUnavailable,
-    SelfCheckError,
-    TnnError,
-    UsageError,
-)
-from tnn_runtime.explain import Explanation, FeatureParts
-from tnn_runtime.manifest import Manifest
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tnn_runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tnn_runtime.classifier import Classifier, Prediction
+    from tnn_runtime.errors import (
+        ArtifactError,
+        ClassifierClosed,
+        EngineError,
+        InputError,
+        OutputExistsError,
+        ProviderUnavailable,
+        SelfCheckError,
+        TnnError,
+        UsageError,
+    )
+    from tnn_runtime.explain import Explanation, FeatureParts
+    from tnn_runtime.manifest import Manifest
 
 __all__ = [
     "ArtifactError",
@@ -37,3 +46,23 @@ __all__ = [
     "TnnError",
     "UsageError",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "classifier": ["Classifier", "Prediction"],
+        "errors": [
+            "ArtifactError",
+            "ClassifierClosed",
+            "EngineError",
+            "InputError",
+            "OutputExistsError",
+            "ProviderUnavailable",
+            "SelfCheckError",
+            "TnnError",
+            "UsageError",
+        ],
+        "explain": ["Explanation", "FeatureParts"],
+        "manifest": ["Manifest"],
+    },
+)

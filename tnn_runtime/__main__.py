@@ -12,13 +12,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-runtime`` and return its exit code."""
-    return run("tnn-runtime", _command, arguments, extra="cpu")
-
-
-def _command(arguments: Sequence[str]) -> None:
-    from tnn_runtime.cli import command
-
-    command(arguments)
+    return run("tnn-runtime", "tnn_runtime.cli", arguments, extra="cpu")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
-"""What the three commands share: one-line errors, exit code 1, and no traceback on bad input."""
+"""What the three commands share: one-line errors with exit code 1, one line for an interrupt, and no traceback."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
-
-from PIL import Image
+from types import FrameType
+from typing import Any, NoReturn, TypeAlias
 
 from tnn_runtime.errors import TnnError, UsageError
 
-__all__ = ["Parser", "run"]
+__all__ = ["INTERRUPTED", "Parser", "run", "tell"]
+
+Command: TypeAlias = Callable[[Sequence[str]], None]
+
+INTERRUPTED = 130
+"""The exit code after an interrupt, as shells have it."""
+
+_FAILED = 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,54 +47,80 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {default})".replace("%", "%%")
 
 
+def tell(line: str, code: int) -> None:
+    """Print the line that ends a command, which exits with ``code``, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def run(
     name: str,
-    command: Callable[[Sequence[str]], None],
+    command: Command | str,
     arguments: Sequence[str] | None = None,
     *,
     extra: str = "dev",
+    tell: Callable[[str, int], None] = tell,
 ) -> int:
-    """Run a command and return its exit code: 0, or 1 after one line on standard error.
+    """Run a command and return its exit code: 0, or after one line on standard error 1, or 130 if it was interrupted.
 
     Args:
         name: What to call the command in an error.
-        command: What to run.
+        command: What to run; or the module that has it as ``command``. That is imported here, so that a missing package
+            and an interrupted import are one line, too.
         arguments: Its arguments, by default those of the process.
         extra: The extra of this distribution that brings the packages it needs.
+        tell: What prints the line, given the exit code as well.
     """
-    # Images over our limit are refused in one line; Pillow would add a warning of its own.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+    def end(line: str, code: int = _FAILED) -> int:
+        tell(" ".join(f"{name}: {line}".split()), code)
+        return code
+
+    def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+        os._exit(end("interrupted", INTERRUPTED))
+
     try:
+        # An exception would be lost in one of the many callbacks of an import, or be printed from there.
+        _handle_signals(end_at_once)
+        start: Command = importlib.import_module(command).command if isinstance(command, str) else command
+        _quiet_pillow()
         with _interrupts():
-            command(sys.argv[1:] if arguments is None else arguments)
+            start(sys.argv[1:] if arguments is None else arguments)
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _FAILED
     except ModuleNotFoundError as error:
-        return _fail(f"{name}: error: {error.name} is not installed; run: pip install 'tnn-deploy[{extra}]'")
+        return end(f"error: {error.name} is not installed; run: pip install 'tnn-deploy[{extra}]'")
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
-        return _fail(
-            f"{name}: error: the system refused a file ({reason}); choose a folder that can be written and has space"
-        )
+        return end(f"error: the system refused a file ({reason}); choose a folder that can be written and has space")
     except TnnError as error:
-        return _fail(f"{name}: error: {error}")
+        return end(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        return _fail(f"{name}: error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
+        return end(f"error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
         # CPython kills its own process by SIGINT at the end if the last string it executed was interrupted (classes
         # are made that way during imports), although the interrupt was caught; an empty one clears its memory.
         exec("")  # noqa: S102
-        return _fail(f"{name}: interrupted{'; ' if str(interrupt) else ''}{interrupt}")
+        return end(f"interrupted{'; ' if str(interrupt) else ''}{interrupt}", INTERRUPTED)
     return 0
 
 
-def _fail(line: str) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
-    return 1
+def _quiet_pillow() -> None:
+    """Leave out Pillow's warning of images over our limit, which are refused in one line."""
+    from PIL import Image
+
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def _handle_signals(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Handle SIGTERM, and SIGINT unless it is ignored as in background jobs, where this thread may."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager
@@ -95,15 +128,12 @@ def _interrupts() -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` on SIGINT and SIGTERM, also where other code turned it into another error."""
     received = False
 
-    def interrupt(number: int, frame: object) -> NoReturn:
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         nonlocal received
         received = True
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, interrupt)
+    _handle_signals(interrupt)
     try:
         yield
     except Exception as error:

@@ -6,19 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from tnn_runtime.console import run
+from tnn_train.messages import tell_once
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-train`` and return its exit code."""
-    return run("tnn-train", _command, arguments, extra="train")
-
-
-def _command(arguments: Sequence[str]) -> None:
-    from tnn_train.cli import command
-
-    command(arguments)
+    return run("tnn-train", "tnn_train.cli", arguments, extra="train", tell=tell_once)
 
 
 if __name__ == "__main__":

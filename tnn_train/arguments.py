@@ -7,20 +7,21 @@ import contextlib
 import dataclasses
 import io
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import UsageError
 from tnn_train.config import ModelConfig
 from tnn_train.data import DataConfig
+from tnn_train.errors import Field, FieldError
 from tnn_train.recipe import TrainConfig
 
-__all__ = ["Configuration", "parse"]
+__all__ = ["Configuration", "option", "options_named", "parse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,13 @@ class _File:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
+_IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
+    DataConfig: ("source", "root", "limit", "download"),
+    ModelConfig: ("backbone", "head"),
+    TrainConfig: ("epochs", "batch_size", "learning_rate", "augment", "weights", "freeze_backbone", "seed", "device"),
+}
+"""What a newcomer needs; a command's own options are all shown."""
+
 _INDENT_OF_HELP = 8
 
 T = TypeVar("T", bound=Configuration)
@@ -58,7 +66,7 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     Args:
         kind: `Configuration`, or a subclass with further options; a field ``config`` names the file.
         program: What the command is called.
-        description: What its help says first.
+        description: What its help says first; ``--help`` shows a few options after it, and ``--help-all`` all.
         arguments: The command line.
 
     Raises:
@@ -67,6 +75,8 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--config")
+    peek.add_argument("-h", "--help", action="store_true")
+    peek.add_argument("--help-all", action="store_true")
     try:
         known, _ = peek.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
@@ -74,6 +84,11 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
     file = _File() if known.config is None else _read(Path(known.config))
     fields = {field.name: tyro.MISSING_NONPROP for field in dataclasses.fields(kind) if _is_required(field)}
     fields |= {name: section for name, section in vars(file).items() if section is not None}
+    if known.help and not known.help_all:
+        description += f"\nthe options that most trainings need; for all of them: {program} --help-all"
+        short = _shortened(kind, kind(**fields))
+        tyro.cli(short, prog=program, description=description, args=["--help"], config=(FlagCreatePairsOff,))
+    arguments = ["--help"] if known.help_all else arguments
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -84,12 +99,77 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
         raise UsageError(f"{_one_line(messages.getvalue())}; see {program} --help") from None
 
 
+@contextlib.contextmanager
+def options_named() -> Iterator[None]:
+    """Let errors name the options that the user types, where they come from fields of a configuration."""
+    try:
+        yield
+    except FieldError as error:
+        raise UsageError(error.told(option)) from error
+
+
+def option(field: Field) -> str:
+    """Return the command-line option of a field, such as ``--split-seed``."""
+    return _NAMES[field].option
+
+
+def _in_file(field: Field) -> str:
+    """Return the name of a field in a configuration file, such as ``data.seed``."""
+    return _NAMES[field].in_file
+
+
+class _Names(NamedTuple):
+    option: str
+    in_file: str
+
+
+def _names(config: Any, options: str = "--", sections: str = "") -> Iterator[tuple[Field, _Names]]:
+    """Yield the fields of a configuration and of those in it."""
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kind, notes = _split(hint)
+        given = next((note.name for note in notes if hasattr(note, "name")), None)
+        words = name.replace("_", "-") if given is None else given
+        if dataclasses.is_dataclass(kind):
+            yield from _names(kind, f"{options}{words}." if words else options, f"{sections}{name}.")
+        else:
+            yield Field(config, name), _Names(options + words, sections + name)
+
+
+def _split(hint: Any) -> tuple[Any, list[Any]]:
+    """Return the type of a field, and what is noted beside it."""
+    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    return kind, notes
+
+
+_NAMES = dict(_names(Configuration))
+
+
+def _shortened(config: Any, values: Any) -> Any:
+    """Return a class to make the short help from: like ``config``, without what newcomers do not need.
+
+    Args:
+        config: The class of a configuration.
+        values: An instance of it, for the defaults; anything else stands for the defaults of the class.
+    """
+    fields: list[Any] = []
+    for name, hint in get_type_hints(config, include_extras=True).items():
+        kind, notes = _split(hint)
+        if kind in _IN_SHORT_HELP:
+            fields.append((name, Annotated[(_shortened(kind, getattr(values, name)), *notes)]))
+        elif name in _IN_SHORT_HELP.get(config, (name,)):
+            default = getattr(values if isinstance(values, config) else config, name, dataclasses.MISSING)
+            fields.append((name, hint, dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(config.__name__, fields, kw_only=True, namespace={"__doc__": config.__doc__})
+
+
 def _read(path: Path) -> _File:
     try:
         with path.open("rb") as file:
             return decode(_File, tomllib.load(file), "configuration")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
+    except FieldError as error:
+        raise UsageError(f"{path} cannot be used ({error.told(_in_file)})") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} cannot be used ({error})") from error
 

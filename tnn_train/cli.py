@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +10,18 @@ from pathlib import Path
 
 from tnn_runtime.decoding import nearest
 from tnn_runtime.errors import UsageError
-from tnn_train.arguments import Configuration, parse
+from tnn_train.arguments import Configuration, options_named, parse
 from tnn_train.config import choose
 from tnn_train.data import load_data
-from tnn_train.distributed import is_first
 from tnn_train.heads import HEADS
 from tnn_train.loop import TrainResult, check_machine, pick_device, resolve, train
+from tnn_train.messages import is_first, notes
 from tnn_train.reporting import report_on
 from tnn_train.run import check_run_folder
 
 __all__ = ["command"]
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """Train a classifier with a Tversky head, or its linear baseline, on labelled images.
 
@@ -62,13 +65,11 @@ class _Training(Configuration):
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train``, or one of its subcommands."""
-    first = arguments[0] if arguments else ""
-    if first in _SUBCOMMANDS:
-        _SUBCOMMANDS[first](arguments[1:])
-    elif first and not first.startswith("-"):
+    first, *others = arguments or [""]
+    if first and not first.startswith("-") and first not in _SUBCOMMANDS:
         raise UsageError(f"unknown command {first!r}{nearest(first, _SUBCOMMANDS)}; see tnn-train --help")
-    else:
-        _train(arguments)
+    with options_named(), notes("tnn-train"):
+        _SUBCOMMANDS[first](others) if first in _SUBCOMMANDS else _train(arguments)
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -79,14 +80,14 @@ def _train(arguments: Sequence[str]) -> None:
     check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume)
     data = load_data(options.data)
     model = resolve(options.model, data, options.train)
-    announce = print if is_first() else lambda text: None
-    announce(
-        f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
-        f"{len(data.class_names)} classes, {data.preprocessing.height}x{data.preprocessing.width}; {model.backbone}, "
-        f"{model.stem} stem, {model.head} head"
-    )
+    if is_first():
+        print(
+            f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
+            f"{len(data.class_names)} classes, {data.preprocessing.height}x{data.preprocessing.width}; "
+            f"{model.backbone}, {model.stem} stem, {model.head} head"
+        )
     if options.train.freeze_backbone and options.train.weights is None:
-        announce("note: the backbone is frozen with random weights; give it others with --weights")
+        _logger.warning("the backbone is frozen with random weights; give it others with --weights")
     result = train(data, options.out, model, options.train, overwrite=options.overwrite, resume=options.resume)
     if is_first():
         report_on(result, data, device, shlex.join(["tnn-train", *arguments]))

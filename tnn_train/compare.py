@@ -15,12 +15,13 @@ from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import write_text
 from tnn_train.heads import HEADS
 from tnn_train.plots import plot_estimates, plot_seeds
+from tnn_train.recipe import speed_unit
 from tnn_train.report.page import render
 from tnn_train.run_results import Run, read_run
 
 __all__ = ["MEASURES", "Comparison", "Estimate", "Group", "Table", "compare_runs", "write_comparison"]
 
-MEASURES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "ece": "ECE", "images_per_second": "images/s"}
+MEASURES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "ece": "ECE", "images_per_second": "speed"}
 """What is compared: fields of `tnn_train.run_results.Results`, and what they are called."""
 
 _SPEED = "images_per_second"
@@ -124,9 +125,10 @@ class Comparison:
 
     def tables(self) -> list[Table]:
         """Return the means of all groups and, where seeds are shared, the paired differences from the first group."""
+        unit = _speed_unit([run for group in self.groups for run in group.runs])
         means = Table(
             "Means over the seeds, with the 95% interval of Student's t",
-            ("group", "seeds", *MEASURES.values(), "parameters"),
+            ("group", "seeds", *{**MEASURES, _SPEED: unit}.values(), "parameters"),
             tuple(
                 (
                     group.name,
@@ -207,6 +209,12 @@ def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _speed_unit(runs: Sequence[Run]) -> str:
+    """Return the unit of the runs' speeds, or both units if some have frozen backbones."""
+    frozen = dict.fromkeys(bool(run.settings.get("train.freeze_backbone")) for run in runs)
+    return " or ".join(speed_unit(frozen=each) for each in frozen)
+
+
 def _head_of(name: str) -> str | None:
     """Return the head that a setting is an option of."""
     return next((head for head in HEADS if name.startswith(f"model.{head}.")), None)
@@ -238,7 +246,7 @@ def _warnings(runs: Sequence[Run], groups: Sequence[Group], differing: Sequence[
         yield f"not only the head differs, but also {', '.join(others)}; a difference may come from there"
     if len(machines := dict.fromkeys((run.results.device, run.results.threads) for run in runs)) > 1:
         told = "; ".join(f"{device}, {threads} threads" for device, threads in machines)
-        yield f"images/s were measured in different places ({told}) and cannot be compared"
+        yield f"{_speed_unit(runs)} were measured in different places ({told}) and cannot be compared"
     for group in groups:
         if len(group.runs) > len(group.by_seed(_SPEED)):
             yield f"{group.name} has several runs of the same seed, which count as one: their mean"

@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 
 from tyro.conf import Suppress
 
-from tnn_runtime.errors import UsageError
+from tnn_train.errors import Field, FieldError
 from tnn_train.inits import INITS
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TverskyConfig", "at_least", "choose"]
+__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TverskyConfig", "at_least", "choose", "one_of"]
 
 CLASS_MEANS = "class-means"
 SCALARS = ("alpha", "beta", "theta", "logit_scale")
@@ -79,30 +79,32 @@ class TverskyConfig:
         if self.num_prototypes is not None:
             at_least(self, 1, "num_prototypes")
         at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
-        choose("similarity model", self.model, MODELS)
-        choose("intersection", self.intersection, INTERSECTIONS)
+        one_of(self, "model", MODELS)
+        one_of(self, "intersection", INTERSECTIONS)
         object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
-        choose("difference", self.difference, DIFFERENCES)
-        choose("membership", self.membership, MEMBERSHIPS)
-        choose("feature bank", self.feature_bank, ("learned", "diagonal"))
-        choose("init", self.init, INITS)
+        one_of(self, "difference", DIFFERENCES)
+        one_of(self, "membership", MEMBERSHIPS)
+        one_of(self, "feature_bank", ("learned", "diagonal"))
+        one_of(self, "init", INITS)
         if self.prototype_init is not None:
-            choose("prototype init", self.prototype_init, (*INITS, CLASS_MEANS))
-        if not isinstance(self.fixed, tuple | list):
-            raise UsageError(f"fixed is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}")
-        for name in self.fixed:
-            choose("number to be fixed", name, SCALARS)
+            one_of(self, "prototype_init", (*INITS, CLASS_MEANS))
+        if not isinstance(self.fixed, tuple | list) or not all(name in SCALARS for name in self.fixed):
+            raise FieldError(
+                Field(TverskyConfig, "fixed"),
+                f" is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}",
+            )
         object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
         if not isinstance(self.normalize, bool):
-            raise UsageError(f"normalize is {self.normalize!r}; expected True or False")
+            raise FieldError(Field(TverskyConfig, "normalize"), f" is {self.normalize!r}; expected True or False")
         positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
         for name in positive if self.model == "ratio" else ():
             if getattr(self, name) < _SMALLEST:
-                raise UsageError(
-                    f"{name} is {getattr(self, name):g}; the ratio model "
+                raise FieldError(
+                    Field(TverskyConfig, name),
+                    f" is {getattr(self, name):g}; the ratio model "
                     + ("divides by it where nothing is shared" if name == "theta" else "learns it as a positive number")
                     + ", so choose it above 0"
-                    + ("" if name == "theta" else ", or fix it")
+                    + ("" if name == "theta" else ", or fix it"),
                 )
 
 
@@ -129,11 +131,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")
-        choose("number of input channels", self.in_channels, (1, 3))
-        choose("stem", self.stem, ("auto", "imagenet", "small"))
+        one_of(self, "in_channels", (1, 3))
+        one_of(self, "stem", ("auto", "imagenet", "small"))
 
 
-def choose(what: str, value: T, choices: Iterable[T]) -> T:
+def choose(what: str | Field, value: T, choices: Iterable[T]) -> T:
     """Return ``value`` if it is one of ``choices``.
 
     Raises:
@@ -141,15 +143,24 @@ def choose(what: str, value: T, choices: Iterable[T]) -> T:
     """
     choices = list(choices)
     if value not in choices:
-        raise UsageError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
+        raise FieldError("unknown ", what, f" {value!r}; choose from {', '.join(map(str, choices))}")
     return value
+
+
+def one_of(config: Any, name: str, choices: Iterable[Any]) -> None:
+    """Refuse a field that is none of ``choices``.
+
+    Raises:
+        FieldError: With the name, the value and the choices.
+    """
+    choose(Field(type(config), name), getattr(config, name), choices)
 
 
 def at_least(config: Any, lowest: float, *names: str) -> None:
     """Refuse fields below ``lowest``, which are to be integers where it is one, and finite.
 
     Raises:
-        UsageError: With the name and the value of the first of them.
+        FieldError: With the name and the value of the first of them.
     """
     for name in names:
         value = getattr(config, name)
@@ -158,7 +169,8 @@ def at_least(config: Any, lowest: float, *names: str) -> None:
             or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
             or not lowest <= value <= _LARGEST
         ):
-            raise UsageError(
-                f"{name} is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at "
-                f"least {lowest}"
+            raise FieldError(
+                Field(type(config), name),
+                f" is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at least "
+                f"{lowest}",
             )

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Processes", "is_first", "join"]
+__all__ = ["Processes", "join"]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,3 @@ def join(device: torch.device) -> Iterator[Processes]:
         yield Processes(distributed.get_rank(), count, device)
     finally:
         distributed.destroy_process_group()
-
-
-def is_first() -> bool:
-    """Return whether this is the only process, or the first of those that ``torchrun`` has started."""
-    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,9 @@ from tnn_train.data import ImageSet
 from tnn_train.data.loader import evaluation_loader
 from tnn_train.models import Normalize
 
-__all__ = ["EmbeddingSet", "default_cache", "embed"]
+__all__ = ["EmbeddingSet", "cache_folder", "embed", "recall"]
+
+_logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 64
 
@@ -61,12 +64,10 @@ def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Pa
         cache: A folder for files named by what they depend on: the backbone's weights and structure, the images, their
             preprocessing. ``None`` keeps nothing.
     """
-    file = None if cache is None else cache / f"{_digest(backbone, images)}.safetensors"
-    if file is not None and file.exists():
-        try:
-            return EmbeddingSet(load_file(file)["embeddings"], images)
-        except (SafetensorError, OSError, KeyError):
-            file.unlink()
+    file = None if cache is None else _file(backbone, images, cache)
+    embeddings = None if file is None else _read(file)
+    if embeddings is not None:
+        return EmbeddingSet(embeddings, images)
     embeddings = _compute(backbone.to(device).eval(), images, device)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -79,10 +80,34 @@ def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Pa
     return EmbeddingSet(embeddings, images)
 
 
-def default_cache() -> Path:
-    """Return the folder for embeddings in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+def recall(backbone: nn.Module, images: ImageSet, cache: Path) -> EmbeddingSet | None:
+    """Return the embeddings of a set of images if `embed` has left them in ``cache``."""
+    embeddings = _read(_file(backbone, images, cache))
+    return None if embeddings is None else EmbeddingSet(embeddings, images)
+
+
+def cache_folder(name: str | None) -> Path:
+    """Return the folder of that name, or the one in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+    if name is not None:
+        return Path(name)
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "tnn-deploy" / "embeddings"
+
+
+def _file(backbone: nn.Module, images: ImageSet, cache: Path) -> Path:
+    return cache / f"{_digest(backbone, images)}.safetensors"
+
+
+def _read(file: Path) -> Tensor | None:
+    """Return the embeddings of a file; a damaged one is removed."""
+    if not file.exists():
+        return None
+    try:
+        return load_file(file)["embeddings"]
+    except (SafetensorError, OSError, KeyError) as error:
+        _logger.warning("the embeddings in %s are damaged (%s) and are computed again", file, error)
+        file.unlink()
+        return None
 
 
 def _compute(backbone: nn.Module, images: ImageSet, device: torch.device) -> Tensor:

@@ -9,15 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.errors import UsageError
-from tnn_train.config import ModelConfig
-from tnn_train.data import ImageData
+from tnn_train.config import ModelConfig, TverskyConfig
+from tnn_train.data import DataConfig, ImageData
+from tnn_train.errors import Field, FieldError
 from tnn_train.recipe import INCIDENTAL, TrainConfig
 
 __all__ = ["identity", "refuse_other"]
 
 _WHERE = ("root", "download")
 """What of the data's options says where they lie: data may be moved."""
+
+_CONFIGURATIONS = {"": TrainConfig, "data.": DataConfig, "model.": ModelConfig, "model.tversky.": TverskyConfig}
+_FIELDS = {
+    f"{prefix}{field.name}": Field(config, field.name, prefix)
+    for prefix, config in _CONFIGURATIONS.items()
+    for field in dataclasses.fields(config)
+}
+"""The fields that an identity is made of, by their names in it."""
 
 
 def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
@@ -46,16 +54,19 @@ def refuse_other(ours: str, theirs: str, name: str) -> None:
         name: Where it was saved.
 
     Raises:
-        UsageError: If they are not; the message lists what differs.
+        FieldError: If they are not; the message lists what differs.
     """
     if changed := list(_differences(json.loads(ours), json.loads(theirs))):
-        raise UsageError(f"{name} belongs to another training ({'; '.join(changed)}); repeat its options to resume it")
+        listed = [part for difference in changed for part in ("; ", *difference)]
+        raise FieldError(f"{name} belongs to another training (", *listed[1:], "); repeat its options to resume it")
 
 
-def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str | Field, ...]]:
+    """Yield each difference, as parts of a message."""
     for key in sorted({*ours, *theirs}):
         one, other = ours.get(key), theirs.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
         elif one != other:
-            yield "other labels" if key == "labels" else f"{prefix}{key}: was {other}, now {one}"
+            named = _FIELDS.get(f"{prefix}{key}", f"{prefix}{key}")
+            yield ("other labels",) if key == "labels" else (named, f": was {other}, now {one}")

@@ -19,6 +19,7 @@ from tnn_train.backbones import check_image_size
 from tnn_train.config import CLASS_MEANS, ModelConfig
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
+from tnn_train.errors import Field, FieldError
 from tnn_train.evaluation import Evaluation
 from tnn_train.logs import open_logs
 from tnn_train.models import ImageModel, build_model
@@ -131,9 +132,10 @@ def check_machine(config: TrainConfig) -> None:
     cores = os.cpu_count() or 1
     for name in ("threads", "workers"):
         if (getattr(config, name) or 0) > _MOST_PER_CORE * cores:
-            raise UsageError(
-                f"{name} is {getattr(config, name)} on a machine with {cores} cores; expected at most "
-                f"{_MOST_PER_CORE * cores}"
+            raise FieldError(
+                Field(TrainConfig, name),
+                f" is {getattr(config, name)} on a machine with {cores} cores; expected at most "
+                f"{_MOST_PER_CORE * cores}",
             )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tnn_runtime.errors import UsageError
-from tnn_train.config import at_least, choose
+from tnn_train.config import at_least, one_of
 from tnn_train.data.augment import check_augmentations
+from tnn_train.errors import Field, FieldError
 
-__all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig"]
+__all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig", "speed_unit"]
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "plateau", "constant")
@@ -94,28 +94,31 @@ class TrainConfig:
         at_least(self, 2, "batch_size")
         at_least(self, 0, "seed", *self._given("workers"))
         if self.seed >= 2**32:
-            raise UsageError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+            raise FieldError(_field("seed"), f" is {self.seed}; expected 0 to {2**32 - 1}")
         at_least(self, 0.0, "learning_rate", "weight_decay", "warmup_epochs", *self._given("head_learning_rate"))
-        choose("optimizer", self.optimizer, OPTIMIZERS)
-        choose("schedule", self.schedule, SCHEDULES)
-        choose("class weights", self.class_weights, ("none", "balanced"))
-        choose("precision", self.precision, PRECISIONS)
+        one_of(self, "optimizer", OPTIMIZERS)
+        one_of(self, "schedule", SCHEDULES)
+        one_of(self, "class_weights", ("none", "balanced"))
+        one_of(self, "precision", PRECISIONS)
         for name in ("momentum", "label_smoothing", *self._given("ema_decay")):
             at_least(self, 0.0, name)
             if getattr(self, name) >= 1:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected a number from 0 to below 1")
+                raise FieldError(_field(name), f" is {getattr(self, name)!r}; expected a number from 0 to below 1")
         for name in ("decay_factor", *self._given("clip_norm")):
             at_least(self, 0.0, name)
             if getattr(self, name) == 0:
-                raise UsageError(f"{name} is 0; expected a number above 0")
+                raise FieldError(_field(name), " is 0; expected a number above 0")
         if self.schedule == "one-cycle" and self.warmup_epochs:
-            raise UsageError("warmup_epochs is for other schedules: one-cycle has a rise of its own; choose cosine")
+            raise FieldError(
+                *(_field("warmup_epochs"), " is for another ", _field("schedule")),
+                ": one-cycle has a rise of its own; choose cosine",
+            )
         if self.augment is not None:
             check_augmentations(self.augment)
         if self.freeze_backbone and self.augmentations:
-            raise UsageError(
-                f"augment is {' '.join(self.augmentations)} with freeze_backbone, where each image is embedded once; "
-                "leave augment out"
+            raise FieldError(
+                *(_field("augment"), f" is {' '.join(self.augmentations)} with ", _field("freeze_backbone")),
+                *(", where each image is embedded once; leave ", _field("augment"), " out"),
             )
 
     @property
@@ -127,3 +130,12 @@ class TrainConfig:
 
     def _given(self, *names: str) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]
+
+
+def speed_unit(*, frozen: bool) -> str:
+    """Return the unit of ``images_per_second``: with a frozen backbone, each epoch is made of embeddings."""
+    return "embeddings/s" if frozen else "images/s"
+
+
+def _field(name: str) -> Field:
+    return Field(TrainConfig, name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from tnn_train.checkpoint import load_checkpoint, versions
-from tnn_train.data import ImageData
+from tnn_train.checkpoint import Checkpoint, load_checkpoint, versions
+from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.embeddings import embed
+from tnn_train.embeddings import cache_folder, embed, recall
 from tnn_train.heads import TverskyHead
 from tnn_train.loop import TrainResult
 from tnn_train.report import RunSummary, write_report
@@ -31,8 +34,8 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
     indices, embeddings = None, None
     if isinstance(head, TverskyHead):
         indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
-        sample = data.normalized(best.preprocessing.mean, best.preprocessing.std).train.subset(indices)
-        embeddings = embed(best.model.backbone, sample, device, cache=None).embeddings
+        images = data.normalized(best.preprocessing.mean, best.preprocessing.std).train
+        embeddings = _embeddings(best, images, indices, device)
     summary = RunSummary(
         name=data.name,
         history=result.history,
@@ -48,3 +51,13 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         command=command,
     )
     write_report(result.folder / "report.html", summary)
+
+
+def _embeddings(best: Checkpoint, images: ImageSet, indices: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return the embeddings of some images, from those that a frozen backbone was trained on if they are kept."""
+    recipe = best.training["train"]
+    if recipe["freeze_backbone"]:
+        whole = recall(best.model.backbone, images, cache_folder(recipe["embedding_cache"]))
+        if whole is not None:
+            return whole.embeddings[torch.from_numpy(indices)]
+    return embed(best.model.backbone, images.subset(indices), device, cache=None).embeddings

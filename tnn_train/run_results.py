@@ -39,7 +39,7 @@ class Results:
         val_accuracy: Its validation accuracy, 0 to 1.
         parameters: How many the model has.
         seconds: Time of all epochs, without validation.
-        images_per_second: Training images in that time.
+        images_per_second: Training images in that time; or embeddings, with a frozen backbone.
         device: The device's name.
         threads: CPU threads of each process.
         processes: How many trained together.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from tnn_train.data import ImageData
 from tnn_train.data.augment import AugmentedSet
 from tnn_train.data.loader import Items
-from tnn_train.embeddings import default_cache, embed
+from tnn_train.embeddings import cache_folder, embed
 from tnn_train.models import ImageModel, Normalize
 from tnn_train.recipe import TrainConfig
 
@@ -62,6 +61,6 @@ def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: t
         images = AugmentedSet(data.train, config.augmentations, config.seed)
         return Stage(model, model, Normalize(data.preprocessing).to(device), images, data.val, data.test)
     model.backbone.requires_grad_(False)
-    cache = default_cache() if config.embedding_cache is None else Path(config.embedding_cache)
+    cache = cache_folder(config.embedding_cache)
     train, val, test = (embed(model.backbone, images, device, cache) for images in (data.train, data.val, data.test))
     return Stage(model, model.head, nn.Identity(), train, val, test)

@@ -13,6 +13,7 @@ from tnn_train.arguments import Configuration, parse
 from tnn_train.compare import compare_runs, write_comparison
 from tnn_train.config import choose
 from tnn_train.data import ImageData, load_data
+from tnn_train.errors import FieldError
 from tnn_train.heads import HEADS
 from tnn_train.loop import TrainResult, check_machine, train
 from tnn_train.recipe import TrainConfig
@@ -63,8 +64,11 @@ def command(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"got {options.seeds} seeds and the heads {options.heads}; expected at least 1 and each head once"
         )
-    for rate in options.learning_rates:
-        dataclasses.replace(options.train, learning_rate=rate)
+    try:
+        for rate in options.learning_rates:
+            dataclasses.replace(options.train, learning_rate=rate)
+    except FieldError as error:
+        raise UsageError(error.told(lambda field: "--learning-rates")) from error
     check_machine(options.train)
     if options.out.exists() and not options.resume:
         raise OutputExistsError(

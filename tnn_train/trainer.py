@@ -28,7 +28,7 @@ from tnn_train.identity import identity, refuse_other
 from tnn_train.inits import class_means
 from tnn_train.models import ImageModel
 from tnn_train.optim import Schedule, build_optimizer
-from tnn_train.recipe import TrainConfig
+from tnn_train.recipe import TrainConfig, speed_unit
 from tnn_train.scoring import score
 from tnn_train.stage import Stage
 
@@ -62,6 +62,7 @@ class Trainer:
         self.epoch, self.batch, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.best: ImageModel | None = None
+        self._unit = speed_unit(frozen=config.freeze_backbone)
         self._sums = torch.zeros(3, dtype=torch.float64)
         self._batches = self._order(processes.rank, processes.count)
         self._loader = training_loader(stage.train, self._batches, config.workers)
@@ -141,7 +142,7 @@ class Trainer:
                 loss, right, seen = self._sums.tolist()
                 progress.set_postfix_str(
                     f"loss {loss / seen:.3f}, accuracy {right / seen:.3f}, "
-                    f"{seen * self.processes.count / self.seconds:.0f} images/s"
+                    f"{seen * self.processes.count / self.seconds:.0f} {self._unit}"
                 )
 
     def end_epoch(self) -> None:
@@ -167,7 +168,7 @@ class Trainer:
         )
         is_best = self.best_row is self.history[-1]
         if self.processes.is_first:
-            tqdm.write(_line(self.history[-1], self.config.epochs) + (", the best so far" if is_best else ""))
+            tqdm.write(self._line(self.history[-1]) + (", the best so far" if is_best else ""))
         if is_best:
             self.best = self.stage.snapshot(self._judged)
         self.batch, self.seconds = 0, 0.0
@@ -268,18 +269,17 @@ class Trainer:
         if self._average is not None:
             self._average.update_parameters(self.stage.learner)
 
+    def _line(self, row: dict[str, Any]) -> str:
+        """Return an epoch in one line."""
+        return (
+            f"epoch {row['epoch']}/{self.config.epochs}: training loss {row['train_loss']:.4f}, accuracy "
+            f"{row['train_accuracy']:.4f}, {row['images_per_second']:.0f} {self._unit}; validation loss "
+            f"{row['val_loss']:.4f}, accuracy {row['val_accuracy']:.4f}"
+        )
+
     def _total(self) -> Tensor:
         """Return sums over the running epoch and all processes: of losses, right answers and images."""
         return self.processes.sum(self._sums.clone()).cpu()
-
-
-def _line(row: dict[str, Any], epochs: int) -> str:
-    """Return an epoch in one line."""
-    return (
-        f"epoch {row['epoch']}/{epochs}: training loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}, "
-        f"{row['images_per_second']:.0f} images/s; validation loss {row['val_loss']:.4f}, accuracy "
-        f"{row['val_accuracy']:.4f}"
-    )
 
 
 def _average(learner: nn.Module, decay: float) -> AveragedModel:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 
 from tnn_runtime import UsageError
 from tnn_train import TrainConfig, TverskyConfig
-from tnn_train.arguments import Configuration, parse
+from tnn_train.arguments import _IN_SHORT_HELP, Configuration, option, parse
+from tnn_train.data import DataConfig
+from tnn_train.errors import Field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,19 @@ def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
         read("--config", str(tmp_path), "--data", "digits")
 
 
+def test_every_option_of_a_field_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help-all")
+    text = capsys.readouterr().out
+    for config in (DataConfig, TrainConfig, TverskyConfig):
+        for field in fields(config):
+            assert f"{option(Field(config, field.name))} " in text.replace(",", " "), field.name
+    for config, names in _IN_SHORT_HELP.items():
+        assert {field.name for field in fields(config)} > set(names)
+    assert option(Field(DataConfig, "source")) == "--data"
+    assert option(Field(DataConfig, "root")) == "--data-root"
+
+
 def test_no_file_is_needed() -> None:
     options = read("--data", "digits", "--split-seed", "3", "--seed", "4", "--data-root", "x")
     assert (options.data.source, options.data.seed, options.data.root, options.train.seed) == ("digits", 3, "x", 4)
@@ -95,8 +110,9 @@ def test_no_file_is_needed() -> None:
         ("[train]\nlearning_rate = 'x'", "train.learning_rate: expected a number, got 'x'"),
         ("[train]\nclip_norm = 'x'", "train.clip_norm: expected a number, got 'x'"),
         ("[train]\naugment = 'crop'", "train.augment: expected a list, got 'crop'"),
-        ("[train]\nepochs = 0", "epochs is 0; expected an integer of at least 1"),
-        ("[model.tversky]\nmodel = 'x'", "unknown similarity model 'x'"),
+        ("[train]\nepochs = 0", "train.epochs is 0; expected an integer of at least 1"),
+        ("[model.tversky]\nmodel = 'x'", r"bad.toml cannot be used \(unknown model.tversky.model 'x'; choose from"),
+        ("[data]\nsource = 'x'\nseed = -1", "data.seed is -1; expected 0 to"),
         ("[data]\nlimit = 5", "data: expected a value for source"),
         ("train = 3", "train: expected an object"),
         ("[train", "bad.toml cannot be used"),

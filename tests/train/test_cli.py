@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,8 +47,8 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         ([], "Missing from tnn-train: --out PATH --data STR; see tnn-train --help"),
         (["swep", "--data", "digits"], "unknown command 'swep'; did you mean 'sweep'?; see tnn-train --help"),
-        (["--data", "digits", "--out", "run", "--workers", "100000"], "workers is 100000 on a machine with"),
-        (["--data", "digits", "--out", "run", "--threads", "100000"], "threads is 100000 on a machine with"),
+        (["--data", "digits", "--out", "run", "--workers", "100000"], "--workers is 100000 on a machine with"),
+        (["--data", "digits", "--out", "run", "--threads", "100000"], "--threads is 100000 on a machine with"),
         (["--data", "nowhere", "--out", "run"], "unknown data 'nowhere': no such folder"),
         (
             ["--data", "digits", "--out", "run", "--head", "cosine"],
@@ -55,12 +57,15 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
         (
             ["--data", "digits", "--out", "run", "--tversky.difference", "x"],
-            "unknown difference 'x'; choose from ignorematch",
+            "unknown --tversky.difference 'x'; choose from ignorematch",
         ),
-        (["--data", "digits", "--out", "run", "--epochs", "0"], "epochs is 0; expected an integer of at least 1"),
+        (
+            ["--data", "digits", "--out", "run", "--epochs", "0"],
+            "--epochs is 0; expected an integer of at least 1",
+        ),
         (
             ["--data", "digits", "--out", "run", "--split-seed", "5000000000"],
-            "seed is 5000000000; expected 0 to 4294967295",
+            "error: --split-seed is 5000000000; expected 0 to 4294967295",
         ),
         (["--data", "", "--out", "run"], "unknown data ''"),
         (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
@@ -76,7 +81,7 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "mnist", "--data-root", "empty", "--out", "run"], "MNIST cannot be read under empty"),
         (
             ["--data", "digits", "--out", "run", "--stem", "big"],
-            "unknown stem 'big'; choose from auto, imagenet, small",
+            "unknown --stem 'big'; choose from auto, imagenet, small",
         ),
     ],
 )
@@ -96,11 +101,75 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_lines_on_standard_error(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "stray.png").touch()
+    recipe = ["--freeze-backbone", "--embedding-cache", str(tmp_path / "cache"), *FAST]
+    assert main(["--data", str(folder), "--out", str(tmp_path / "run"), *recipe]) == 0
+    printed = capsys.readouterr()
+    notes = [line for line in printed.err.splitlines() if "note:" in line]
+    assert notes[0].startswith("tnn-train: note: images beside the class folders are not used: 1, the first is ")
+    assert notes[1:] == ["tnn-train: note: the backbone is frozen with random weights; give it others with --weights"]
+    assert "note:" not in printed.out
+    assert logging.getLogger("tnn_train").handlers == []
+
+
+def test_errors_name_options_as_they_are_typed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def error_of(*arguments: str) -> str:
+        assert main(["--data", "digits", "--out", str(tmp_path / "run"), *arguments]) == 1
+        return capsys.readouterr().err.removeprefix("tnn-train: error: ")
+
+    assert error_of("--seed", "-1").startswith("--seed is -1; expected")
+    assert error_of("--tversky.alpha", "-1").startswith("--tversky.alpha is -1.0; expected")
+    assert error_of("--tversky.model", "ratio", "--tversky.theta", "0").startswith("--tversky.theta is 0; the ratio")
+    assert error_of("--warmup-epochs", "1").startswith("--warmup-epochs is for another --schedule: one-cycle has a")
+    assert error_of("--augment", "flip", "--freeze-backbone") == (
+        "--augment is flip with --freeze-backbone, where each image is embedded once; leave --augment out\n"
+    )
+
+
+def test_a_resumed_training_with_other_options_names_them(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", str(photos), "--out", str(tmp_path / "run"), *FAST]
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume", "--split-seed", "1", "--tversky.theta", "2", "--seed", "3"]) == 1
+    error = capsys.readouterr().err
+    for part in ("--split-seed: was 0, now 1; ", "--tversky.theta: was 1.0, now 2.0; ", "; --seed: was 0, now 3)"):
+        assert part in error
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["--help"])
+        main(arguments)
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_the_first_help_is_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = help_of(capsys, "--data", "photos", "--patience", "3", "--help")
+    assert text.count("\n") < 75
+    for word in ("examples:", "what it writes:", "--data STR", "--out PATH", "--epochs INT", "tnn-train --help-all"):
+        assert word in text
+    assert "--patience" not in text
+    assert help_of(capsys, "-h") == text
+    file = tmp_path / "photos.toml"
+    file.write_text('[data]\nsource = "photos"\n[train]\nepochs = 77\n')
+    configured = help_of(capsys, "--config", str(file), "--help")
+    assert "(default: photos)" in configured
+    assert "(default: 77)" in configured
+    sweep = help_of(capsys, "sweep", "--help")
+    assert "--seeds INT" in sweep
+    assert "tnn-train sweep --help-all" in sweep
+    assert "--patience {None}|INT" in help_of(capsys, "sweep", "--help-all")
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, "--help-all")
     choices = (DATASETS, AUGMENTATIONS, OPTIMIZERS, SCHEDULES, PRECISIONS, HEADS)
     choices += (MODELS, INTERSECTIONS, DIFFERENCES, MEMBERSHIPS, INITS)
     for word in (*itertools.chain(*choices), "examples:", "what it writes:", "tnn-train --data photos", "--save-steps"):

@@ -174,6 +174,14 @@ def test_what_is_not_fair_is_said(change: dict[str, Any], warning: str, tmp_path
     assert f"\nwarning: {comparison.warnings[0]}" in comparison.table()
 
 
+def test_the_speed_of_frozen_runs_is_that_of_embeddings(tmp_path: Path) -> None:
+    frozen = TrainConfig(epochs=2, freeze_backbone=True)
+    runs = [write_run(tmp_path / "one", LINEAR), write_run(tmp_path / "two", TVERSKY, recipe=frozen)]
+    assert "| images/s " in compare_runs(runs[:1]).table()
+    assert "| embeddings/s " in compare_runs(runs[1:]).table()
+    assert "| images/s or embeddings/s " in compare_runs(runs).table()
+
+
 def test_another_backbone_is_not_the_head(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, dataclasses.replace(TVERSKY, backbone=name)) for name in ("resnet18", "tiny")]
     assert "model.backbone" in compare_runs(runs).warnings[0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from conftest import RECIPE
 from torch import nn
 
 from tnn_runtime import UsageError
-from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, train
+from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, reporting, train
 from tnn_train import embeddings as embeddings_module
 from tnn_train.embeddings import embed
 from tnn_train.loop import TrainResult
 from tnn_train.models import Normalize
+from tnn_train.report import RunSummary
+from tnn_train.reporting import report_on
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(backbone="tiny", num_classes=2)
@@ -84,7 +87,9 @@ def test_files_are_known_by_name_size_and_age(
     assert computed == [8, 8]
 
 
-def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path, computed: list[int]) -> None:
+def test_a_damaged_file_is_computed_again(
+    data: ImageData, tmp_path: Path, computed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     model = build_model(TINY)
     embed(model.backbone, data.test, CPU, tmp_path)
     (file,) = tmp_path.iterdir()
@@ -92,6 +97,8 @@ def test_a_damaged_file_is_computed_again(data: ImageData, tmp_path: Path, compu
     embed(model.backbone, data.test, CPU, tmp_path)
     embed(model.backbone, data.test, CPU, tmp_path)
     assert computed == [8, 8]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"the embeddings in {file} are damaged (")
 
 
 @pytest.mark.parametrize("head", ["tversky", "linear"])
@@ -120,6 +127,38 @@ def test_a_frozen_backbone_is_left_as_it_is(
     train(data, tmp_path / "again", model, dataclasses.replace(recipe, seed=1))
     assert len(computed) == 3
     assert json.loads((run.folder / "results.json").read_text())["config"]["train"]["freeze_backbone"] is True
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_report_takes_the_embeddings_that_are_kept(
+    kept: bool, data: ImageData, tmp_path: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[RunSummary] = []
+    monkeypatch.setattr(reporting, "_EMBEDDED_IMAGES", 5)
+    monkeypatch.setattr(reporting, "write_report", lambda path, summary: shown.append(summary))
+    recipe = dataclasses.replace(RECIPE, epochs=1, freeze_backbone=True, embedding_cache=str(tmp_path / "cache"))
+    run = train(data, tmp_path / "run", TINY, recipe)
+    computed.clear()
+    if not kept:
+        shutil.rmtree(tmp_path / "cache")
+    report_on(run, data, CPU)
+    assert computed == ([] if kept else [5])
+    backbone = load_checkpoint(run.best).model.backbone
+    expected = embed(backbone, data.train.subset(shown[0].train_indices), CPU, None).embeddings
+    torch.testing.assert_close(shown[0].train_embeddings, expected)
+
+
+def test_the_speed_on_embeddings_is_called_so(
+    data: ImageData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1, freeze_backbone=True, embedding_cache=str(tmp_path / "cache"))
+    run = train(data, tmp_path / "run", TINY, recipe)
+    printed = capsys.readouterr()
+    assert " embeddings/s; validation" in printed.out
+    assert "images/s" not in printed.out + printed.err
+    assert run.history[0]["images_per_second"] > 0
+    report_on(run, data, CPU)
+    assert "embeddings/s in training" in (run.folder / "report.html").read_text()
 
 
 def test_a_frozen_backbone_takes_no_augmentation(data: ImageData, tmp_path: Path) -> None:

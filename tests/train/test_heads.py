@@ -448,7 +448,7 @@ def test_the_papers_spelling_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "linear"}, "unknown similarity model 'linear'; choose from contrast, ratio"),
+        ({"model": "linear"}, "unknown model 'linear'; choose from contrast, ratio"),
         ({"intersection": "sum"}, "unknown intersection 'sum'; choose from product, mean, gmean, min, max, softmin"),
         ({"difference": "none"}, "unknown difference 'none'; choose from ignorematch, subtractmatch"),
         ({"num_features": 0}, "num_features is 0; expected an integer of at least 1"),
@@ -460,11 +460,11 @@ def test_the_papers_spelling_is_accepted() -> None:
         ({"model": "ratio", "theta": 1e-40}, "theta is 1e-40; the ratio model divides by it"),
         ({"alpha": 1e39}, "alpha is 1e\\+39; expected a finite number of at least 0"),
         ({"fixed": "alpha"}, "fixed is 'alpha'; expected a tuple of names out of alpha, beta, theta, logit_scale"),
-        ({"fixed": ("gamma",)}, "unknown number to be fixed 'gamma'; choose from alpha, beta, theta, logit_scale"),
+        ({"fixed": ("gamma",)}, "fixed is ('gamma',.; expected a tuple of names out of alpha, beta, theta"),
         ({"membership": "soft"}, "unknown membership 'soft'; choose from hard, sigmoid"),
-        ({"feature_bank": "shared"}, "unknown feature bank 'shared'; choose from learned, diagonal"),
+        ({"feature_bank": "shared"}, "unknown feature_bank 'shared'; choose from learned, diagonal"),
         ({"init": "zeros"}, "unknown init 'zeros'; choose from uniform, normal, xavier_uniform, orthogonal"),
-        ({"prototype_init": "zeros"}, "unknown prototype init 'zeros'; choose from .* class-means"),
+        ({"prototype_init": "zeros"}, "unknown prototype_init 'zeros'; choose from .* class-means"),
         ({"num_prototypes": 0}, "num_prototypes is 0; expected an integer of at least 1"),
         ({"normalize": 1}, "normalize is 1; expected True or False"),
         ({"sharpness": -1.0}, "sharpness is -1.0; expected a finite number of at least 0"),

@@ -27,7 +27,7 @@ from tnn_train import TrainConfig
         ({"optimizer": "lion"}, "unknown optimizer 'lion'; choose from adamw, adam, sgd"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; choose from one-cycle, cosine, step, plateau, constant"),
         ({"precision": "int8"}, "unknown precision 'int8'; choose from fp32, fp16, bf16"),
-        ({"class_weights": "x"}, "unknown class weights 'x'; choose from none, balanced"),
+        ({"class_weights": "x"}, "unknown class_weights 'x'; choose from none, balanced"),
         ({"warmup_epochs": 1.0}, "one-cycle has a rise of its own; choose cosine"),
         ({"augment": ("crop", "twist")}, "unknown augmentation 'twist'"),
         ({"augment": ("crop",), "freeze_backbone": True}, "augment is crop with freeze_backbone"),

@@ -186,7 +186,7 @@ def test_one_channel_one_epoch_and_many_prototypes(tmp_path: Path) -> None:
     check_page(page)
     seen = text(page)
     assert "Shown are 50 of 60 prototypes" in seen
-    assert "training time 1 min 10 s 1 epoch speed 100" in seen
+    assert "training time 1 min 10 s 1 epoch speed 100 images/s in training" in seen
     assert "theta 1.0000 1.0000, fixed" in seen
     assert page.count("<article>") == 50
 

@@ -126,7 +126,7 @@ def test_signals_save_and_exit(number: int, photos: Path, tmp_path: Path) -> Non
             time.sleep(0.01)
         process.send_signal(number)
         _, errors = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert errors.splitlines()[-1].startswith(f"tnn-train: interrupted; {out}/last holds epoch ")
     assert "--resume" in errors.splitlines()[-1]
     load_checkpoint(out / "last")

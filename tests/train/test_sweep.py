@@ -61,7 +61,7 @@ def test_it_goes_on_with_what_is_missing(
         (["--heads", "linear", "cosine"], "unknown head 'cosine'; choose from linear, tversky"),
         (["--seeds", "0"], "got 0 seeds and the heads ('linear', 'tversky'); expected at least 1 and each head once"),
         (["--heads", "linear", "linear"], "expected at least 1 and each head once"),
-        (["--learning-rates", "0.1", "nan"], "learning_rate is nan; expected a finite number of at least 0.0"),
+        (["--learning-rates", "0.1", "nan"], "--learning-rates is nan; expected a finite number of at least 0.0"),
     ],
 )
 def test_bad_input(more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

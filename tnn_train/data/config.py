@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import MAX_PIXELS
+from tnn_train.errors import Field, FieldError
 
 __all__ = ["DataConfig"]
 
@@ -31,7 +31,7 @@ class DataConfig:
         crop_to_boxes: Crop images to the bounding boxes that come with nabirds.
 
     Raises:
-        UsageError: If a value is out of its range.
+        FieldError: If a value is out of its range.
     """
 
     source: Annotated[str, arg(name="data")]
@@ -45,10 +45,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("source", "root"):
             if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected text")
+                raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected text")
         for name in ("download", "crop_to_boxes"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected True or False")
+                raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         _in_range("seed", self.seed, 0, 2**32 - 1)
         if self.image_size is not None:
             _in_range("image_size", self.image_size, 1, math.isqrt(MAX_PIXELS))
@@ -59,4 +59,4 @@ class DataConfig:
 def _in_range(name: str, value: int, lowest: int, highest: int | None) -> None:
     if type(value) is not int or value < lowest or (highest is not None and value > highest):
         expected = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
-        raise UsageError(f"{name} is {value!r}; expected {expected}")
+        raise FieldError(Field(DataConfig, name), f" is {value!r}; expected {expected}")

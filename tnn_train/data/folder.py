@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from tnn_runtime.preprocess import find_images
+from tnn_runtime.preprocess import FORMATS, find_images
 from tnn_train.data.sources import Found, Labelled, check_headers, usual_size
 from tnn_train.errors import DataError
 
 __all__ = ["read_folder"]
+
+_logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
@@ -18,6 +23,8 @@ _HELD_OUT = {"val", "valid", "validation", "dev", "test", "eval"}
 
 def read_folder(folder: Path) -> Found:
     """Read a folder of classes, or one whose subfolders are the splits; every header is checked.
+
+    Images that stand beside the folders of classes are left out, and a warning is logged.
 
     Raises:
         DataError: If the layout is another one, or a class has no images.
@@ -46,6 +53,13 @@ def read_folder(folder: Path) -> Found:
         paths = [path for found in files for path in found]
         sizes += check_headers(paths, part.name)
         splits[name] = Labelled(paths, np.repeat(np.arange(len(classes)), [len(found) for found in files]))
+    if strays := list(_strays({folder, *parts.values()})):
+        _logger.warning(
+            "images beside the class folders are not used: %d, the first is %s; move them into the folders of their "
+            "classes, or remove them",
+            len(strays),
+            min(strays),
+        )
     return Found(splits, tuple(classes), channels=3, image_size=usual_size(sizes))
 
 
@@ -54,6 +68,15 @@ def _images(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"class folder {folder} is missing or has no images; add some, or remove the class")
     return files
+
+
+def _strays(folders: Iterable[Path]) -> Iterable[Path]:
+    """Yield what has the name of an image, but stands beside class folders."""
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    for folder in folders:
+        for path in folder.iterdir():
+            if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
+                yield path
 
 
 def _files(folder: Path) -> int:

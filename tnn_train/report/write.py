@@ -14,6 +14,7 @@ from tnn_train.evaluation import Evaluation, best_epoch, wilson_interval
 from tnn_train.heads import TverskyHead
 from tnn_train.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
 from tnn_train.prototypes import HeadAnalysis, Prototype, analyse_head
+from tnn_train.recipe import speed_unit
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
 from tnn_train.report.settings import flatten
@@ -49,6 +50,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         model=run.config.get("model", {}),
         best=best,
         seconds=sum(row["seconds"] for row in run.history),
+        unit=speed_unit(frozen=run.config.get("train", {}).get("freeze_backbone", False)),
         speed=float(np.median([row["images_per_second"] for row in run.history])),
         calibration=calibration,
         curves={

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -89,6 +90,24 @@ class TestBadInput:
             for number in range(10):
                 (tmp_path / name / f"{number}.png").symlink_to(photos / name / f"{number}.png")
         assert len(load_data(tmp_path).test) == 4
+
+    @pytest.mark.parametrize("split", [False, True])
+    def test_images_beside_the_class_folders_are_told(
+        self, split: bool, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = tmp_path / "photos"
+        parts = [folder / "train", folder / "test"] if split else [folder]
+        for part in parts:
+            shutil.copytree(photos, part)
+        for stray in ("b.JPG", ".c.png", "labels.csv"):
+            (parts[-1] / stray).touch()
+        shutil.copy(photos / "cat" / "0.png", folder / "a.png")
+        load_data(folder)
+        (record,) = caplog.records
+        assert record.name == "tnn_train.data.folder"
+        assert record.getMessage().startswith(
+            f"images beside the class folders are not used: 2, the first is {folder / 'a.png'}; move them"
+        )
 
     def test_too_few_images_to_split(self, tmp_path: Path) -> None:
         for name in ("cat", "dog"):
