@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_export import import_cli
 from tnn_export.bundle import ExportOptions, export_bundle
 from tnn_export.check import check_bundle
 from tnn_export.errors import ParityError
@@ -32,6 +33,7 @@ _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-int8 --formats onnx --precision int8
   tnn-export check runs/photos-bundle      the proof again, on this machine
   tnn-export inspect runs/photos-bundle    what is inside
+  tnn-export import --help                 checkpoints trained with other Tversky layers
 
 The bundle is written only if every artifact, read back from disk in a process of its own, gives the outputs of eager
 PyTorch in float32, on real, random and adversarial images in several batch sizes: within 1e-4 in fp32, and within the
@@ -156,4 +158,8 @@ def _inspect(arguments: Sequence[str]) -> None:
     print(json.dumps(content, indent=2) if options.json else describe_bundle(content))
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"check": _check, "inspect": _inspect}
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "check": _check,
+    "inspect": _inspect,
+    "import": import_cli.command,
+}

@@ -12,7 +12,7 @@ from tnn_train.errors import Field, FieldError
 from tnn_train.inits import INITS
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["CLASS_MEANS", "SCALARS", "ModelConfig", "TverskyConfig", "at_least", "choose", "one_of"]
+__all__ = ["CLASS_MEANS", "SCALARS", "SPELLINGS", "ModelConfig", "TverskyConfig", "at_least", "choose", "one_of"]
 
 CLASS_MEANS = "class-means"
 SCALARS = ("alpha", "beta", "theta", "logit_scale")
@@ -22,7 +22,8 @@ T = TypeVar("T")
 _SMALLEST, _LARGEST = 1e-30, 1e30
 """Numbers beyond these are 0 or infinite in float32, or in a product of two of them."""
 
-_SPELLINGS = {"substractmatch": "subtractmatch"}
+SPELLINGS = {"substractmatch": "subtractmatch"}
+"""The names of differences that are taken for others."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class TverskyConfig:
         at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
         one_of(self, "model", MODELS)
         one_of(self, "intersection", INTERSECTIONS)
-        object.__setattr__(self, "difference", _SPELLINGS.get(self.difference, self.difference))
+        object.__setattr__(self, "difference", SPELLINGS.get(self.difference, self.difference))
         one_of(self, "difference", DIFFERENCES)
         one_of(self, "membership", MEMBERSHIPS)
         one_of(self, "feature_bank", ("learned", "diagonal"))

@@ -15,7 +15,7 @@ from tnn_train.config import TverskyConfig
 from tnn_train.inits import INITS
 from tnn_train.similarity import Features, Pairs, Parts
 
-__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "full_precision", "precise"]
+__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "full_precision", "precise", "to_raw"]
 
 SHORTEST = 1e-6
 """Vectors shorter than this are divided by it, not by their norm: the zero vector has a gradient too."""
@@ -51,7 +51,7 @@ class TverskyMeasure(nn.Module):
             feature_bank = nn.Parameter(torch.empty(config.num_features, in_features))
             INITS[config.init](feature_bank, 1.0)
         self.register_parameter("feature_bank", feature_bank)
-        weight = None if learned else nn.Parameter(_raw(torch.ones(in_features)))
+        weight = None if learned else nn.Parameter(to_raw(torch.ones(in_features)))
         self.register_parameter("raw_feature_weight", weight)
         self._add_scalar("alpha", config.alpha)
         self._add_scalar("beta", config.beta)
@@ -118,7 +118,7 @@ class TverskyMeasure(nn.Module):
 
     def _add_scalar(self, name: str, value: float) -> None:
         raw = torch.tensor(value, dtype=torch.float64)
-        raw = (_raw(raw) if self.config.model == "ratio" else raw).to(torch.get_default_dtype())
+        raw = (to_raw(raw) if self.config.model == "ratio" else raw).to(torch.get_default_dtype())
         if name in self.config.fixed:
             self.register_buffer(f"raw_{name}", raw)
         else:
@@ -170,8 +170,8 @@ def _positive(raw: Tensor) -> Tensor:
     return functional.softplus(raw, threshold=40)
 
 
-def _raw(value: Tensor) -> Tensor:
-    """Return the inverse of `_positive`."""
+def to_raw(value: Tensor) -> Tensor:
+    """Return what stands behind a positive value in a state dict: the inverse of softplus."""
     return value + torch.log(-torch.expm1(-value))
 
 

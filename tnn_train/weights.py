@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tnn_runtime.errors import ArtifactError, UsageError
@@ -18,6 +14,7 @@ from tnn_train.backbones import check_backbone, has_resnet_stem
 from tnn_train.checkpoint import load_checkpoint
 from tnn_train.config import ModelConfig
 from tnn_train.models import ImageModel
+from tnn_train.states import check_fit, last_layer, read_state, stem_of, unwrap
 
 __all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "load_weights", "resolve_stem"]
 
@@ -29,8 +26,6 @@ SMALL_IMAGE = 96
 
 _LUMA = (0.299, 0.587, 0.114)
 """How much of a grey pixel is red, green and blue (ITU-R BT.601), as Pillow makes it."""
-
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -70,19 +65,19 @@ def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statist
         ArtifactError: If they cannot be downloaded or read.
     """
     backbone = model.backbone
-    if source == IMAGENET and _stem(backbone.state_dict()) == "small":
+    if source == IMAGENET and stem_of(backbone.state_dict()) == "small":
         raise UsageError(
             "weights of ImageNet do not fit the small stem; choose --stem imagenet (stem='imagenet') and an image size "
             "of 96 or more, better 224"
         )
     found, statistics = _read(config, source)
-    last = [name for name, _ in backbone.named_modules()][-1]
+    last = last_layer(backbone)
     found = {name: value for name, value in found.items() if name.rpartition(".")[0] != last}
     own: dict[str, Tensor] = backbone.state_dict()
     first = next(f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
     if first in found and own[first].shape[1] == 1 and found[first].shape[1:2] == (3,):
         found[first] = found[first].float().sum(1, keepdim=True)
-    _compare(found, own, f"weights of {source} do not fit backbone {config.backbone}")
+    check_fit(found, own, f"weights of {source} do not fit backbone {config.backbone}")
     with torch.no_grad():
         for name, value in found.items():
             own[name].copy_(value)
@@ -107,7 +102,7 @@ def resolve_stem(config: ModelConfig, height: int, width: int, source: str | Non
     if source == IMAGENET:
         return "imagenet"
     if source is not None:
-        return _stem(_read(config, source)[0])
+        return stem_of(_read(config, source)[0])
     return "small" if max(height, width) < SMALL_IMAGE and has_resnet_stem(config.backbone) else "imagenet"
 
 
@@ -131,17 +126,7 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
             f"weights {source!r} do not exist; expected {IMAGENET}, a .pth, .pt or .safetensors file, or a checkpoint "
             "folder"
         )
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged pickle can raise anything.
-        raise ArtifactError(
-            f"{path} cannot be read ({type(error).__name__}); expected a .pth, .pt or .safetensors file that holds "
-            "nothing but tensors"
-        ) from error
-    return _weights(content, str(path)), None
+    return _without_prefix(read_state(path)), None
 
 
 def _imagenet(name: str) -> tuple[dict[str, Tensor], Statistics]:
@@ -163,51 +148,13 @@ def _imagenet(name: str) -> tuple[dict[str, Tensor], Statistics]:
             f"{preset.url} could not be loaded ({reason}); download it where there is internet and put it at {path}"
         ) from error
     transforms = preset.transforms()
-    return _weights(content, preset.url), Statistics(tuple(transforms.mean), tuple(transforms.std))
+    return unwrap(content, preset.url), Statistics(tuple(transforms.mean), tuple(transforms.std))
 
 
-def _weights(content: Any, source: str) -> dict[str, Tensor]:
-    """Return what a file holds as tensors by their names in torchvision's model of today."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    ):
-        raise ArtifactError(f"{source} holds no state dict; expected tensors by name, at the top or below 'state_dict'")
-    state = dict(content)
-    if any(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("backbone.") for name in state):
-        state = {name.removeprefix("backbone."): value for name, value in state.items() if name[:5] != "head."}
-    # DenseNets of 2017 wrote norm.1 for norm1.
-    return {re.sub(r"(denselayer\d+\.[a-z]+)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
-
-
-def _compare(found: Mapping[str, Tensor], own: Mapping[str, Tensor], complaint: str) -> None:
-    # How many batches a norm has seen is no weight, and files of before 2018 lack it.
-    missing = [name for name in own if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in own]
-    misshapen = [
-        f"{name} {list(value.shape)} for {list(own[name].shape)}"
-        for name, value in found.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    if any(problems.values()):
-        told = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}"
-            for what, names in problems.items()
-            if names
-        )
-        raise UsageError(f"{complaint} ({told}); choose the backbone and the stem that they were trained with")
-
-
-def _stem(weights: Mapping[str, Tensor]) -> str:
-    """Return ``"small"`` for the weights of a ResNet with the small stem."""
-    return "small" if "conv1.weight" in weights and weights["conv1.weight"].shape[2:] == (3, 3) else "imagenet"
+        return {name.removeprefix("backbone."): value for name, value in state.items() if name[:5] != "head."}
+    return state
 
 
 def _grey(statistics: Statistics) -> Statistics:
