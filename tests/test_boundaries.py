@@ -101,10 +101,12 @@ def test_public_names() -> None:
     ]
     assert sorted(tnn_export.__all__) == [
         "ExportError",
-        "FormatParity",
+        "ExportOptions",
         "ParityError",
         "ParityReport",
         "Reference",
+        "StageParity",
+        "check_bundle",
         "check_parity",
         "export_bundle",
         "lower_head",

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from tnn_export.parity import ParityReport
 from tnn_runtime.manifest import (
     CARD_FILE,
@@ -56,6 +54,8 @@ def write_card(
         report: The proof.
         twin: Another model to compare the metrics with: its name, and its metrics.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
