@@ -51,7 +51,7 @@ class Classifier:
         self._folder = folder
         self._backend = backend
         self._reason = reason
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
         self._closed = False
         self._explainer: HeadExplainer | None = None
         if manifest.model["head"] == "tversky":
@@ -76,7 +76,7 @@ class Classifier:
             device: ``"auto"`` takes CUDA where it works and the CPU otherwise (`info` tells which and why);
                 ``"cpu"``, ``"cuda"`` and ``"cuda:N"`` mean just that, or an error.
             threads: CPU threads for one call; by default all cores this process may use.
-            max_batch_size: Larger inputs are split into batches of this size.
+            max_batch_size: Larger inputs are split into batches of this size, or of the largest that the bundle takes.
             self_check: Whether to replay the golden samples.
 
         Raises:
@@ -191,12 +191,20 @@ class Classifier:
             raise ClassifierClosed("this classifier is closed; load the bundle again")
         if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
             raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
-        outputs = [self._backend.run(batch) for batch in self._batches(images)]
+        outputs = [self._infer(batch) for batch in self._batches(images)]
         if len(outputs) == 1:
             return outputs[0]
         none = (np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs)
         logits, embeddings = zip(tuple(none), *outputs, strict=True)
         return np.concatenate(logits), np.concatenate(embeddings)
+
+    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run one batch; one below the smallest that the graph takes is filled up with its own images."""
+        count, smallest = len(images), self._manifest.batch.smallest
+        if count >= smallest:
+            return self._backend.run(images)
+        logits, embeddings = self._backend.run(np.resize(images, (smallest, *images.shape[1:])))
+        return logits[:count], embeddings[:count]
 
     def _batches(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         preprocessing = self._manifest.preprocessing
