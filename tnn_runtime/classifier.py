@@ -194,7 +194,7 @@ class Classifier:
         outputs = [self._infer(batch) for batch in self._batches(images)]
         if len(outputs) == 1:
             return outputs[0]
-        none = (np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs)
+        none = (np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs[:2])
         logits, embeddings = zip(tuple(none), *outputs, strict=True)
         return np.concatenate(logits), np.concatenate(embeddings)
 

@@ -256,8 +256,8 @@ class TestBadInput:
         checkpoint = dataclasses.replace(load_checkpoint(runs["linear"].best), calibration=None)
         with pytest.raises(ExportError, match=r"int8 needs images .* give training images with --calibration FOLDER"):
             export_bundle(checkpoint, tmp_path / "out", ["onnx"], "int8")
+        images = np.zeros((3, 8, 8, 3), np.uint8)
         with pytest.raises(ExportError, match=r"got calibration images of dtype uint8 and shape \[3, 8, 8, 3\]"):
-            images = np.zeros((3, 8, 8, 3), np.uint8)
             export_bundle(checkpoint, tmp_path / "out", ["onnx"], "int8", calibration=images)
 
     def test_labels_of_other_images(self, runs: dict[str, TrainResult], data: ImageData, tmp_path: Path) -> None:
