@@ -59,6 +59,8 @@ class ExportJob:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exporter complains about, in one short line."""
+    """Return what an exporter complains about at the bottom of it, in one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 
 import torch
@@ -25,9 +26,10 @@ def export_pt2(job: ExportJob, folder: Path) -> Path:
     for node in program.graph.nodes:
         for name in _WHERE_IT_WAS_MADE:
             node.meta.pop(name, None)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
     path = folder / PT2_FILE
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    path.write_bytes(buffer.getbuffer())
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def export_torchscript(job: ExportJob, folder: Path) -> Path:
                 f"TorchScript cannot compile the model ({first_line(error)}); expected a backbone that "
                 "torch.jit.script takes: change it, or leave out the format torchscript"
             ) from error
-        path = folder / TORCHSCRIPT_FILE
-        scripted.save(str(path))
+        buffer = io.BytesIO()
+        torch.jit.save(scripted, buffer)
+    # As bytes: on a full disk torch, which would write itself, raises an error that says little.
+    path = folder / TORCHSCRIPT_FILE
+    path.write_bytes(buffer.getbuffer())
     return path

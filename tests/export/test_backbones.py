@@ -1,0 +1,112 @@
+"""Backbones that export, and those that cannot, which are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tnn_export import ExportError, ExportOptions, export_bundle
+from tnn_runtime import Classifier
+from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.preprocess import Preprocessing
+from tnn_train import Checkpoint, ModelConfig, build_model
+from tnn_train.loop import TrainResult
+from tnn_train.models import ImageModel, Normalize
+
+
+def checkpoint_of(backbone: str | nn.Module, side: int) -> Checkpoint:
+    """Return an untrained Tversky model whose batch norms have seen images."""
+    torch.manual_seed(0)
+    config = ModelConfig(backbone if isinstance(backbone, str) else "tiny", num_classes=5)
+    model = build_model(config)
+    if not isinstance(backbone, str):
+        model = ImageModel(backbone, build_model(ModelConfig("tiny", num_classes=5)).head)
+    preprocessing = Preprocessing(side, side, 3, (0.5,) * 3, (0.25,) * 3)
+    images = np.random.default_rng(0).integers(0, 256, (4, side, side, 3), dtype=np.uint8)
+    with torch.no_grad():
+        model.train()(Normalize(preprocessing)(torch.from_numpy(images)))
+    return Checkpoint(model.eval(), config, preprocessing, tuple("abcde"), images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "side"), [("resnet50", 64), ("resnet152", 64), ("vit_b_16", 224), ("efficientnet_b0", 64)]
+)
+def test_large_backbones_export(backbone: str, side: int, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(backbone, side)
+    options = ExportOptions(("onnx", "torchscript", "pt2"), batch=BatchBounds(1, 4))
+    report = export_bundle(checkpoint, tmp_path / "out", options=options)
+    assert report.passed
+    assert set(report.stages) == {"lowered head", "onnx", "torchscript", "pt2"}
+    with Classifier.load(tmp_path / "out", "cpu") as classifier:
+        assert classifier.logits(checkpoint.samples).shape == (4, 5)
+
+
+class Branching(nn.Module):
+    """Control flow that hangs on data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3)).repeat(1, 8)
+        if bool((x.sum() > 0).item()):
+            mean = 2 * mean
+        return mean
+
+
+class Decomposing(nn.Module):
+    """Something that ONNX has no operators for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvalsh(x[:, :, :8, :8]).flatten(1)
+
+
+class Untyped(nn.Module):
+    """Something that TorchScript does not compile, and torch.export does."""
+
+    def forward(self, x: Tensor, *rest: Tensor, **options: Tensor) -> Tensor:
+        return torch.cat([x.mean((2, 3))] * 8, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fails", "message", "works"),
+    [
+        (Branching, "onnx", "torch.export cannot follow the model .* rewrite it with torch.where", "torchscript"),
+        (Decomposing, "onnx", "ONNX has no operators for the model .*eig", "pt2"),
+        (Untyped, "torchscript", "TorchScript cannot compile the model", "onnx"),
+    ],
+)
+def test_what_a_format_cannot_have_is_named(
+    backbone: type[nn.Module], fails: str, message: str, works: str, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(backbone(), 16)
+    with pytest.raises(ExportError, match=message) as caught:
+        export_bundle(checkpoint, tmp_path / "out", [fails])
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    options = ExportOptions((works,), batch=BatchBounds(1, 4))
+    if backbone is not Branching:
+        assert export_bundle(checkpoint, tmp_path / "out", options=options).passed
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(runs: dict[str, TrainResult], tmp_path: Path) -> None:
+    for form in ("onnx", "torchscript", "pt2"):
+        program = (
+            "import resource, signal, sys; sys.path[:0] = sys.argv.pop().split(':'); import conftest; "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+            "from tnn_export.__main__ import main; sys.exit(main(sys.argv[1:]))"
+        )
+        arguments = [str(runs["tversky"].best), "-o", str(tmp_path / "out"), "--formats", form]
+        paths = str(Path(__file__).parents[1])
+        result = subprocess.run(
+            [sys.executable, "-c", program, *arguments, paths], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 1, result.stderr
+        error = result.stderr.strip().splitlines()[-1]
+        assert error.startswith("tnn-export: error: the system refused a file"), result.stderr
+        assert "Traceback" not in result.stderr
+        assert list(tmp_path.iterdir()) == []
