@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_export import ExportError, ExportOptions, export_bundle
+from tnn_export.inspect import inspect_bundle
 from tnn_runtime import Classifier
 from tnn_runtime.manifest import BatchBounds
 from tnn_runtime.preprocess import Preprocessing
@@ -110,3 +111,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(runs: dict[str, TrainResult]
         assert error.startswith("tnn-export: error: the system refused a file"), result.stderr
         assert "Traceback" not in result.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resnet_is_folded_to_what_it_needs(tmp_path: Path) -> None:
+    options = ExportOptions(("onnx",), batch=BatchBounds(1, 4))
+    export_bundle(checkpoint_of("resnet18", 32), tmp_path / "out", options=options)
+    # The backbone: 20 convolutions, 17 ReLUs, 8 sums, the mean; before it cast, transposition and normalisation.
+    # The head: projection, ReLU and the product with the prototypes, and a block of the sums of minima.
+    assert inspect_bundle(tmp_path / "out")["onnx"]["operators"] == {
+        "Conv": 20,
+        "Relu": 17 + 1,
+        "Add": 8 + 1 + 1,
+        "Cast": 1,
+        "Transpose": 1,
+        "Mul": 1 + 1,
+        "ReduceMean": 1,
+        "Reshape": 1,
+        "Gemm": 2,
+        "Unsqueeze": 1,
+        "Min": 1,
+        "ReduceSum": 1,
+    }
