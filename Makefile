@@ -33,7 +33,7 @@ check: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "not gpu"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu
