@@ -15,6 +15,7 @@ from tnn_runtime.errors import (
     OutputExistsError,
     ProviderUnavailable,
     SelfCheckError,
+    SignatureError,
     TnnError,
     UsageError,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Prediction",
     "ProviderUnavailable",
     "SelfCheckError",
+    "SignatureError",
     "TnnError",
     "UsageError",
 ]

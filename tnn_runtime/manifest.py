@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "PROOF_FILE",
     "PT2_FILE",
     "SCHEMA_VERSION",
+    "SIGNATURE_FILE",
     "TORCHSCRIPT_FILE",
     "BatchBounds",
     "Manifest",
@@ -30,6 +32,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.ts"
 PT2_FILE = "model.pt2"
@@ -102,26 +105,37 @@ class Manifest:
     unproven: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, bundle: str | Path) -> tuple[Manifest, Path]:
+    def read(cls, bundle: str | Path, public_key: str | Path | None = None) -> tuple[Manifest, Path]:
         """Read and check the manifest of a bundle and every file that it lists.
+
+        Args:
+            bundle: The bundle folder.
+            public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle.
 
         Returns:
             The manifest, and the folder that it describes.
 
         Raises:
+            SignatureError: If a key is given and the bundle is not signed with it; nothing else was read then.
             ArtifactError: If anything is missing, damaged, altered, unsafe or of a newer schema.
+            UsageError: If the key cannot be used.
         """
         folder = existing_folder(Path(bundle), "bundle", MANIFEST_FILE)
-        content = read_json(folder / MANIFEST_FILE, "bundle", SCHEMA_VERSION)
+        path = folder / MANIFEST_FILE
+        if public_key is None:
+            content = read_json(path, "bundle", SCHEMA_VERSION)
+        else:
+            from tnn_runtime.signature import verify_signature
+
+            verify = partial(verify_signature, folder / SIGNATURE_FILE, public_key)
+            content = read_json(path, "bundle", SCHEMA_VERSION, verify)
         content.pop("schema_version")
         try:
             manifest = decode(cls, content, "manifest")
         except (TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE} is not a valid manifest ({error}); export the bundle again"
-            ) from error
+            raise ArtifactError(f"{path} is not a valid manifest ({error}); export the bundle again") from error
         if problem := manifest._contradiction():
-            raise ArtifactError(f"{folder / MANIFEST_FILE} {problem}; export the bundle again")
+            raise ArtifactError(f"{path} {problem}; export the bundle again")
         verify_files(folder, manifest.files, "bundle")
         return manifest, folder
 

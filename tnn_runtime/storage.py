@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -167,14 +167,24 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
             raise ArtifactError(f"{path} does not match its recorded SHA-256 (altered); copy the {kind} again")
 
 
-def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
+def read_json(
+    path: Path, kind: str, newest_schema: int, verify: Callable[[bytes], None] = lambda content: None
+) -> dict[str, Any]:
     """Read a JSON object whose ``schema_version`` this version of the project understands.
+
+    Args:
+        path: The file.
+        kind: What it belongs to, for the error message.
+        newest_schema: The newest version that is understood.
+        verify: Raises an error on bytes that must not be looked into.
 
     Raises:
         ArtifactError: If the file cannot be read, is no JSON object, or has a schema that is not understood.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        verify(raw)
+        content = json.loads(raw.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the {kind} again") from error
     if not isinstance(content, dict):

@@ -46,8 +46,8 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: str, threads: int) -> None:
-        if not (folder / ONNX_FILE).is_file():
-            raise ArtifactError(f"{folder} has no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
+        if ONNX_FILE not in manifest.files:
+            raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
         self.device = device
         self.threads = threads
         self.versions = {"onnxruntime": ort.__version__}
