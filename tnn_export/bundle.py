@@ -30,7 +30,7 @@ from tnn_export.provenance import run_metrics
 from tnn_export.running import Ran, Runner, fresh_process
 from tnn_export.samples import make_embeddings, make_samples
 from tnn_export.serving import ServingModel
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, BatchBounds, Manifest, TensorSpec
+from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, MOST_IMAGES, BatchBounds, Manifest, TensorSpec
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 from tnn_train.config import SCALARS, choose
@@ -74,8 +74,10 @@ class ExportOptions:
         object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
         choose("opset", self.opset, OPSETS)
         low, high = self.batch.smallest, self.batch.largest
-        if not 1 <= low <= (low if high is None else high):
-            raise ExportError(f"got batches from {low} to {high} images; expected at least 1, and no less at the end")
+        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
+            raise ExportError(
+                f"got batches from {low} to {high} images; expected at least 1 to {MOST_IMAGES}, and no less at the end"
+            )
 
 
 def export_bundle(

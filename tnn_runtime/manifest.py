@@ -18,6 +18,7 @@ __all__ = [
     "GOLDEN_FILE",
     "HEAD_FILE",
     "MANIFEST_FILE",
+    "MOST_IMAGES",
     "ONNX_FILE",
     "PRECISIONS",
     "PROOF_FILE",
@@ -41,6 +42,8 @@ GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MOST_IMAGES = 1 << 16
+"""The largest batch that a graph may need at least."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,11 @@ class Manifest:
             return "names a class twice"
         if self.precision not in PRECISIONS:
             return f"has the precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
-        if not 1 <= self.batch.smallest <= (self.batch.largest or self.batch.smallest):
-            return f"has batches from {self.batch.smallest} to {self.batch.largest} images"
+        low, high = self.batch.smallest, self.batch.largest
+        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
+            return (
+                f"has batches from {low} to {high} images, expected at least 1 to {MOST_IMAGES} and no fewer at the end"
+            )
         if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & set(self.files):
             return "lists no model file"
         needed = {GOLDEN_FILE} | ({HEAD_FILE} if self.model["head"] == "tversky" else set())

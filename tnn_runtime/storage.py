@@ -33,10 +33,9 @@ __all__ = [
     "write_text",
 ]
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _PARTIAL = ".partial"
+_LONG = 80
 
 
 @contextmanager
@@ -147,8 +146,8 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
     for name, expected in files.items():
         if not _SAFE_NAME.fullmatch(name):
             raise ArtifactError(
-                f"{kind} {folder} lists the file name {name!r}, which is not a plain name inside the folder; do "
-                "not use it"
+                f"{kind} {folder} lists the file name {_short(name)!r}, which is not a plain name inside the folder; "
+                "do not use it"
             )
         if not isinstance(expected, Mapping) or set(expected) != {"size", "sha256"}:
             raise ArtifactError(
@@ -237,6 +236,10 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 def _previous(target: Path) -> Path:
