@@ -148,7 +148,8 @@ class Manifest:
 
     def _contradiction(self) -> str | None:
         """Return what is wrong with entries that are valid one by one."""
-        if not all(isinstance(self.model.get(name), str) for name in ("backbone", "head")):
+        names = [self.model.get(name) for name in ("backbone", "head")]
+        if not all(isinstance(name, str) and name.isprintable() for name in names):
             return "names no backbone or head of the model"
         outputs = [(spec.name, spec.shape[:1], len(spec.shape)) for spec in self.outputs]
         if (

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +35,7 @@ __all__ = [
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _PARTIAL = ".partial"
 _LONG = 80
+_KINDS = {"numbers": {*"biuf"}, "text": {"U"}}
 
 
 @contextmanager
@@ -202,19 +202,35 @@ def read_json(
     return content
 
 
-def read_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """Read named arrays from a ``.npz`` file, without pickle; the optional ones where it has them.
+def read_arrays(
+    path: Path, *names: str, optional: Sequence[str] = (), text: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Read named arrays of numbers from a ``.npz`` file, without pickle.
+
+    Args:
+        path: The file.
+        names: Arrays that it must have.
+        optional: Arrays that are read where it has them.
+        text: Those of them that hold text.
 
     Raises:
-        ArtifactError: If the file cannot be read or lacks one of them.
+        ArtifactError: If the file cannot be read, lacks an array, or has something else in it.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in (*names, *(name for name in optional if name in arrays))}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            found = {name: arrays[name] for name in (*names, *(name for name in optional if name in arrays))}
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen unrelated classes here
+        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"{path} cannot be read ({error}); expected the arrays {', '.join(names)}; make it again"
+            f"{path} cannot be read ({reason}); expected the arrays {', '.join(names)}; make it again"
         ) from error
+    for name, array in found.items():
+        # What is no array in the archive comes as the bytes that it is.
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else None
+        expected = "text" if name in text else "numbers"
+        if kind not in _KINDS[expected]:
+            raise ArtifactError(f"{path} has no array of {expected} called {name}; make it again")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

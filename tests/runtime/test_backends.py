@@ -80,6 +80,16 @@ def test_a_model_that_onnxruntime_refuses(bundle: Path) -> None:
         module.OnnxRuntimeBackend(bundle, unlisted, "cpu", 1)
 
 
+def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -> None:
+    manifest, _ = Manifest.read(small_bundle)
+    backend = module.OnnxRuntimeBackend(small_bundle, manifest, "cpu", 1)
+    with pytest.raises(ArtifactError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
+        backend.run(np.zeros((2, 9, 9, 3), np.uint8))
+    backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))
+    with pytest.raises(ArtifactError, match=r"gives \[\(2, 3\), \(2, 24\)\] where the manifest has \[\(2, 2\), "):
+        backend.run(np.zeros((2, 8, 8, 3), np.uint8))
+
+
 @pytest.mark.gpu
 def test_cuda_gives_the_logits_of_the_cpu(bundles: dict[str, Path]) -> None:
     for bundle in bundles.values():
