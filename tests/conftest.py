@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import tnn_train.models
 from tnn_export import export_bundle
+from tnn_runtime.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.loop import TrainResult
 
@@ -46,6 +47,7 @@ class PlainNet(TinyNet):
 
 tnn_train.models.BACKBONES |= {"tiny": TinyNet, "plain": PlainNet}
 
+FIXTURES = Path(__file__).parent / "fixtures"
 RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())
 
 
@@ -111,6 +113,12 @@ def bundles(runs: dict[str, TrainResult], tmp_path_factory: pytest.TempPathFacto
 def bundle(bundles: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the Tversky bundle, to be damaged."""
     return Path(shutil.copytree(bundles["tversky"], tmp_path / "bundle"))
+
+
+@pytest.fixture
+def small_bundle(tmp_path: Path) -> Path:
+    """A copy of the released bundle of the newest schema, to be damaged; there at once."""
+    return Path(shutil.copytree(FIXTURES / f"bundle-v{SCHEMA_VERSION}", tmp_path / "small"))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tnn_export.provenance import run_metrics
 from tnn_export.running import Ran, Runner, fresh_process
 from tnn_export.samples import make_embeddings, make_samples
 from tnn_export.serving import ServingModel
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, BatchBounds, Manifest, TensorSpec
+from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, MOST_IMAGES, BatchBounds, Manifest, TensorSpec
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 from tnn_train.config import SCALARS, choose
@@ -73,8 +74,10 @@ class ExportOptions:
         object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
         choose("opset", self.opset, OPSETS)
         low, high = self.batch.smallest, self.batch.largest
-        if not 1 <= low <= (low if high is None else high):
-            raise ExportError(f"got batches from {low} to {high} images; expected at least 1, and no less at the end")
+        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
+            raise ExportError(
+                f"got batches from {low} to {high} images; expected at least 1 to {MOST_IMAGES}, and no less at the end"
+            )
 
 
 def export_bundle(
@@ -88,6 +91,7 @@ def export_bundle(
     labels: NDArray[np.int64] | None = None,
     calibration: NDArray[np.uint8] | None = None,
     twin: str | Path | None = None,
+    sign: str | Path | None = None,
     overwrite: bool = False,
 ) -> ParityReport:
     """Export a checkpoint to a bundle folder, and prove each artifact equal to eager PyTorch.
@@ -106,6 +110,7 @@ def export_bundle(
         labels: Their classes, int64 ``[N]``, if they are known.
         calibration: Images for int8, uint8 ``[M, H, W, C]``; by default the training images in the checkpoint.
         twin: The checkpoint of another head on the same data, whose metrics the model card shows, too.
+        sign: The PEM file of an Ed25519 private key to sign the bundle with.
         overwrite: Whether an existing bundle may be replaced.
 
     Returns:
@@ -115,8 +120,9 @@ def export_bundle(
         ParityError: If an artifact gives other outputs.
         ExportError: If the model or the images cannot be used.
         OutputExistsError: If ``out`` exists and ``overwrite`` is false.
-        UsageError: If an option is unknown.
+        UsageError: If an option is unknown, or the key cannot be used.
     """
+    signer = None if sign is None else _signer(sign)
     options = options or ExportOptions(tuple(formats), precision)
     metrics = {} if isinstance(checkpoint, Checkpoint) else run_metrics(Path(checkpoint))
     if not isinstance(checkpoint, Checkpoint):
@@ -171,6 +177,8 @@ def export_bundle(
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)
+        if signer is not None:
+            signer(folder)
     return report
 
 
@@ -260,6 +268,12 @@ def _write_golden(reference: Reference, report: ParityReport, precision: str, fo
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     return describe_files(folder, sorted(path.name for path in folder.iterdir()))
+
+
+def _signer(key: str | Path) -> Callable[[Path], None]:
+    from tnn_export.signing import read_private_key, write_signature
+
+    return partial(write_signature, key=read_private_key(key))
 
 
 def _twin(folder: Path) -> tuple[str, Mapping[str, Any]]:

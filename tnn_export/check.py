@@ -15,24 +15,26 @@ from tnn_runtime.manifest import Manifest
 __all__ = ["check_bundle"]
 
 
-def check_bundle(bundle: str | Path, device: str = "cpu") -> ParityReport:
+def check_bundle(bundle: str | Path, device: str = "cpu", public_key: str | Path | None = None) -> ParityReport:
     """Compare every artifact of a bundle that runs on a device with what eager PyTorch gave when the bundle was made.
 
     Args:
         bundle: The bundle folder.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle.
 
     Returns:
         The comparison of each format; whether it passed is for the caller to look at.
 
     Raises:
+        SignatureError: If a key is given and the bundle is not signed with it.
         ArtifactError: If the bundle is damaged, or has no record of its proof.
         ExportError: If an artifact does not run on the device.
         UsageError: If there is no such device.
     """
     if device != "cpu" and device.partition(":")[0] != "cuda":
         raise UsageError(f"unknown device {device!r}; choose cpu, cuda or cuda:N")
-    manifest, folder = Manifest.read(bundle)
+    manifest, folder = Manifest.read(bundle, public_key)
     reference = read_proof(manifest, folder)
     runners = {
         name: fresh_process(name, folder / file, device)

@@ -34,6 +34,7 @@ _EPILOG = """examples:
   tnn-export check runs/photos-bundle      the proof again, on this machine
   tnn-export inspect runs/photos-bundle    what is inside
   tnn-export import --help                 checkpoints trained with other Tversky layers
+  tnn-export sign runs/photos-bundle --key KEY.pem
 
 The bundle is written only if every artifact, read back from disk in a process of its own, gives the outputs of eager
 PyTorch in float32, on real, random and adversarial images in several batch sizes: within 1e-4 in fp32, and within the
@@ -85,6 +86,7 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--twin", type=Path, metavar="CHECKPOINT", help="another head on the same data, for the metrics in the card"
     )
+    parser.add_argument("--sign", type=Path, metavar="PEM", help="sign the bundle with this Ed25519 private key")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     options = parser.parse_args(arguments)
     how = ExportOptions(
@@ -106,6 +108,7 @@ def _export(arguments: Sequence[str]) -> None:
         labels=labels,
         calibration=calibration,
         twin=options.twin,
+        sign=options.sign,
         overwrite=options.overwrite,
     )
     print(report.table())
@@ -135,9 +138,15 @@ def _check(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="PEM",
+        help="refuse a bundle that is not signed by the owner of this Ed25519 key",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report, sample by sample")
     options = parser.parse_args(arguments)
-    report = check_bundle(options.bundle, options.device)
+    report = check_bundle(options.bundle, options.device, options.public_key)
     print(report.table())
     if options.json is not None:
         write_json(options.json, report.to_dict())
@@ -158,8 +167,27 @@ def _inspect(arguments: Sequence[str]) -> None:
     print(json.dumps(content, indent=2) if options.json else describe_bundle(content))
 
 
+def _sign(arguments: Sequence[str]) -> None:
+    from tnn_export.signing import sign_bundle
+
+    parser = Parser(
+        "tnn-export sign",
+        "Sign a bundle, so that who has the public key can tell that it is yours.",
+        """examples:
+  openssl genpkey -algorithm ed25519 -out KEY.pem         the private key: keep it secret
+  openssl pkey -in KEY.pem -pubout -out PUB.pem           the public key: give it to who runs the bundle
+  tnn-export sign runs/photos-bundle --key KEY.pem
+  tnn-runtime predict runs/photos-bundle IMAGE... --public-key PUB.pem""",
+    )
+    parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
+    parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="Ed25519 private key")
+    options = parser.parse_args(arguments)
+    print(f"wrote {sign_bundle(options.bundle, options.key)}")
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "check": _check,
     "inspect": _inspect,
     "import": import_cli.command,
+    "sign": _sign,
 }

@@ -49,7 +49,7 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
         with torch.random.fork_rng(devices=[]):
             head = build_head(manifest.outputs[1].shape[1] or 0, config)
         names = [f"{_HEAD}{name}" for name in head.state_dict()]
-        arrays: dict[str, Any] = read_arrays(path, "images", "kinds", "labels", "embeddings", *names)
+        arrays: dict[str, Any] = read_arrays(path, "images", "kinds", "labels", "embeddings", *names, text=["kinds"])
         head.load_state_dict({name.removeprefix(_HEAD): torch.from_numpy(arrays[name]) for name in names})
         samples = Samples(arrays["images"], tuple(map(str, arrays["kinds"])), arrays["labels"])
         parts = len(manifest.outputs) > 2

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         OutputExistsError,
         ProviderUnavailable,
         SelfCheckError,
+        SignatureError,
         TnnError,
         UsageError,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "Prediction",
     "ProviderUnavailable",
     "SelfCheckError",
+    "SignatureError",
     "TnnError",
     "UsageError",
 ]
@@ -59,6 +61,7 @@ __getattr__ = lazy_names(
             "OutputExistsError",
             "ProviderUnavailable",
             "SelfCheckError",
+            "SignatureError",
             "TnnError",
             "UsageError",
         ],

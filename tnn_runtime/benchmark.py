@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -66,6 +67,7 @@ def compare_bundles(
     device: str = "cpu",
     threads: int = 1,
     blocks: int = 30,
+    public_key: str | Path | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> list[Comparison]:
     """Compare the latency of ``Classifier.logits`` on ready arrays of random pixels.
@@ -77,6 +79,7 @@ def compare_bundles(
         device: Where to run, as in `Classifier.load`.
         threads: CPU threads of each classifier.
         blocks: Rounds in which each of the three gets its turn.
+        public_key: The key that both must be signed with, as in `Classifier.load`.
         progress: Called after each round.
 
     Raises:
@@ -84,12 +87,8 @@ def compare_bundles(
     """
     if min(*batches, blocks) < 1:
         raise UsageError(f"batch sizes are {list(batches)} and blocks {blocks}; expected at least 1")
-    largest = max(batches)
-    with (
-        Classifier.load(a, device, threads=threads, max_batch_size=largest) as first,
-        Classifier.load(b, device, threads=threads, max_batch_size=largest) as second,
-        Classifier.load(b, device, threads=threads, max_batch_size=largest) as control,
-    ):
+    load = partial(Classifier.load, device=device, threads=threads, max_batch_size=max(batches), public_key=public_key)
+    with load(a) as first, load(b) as second, load(b) as control:
         shape = first.info["input_shape"]
         if second.info["input_shape"] != shape:
             raise UsageError(

@@ -68,6 +68,7 @@ class Classifier:
         threads: int | None = None,
         max_batch_size: int = 64,
         self_check: bool = True,
+        public_key: str | Path | None = None,
     ) -> Self:
         """Load a bundle, check every file's hash, and replay its golden samples on the device.
 
@@ -78,8 +79,11 @@ class Classifier:
             threads: CPU threads for one call; by default all cores this process may use.
             max_batch_size: Larger inputs are split into batches of this size, or of the largest that the bundle takes.
             self_check: Whether to replay the golden samples.
+            public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle; without one, a
+                signature is not looked at.
 
         Raises:
+            SignatureError: If a key is given and the bundle is not signed with it.
             ArtifactError: If the bundle is missing, damaged, altered, or of a newer schema.
             SelfCheckError: If the golden samples come out differently here.
             ProviderUnavailable: If the device does not work on this machine.
@@ -87,7 +91,7 @@ class Classifier:
         """
         threads = usable_cores() if threads is None else threads
         _at_least_one(threads=threads, max_batch_size=max_batch_size)
-        manifest, folder = Manifest.read(bundle)
+        manifest, folder = Manifest.read(bundle, public_key)
         backend, reason = open_backend(folder, manifest, device, threads)
         classifier = cls(manifest, folder, backend, reason, max_batch_size)
         if self_check:

@@ -51,14 +51,23 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--top-k", type=int, default=1, help="classes to print for each image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads, all usable cores if not given")
+    _add_public_key(parser)
     parser.add_argument("--format", choices=("text", "csv", "jsonl"), default="text", help="how to print")
     parser.set_defaults(run=_predict)
+
+
+def _add_public_key(parser: Parser) -> None:
+    parser.add_argument(
+        "--public-key", type=Path, metavar="PEM", help="refuse what is not signed by the owner of this Ed25519 key"
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    with Classifier.load(options.bundle, options.device, threads=options.threads) as classifier:
+    with Classifier.load(
+        options.bundle, options.device, threads=options.threads, public_key=options.public_key
+    ) as classifier:
         files = [file for path in options.images for file in (_files(path) if path.is_dir() else [path])]
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
@@ -107,6 +116,7 @@ def _add_bench(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="images a call")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, usable_cores()], help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    _add_public_key(parser)
     parser.add_argument("--blocks", type=int, default=30, help="turns that each gets")
     parser.add_argument("--json", type=Path, help="also write everything, raw samples included, to this file")
     parser.set_defaults(run=_bench)
@@ -130,6 +140,7 @@ def _bench(options: argparse.Namespace) -> None:
                 device=options.device,
                 threads=count,
                 blocks=options.blocks,
+                public_key=options.public_key,
                 progress=progress.update,
             )
     print(f"A = {options.a}\nB = {options.b}\n{machine()['cpu']}, {options.device}, {options.blocks} blocks")

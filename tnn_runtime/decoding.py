@@ -40,7 +40,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, dict), where, f"an object with {', '.join(hints)}", value)
         for name in value:
             if name not in hints:
-                raise TypeError(f"{where}: unknown name {name!r}{nearest(name, hints)}; known are {', '.join(hints)}")
+                raise TypeError(
+                    f"{where}: unknown name {name[:60]!r}{nearest(name, hints)}; known are {', '.join(hints)}"
+                )
         for field in dataclasses.fields(kind):
             _expect(field.name in value or not _has_no_default(field), where, f"a value for {field.name}", value)
         fields = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
@@ -50,7 +52,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         _expect(isinstance(value, dict), where, "an object", value)
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _decode(arguments[1], item, f"{where}.{_printable(key)}") for key, item in value.items()}
     if kind is float:
         _expect(type(value) in (int, float) and abs(value) < _HUGE, where, "a number", value)
         return float(value)
@@ -68,6 +70,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 _HUGE = 1e300
+
+
+def _printable(text: str) -> str:
+    return text[:60] if text.isprintable() else repr(text[:60])
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -5,7 +5,8 @@
     ├── InputError            an image or an array that cannot be classified
     ├── ArtifactError         a checkpoint or bundle that is missing, damaged, altered or newer
     │   ├── EngineError       a model that TensorRT refuses, or an engine of it that cannot be kept
-    │   └── SelfCheckError    a bundle that does not reproduce its own golden samples here
+    │   ├── SelfCheckError    a bundle that does not reproduce its own golden samples here
+    │   └── SignatureError    a bundle that is not signed by the owner of the key that was given
     ├── OutputExistsError     an output folder that is already there, or cannot be made
     ├── ProviderUnavailable   a device that was asked for and does not work
     └── ClassifierClosed      a call on a classifier after ``close()``
@@ -23,6 +24,7 @@ __all__ = [
     "OutputExistsError",
     "ProviderUnavailable",
     "SelfCheckError",
+    "SignatureError",
     "TnnError",
     "UsageError",
 ]
@@ -50,6 +52,10 @@ class EngineError(ArtifactError):
 
 class SelfCheckError(ArtifactError):
     """The golden samples of a bundle come out differently on the device that would serve them."""
+
+
+class SignatureError(ArtifactError):
+    """A bundle that the owner of the key that was given has not signed, or not as it is now."""
 
 
 class OutputExistsError(TnnError):

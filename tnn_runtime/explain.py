@@ -165,6 +165,8 @@ class HeadExplainer:
             self._common = _softmin_of_means
         arrays = read_arrays(path, "prototype_features", *_SCALARS, bank, *linear)
         values = {name: array.astype(np.float64) for name, array in arrays.items()}
+        if not all(np.isfinite(array).all() for array in values.values()):
+            raise ArtifactError(f"{path} has values that are no finite numbers; export the bundle again")
         b = values["prototype_features"]
         size = b.shape[-1:]
         expected = {

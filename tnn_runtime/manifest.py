@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ __all__ = [
     "GOLDEN_FILE",
     "HEAD_FILE",
     "MANIFEST_FILE",
+    "MOST_IMAGES",
     "ONNX_FILE",
     "PRECISIONS",
     "PROOF_FILE",
     "PT2_FILE",
     "SCHEMA_VERSION",
+    "SIGNATURE_FILE",
     "TORCHSCRIPT_FILE",
     "BatchBounds",
     "Manifest",
@@ -30,6 +33,7 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+SIGNATURE_FILE = "manifest.sig"
 ONNX_FILE = "model.onnx"
 TORCHSCRIPT_FILE = "model.ts"
 PT2_FILE = "model.pt2"
@@ -38,6 +42,8 @@ GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+MOST_IMAGES = 1 << 16
+"""The largest batch that a graph may need at least."""
 
 
 @dataclass(frozen=True)
@@ -102,26 +108,37 @@ class Manifest:
     unproven: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, bundle: str | Path) -> tuple[Manifest, Path]:
+    def read(cls, bundle: str | Path, public_key: str | Path | None = None) -> tuple[Manifest, Path]:
         """Read and check the manifest of a bundle and every file that it lists.
+
+        Args:
+            bundle: The bundle folder.
+            public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle.
 
         Returns:
             The manifest, and the folder that it describes.
 
         Raises:
+            SignatureError: If a key is given and the bundle is not signed with it; nothing else was read then.
             ArtifactError: If anything is missing, damaged, altered, unsafe or of a newer schema.
+            UsageError: If the key cannot be used.
         """
         folder = existing_folder(Path(bundle), "bundle", MANIFEST_FILE)
-        content = read_json(folder / MANIFEST_FILE, "bundle", SCHEMA_VERSION)
+        path = folder / MANIFEST_FILE
+        if public_key is None:
+            content = read_json(path, "bundle", SCHEMA_VERSION)
+        else:
+            from tnn_runtime.signature import verify_signature
+
+            verify = partial(verify_signature, folder / SIGNATURE_FILE, public_key)
+            content = read_json(path, "bundle", SCHEMA_VERSION, verify)
         content.pop("schema_version")
         try:
             manifest = decode(cls, content, "manifest")
         except (TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{folder / MANIFEST_FILE} is not a valid manifest ({error}); export the bundle again"
-            ) from error
+            raise ArtifactError(f"{path} is not a valid manifest ({error}); export the bundle again") from error
         if problem := manifest._contradiction():
-            raise ArtifactError(f"{folder / MANIFEST_FILE} {problem}; export the bundle again")
+            raise ArtifactError(f"{path} {problem}; export the bundle again")
         verify_files(folder, manifest.files, "bundle")
         return manifest, folder
 
@@ -131,7 +148,8 @@ class Manifest:
 
     def _contradiction(self) -> str | None:
         """Return what is wrong with entries that are valid one by one."""
-        if not all(isinstance(self.model.get(name), str) for name in ("backbone", "head")):
+        names = [self.model.get(name) for name in ("backbone", "head")]
+        if not all(isinstance(name, str) and name.isprintable() for name in names):
             return "names no backbone or head of the model"
         outputs = [(spec.name, spec.shape[:1], len(spec.shape)) for spec in self.outputs]
         if (
@@ -146,8 +164,11 @@ class Manifest:
             return "names a class twice"
         if self.precision not in PRECISIONS:
             return f"has the precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
-        if not 1 <= self.batch.smallest <= (self.batch.largest or self.batch.smallest):
-            return f"has batches from {self.batch.smallest} to {self.batch.largest} images"
+        low, high = self.batch.smallest, self.batch.largest
+        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
+            return (
+                f"has batches from {low} to {high} images, expected at least 1 to {MOST_IMAGES} and no fewer at the end"
+            )
         if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & set(self.files):
             return "lists no model file"
         needed = {GOLDEN_FILE} | ({HEAD_FILE} if self.model["head"] == "tversky" else set())

@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,10 @@ __all__ = [
     "write_text",
 ]
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _PARTIAL = ".partial"
+_LONG = 80
+_KINDS = {"numbers": {*"biuf"}, "text": {"U"}}
 
 
 @contextmanager
@@ -147,8 +146,8 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
     for name, expected in files.items():
         if not _SAFE_NAME.fullmatch(name):
             raise ArtifactError(
-                f"{kind} {folder} lists the file name {name!r}, which is not a plain name inside the folder; do "
-                "not use it"
+                f"{kind} {folder} lists the file name {_short(name)!r}, which is not a plain name inside the folder; "
+                "do not use it"
             )
         if not isinstance(expected, Mapping) or set(expected) != {"size", "sha256"}:
             raise ArtifactError(
@@ -167,14 +166,24 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
             raise ArtifactError(f"{path} does not match its recorded SHA-256 (altered); copy the {kind} again")
 
 
-def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
+def read_json(
+    path: Path, kind: str, newest_schema: int, verify: Callable[[bytes], None] = lambda content: None
+) -> dict[str, Any]:
     """Read a JSON object whose ``schema_version`` this version of the project understands.
+
+    Args:
+        path: The file.
+        kind: What it belongs to, for the error message.
+        newest_schema: The newest version that is understood.
+        verify: Raises an error on bytes that must not be looked into.
 
     Raises:
         ArtifactError: If the file cannot be read, is no JSON object, or has a schema that is not understood.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        verify(raw)
+        content = json.loads(raw.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}); copy the {kind} again") from error
     if not isinstance(content, dict):
@@ -193,19 +202,35 @@ def read_json(path: Path, kind: str, newest_schema: int) -> dict[str, Any]:
     return content
 
 
-def read_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """Read named arrays from a ``.npz`` file, without pickle; the optional ones where it has them.
+def read_arrays(
+    path: Path, *names: str, optional: Sequence[str] = (), text: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Read named arrays of numbers from a ``.npz`` file, without pickle.
+
+    Args:
+        path: The file.
+        names: Arrays that it must have.
+        optional: Arrays that are read where it has them.
+        text: Those of them that hold text.
 
     Raises:
-        ArtifactError: If the file cannot be read or lacks one of them.
+        ArtifactError: If the file cannot be read, lacks an array, or has something else in it.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in (*names, *(name for name in optional if name in arrays))}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+            found = {name: arrays[name] for name in (*names, *(name for name in optional if name in arrays))}
+    except Exception as error:  # NumPy, zipfile and zlib raise a dozen unrelated classes here
+        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"{path} cannot be read ({error}); expected the arrays {', '.join(names)}; make it again"
+            f"{path} cannot be read ({reason}); expected the arrays {', '.join(names)}; make it again"
         ) from error
+    for name, array in found.items():
+        # What is no array in the archive comes as the bytes that it is.
+        kind = array.dtype.kind if isinstance(array, np.ndarray) else None
+        expected = "text" if name in text else "numbers"
+        if kind not in _KINDS[expected]:
+            raise ArtifactError(f"{path} has no array of {expected} called {name}; make it again")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -227,6 +252,10 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
 def _previous(target: Path) -> Path:

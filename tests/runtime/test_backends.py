@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,9 +75,19 @@ def test_a_model_that_onnxruntime_refuses(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"\x08\x0anonsense")
     with pytest.raises(ArtifactError, match="refuses the model"):
         module.OnnxRuntimeBackend(bundle, manifest, "cpu", 1)
-    (bundle / "model.onnx").unlink()
-    with pytest.raises(ArtifactError, match=r"has no model.onnx, which the runtime needs; export with --formats onnx"):
-        module.OnnxRuntimeBackend(bundle, manifest, "cpu", 1)
+    unlisted = dataclasses.replace(manifest, files={})
+    with pytest.raises(ArtifactError, match=r"lists no model.onnx, which the runtime needs; export with --formats"):
+        module.OnnxRuntimeBackend(bundle, unlisted, "cpu", 1)
+
+
+def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -> None:
+    manifest, _ = Manifest.read(small_bundle)
+    backend = module.OnnxRuntimeBackend(small_bundle, manifest, "cpu", 1)
+    with pytest.raises(ArtifactError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
+        backend.run(np.zeros((2, 9, 9, 3), np.uint8))
+    backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))
+    with pytest.raises(ArtifactError, match=r"gives \[\(2, 3\), \(2, 24\)\] where the manifest has \[\(2, 2\), "):
+        backend.run(np.zeros((2, 8, 8, 3), np.uint8))
 
 
 @pytest.mark.gpu

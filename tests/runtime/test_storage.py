@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
-from tnn_runtime.storage import describe_files, existing_folder, new_folder, read_json, verify_files, write_text
+from tnn_runtime.storage import (
+    describe_files,
+    existing_folder,
+    new_folder,
+    read_arrays,
+    read_json,
+    verify_files,
+    write_text,
+)
 
 
 def fill(folder: Path, text: str) -> None:
@@ -131,3 +141,27 @@ def test_json_that_is_no_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ArtifactError):
         read_json(tmp_path / "manifest.json", "bundle", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "cannot be read .*nowhere"),
+        ("words", "has no array of numbers called words; make it again"),
+        ("moments", "has no array of numbers called moments"),
+        ("raw", "has no array of numbers called raw"),
+        ("huge", "cannot be read"),
+    ],
+)
+def test_arrays_that_are_none(tmp_path: Path, name: str, message: str) -> None:
+    path = tmp_path / "arrays.npz"
+    np.savez(path, words=np.array(["a"]), moments=np.zeros(1, "M8[s]"), numbers=np.zeros(1))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("raw.npy", b"no array")
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000000,), }".ljust(117) + b"\n"
+        archive.writestr("huge.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    assert set(read_arrays(path, "numbers", "words", text=["words"])) == {"numbers", "words"}
+    with pytest.raises(ArtifactError, match=message):
+        read_arrays(path, name)
+    with pytest.raises(ArtifactError, match="no array of text called numbers"):
+        read_arrays(path, "numbers", text=["numbers"])

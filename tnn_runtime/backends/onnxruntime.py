@@ -46,11 +46,12 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: str, threads: int) -> None:
-        if not (folder / ONNX_FILE).is_file():
-            raise ArtifactError(f"{folder} has no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
+        if ONNX_FILE not in manifest.files:
+            raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
         self.device = device
         self.threads = threads
         self.versions = {"onnxruntime": ort.__version__}
+        self._sizes = [spec.shape[1] for spec in manifest.outputs[:2]]
         self._session: Any = open_session(str(folder / ONNX_FILE), device, threads)
         for found, expected in (
             (self._session.get_inputs(), manifest.inputs),
@@ -64,8 +65,24 @@ class OnnxRuntimeBackend:
                 )
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ``(logits [N, classes], embedding [N, D])`` of images ``[N, H, W, C]``."""
-        logits, embedding = self._session.run(["logits", "embedding"], {"images": images})
+        """Return ``(logits [N, classes], embedding [N, D])`` of images ``[N, H, W, C]``.
+
+        Raises:
+            ArtifactError: If the model does not run, or gives something else.
+        """
+        try:
+            logits, embedding = self._session.run(["logits", "embedding"], {"images": images})
+        except Exception as error:  # as in `open_session`
+            raise ArtifactError(
+                f"ONNX Runtime {ort.__version__} cannot run the model on {len(images)} images ({_line(error)}); use a "
+                "smaller batch if memory is short, or export the bundle again"
+            ) from error
+        expected = [(len(images), size) for size in self._sizes]
+        if [logits.shape, embedding.shape] != expected:
+            raise ArtifactError(
+                f"the model gives {[logits.shape, embedding.shape]} where the manifest has {expected}; export the "
+                "bundle again"
+            )
         return logits, embedding
 
     def close(self) -> None:

@@ -1,0 +1,53 @@
+"""Bundles of every schema that was ever released are read, run and explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from tnn_export.__main__ import main
+from tnn_runtime import Classifier
+from tnn_runtime.manifest import SCHEMA_VERSION
+
+RELEASED = [FIXTURES / f"bundle-v{version}" for version in range(1, SCHEMA_VERSION + 1)]
+
+
+def test_there_is_one_of_each_schema() -> None:
+    assert sorted(FIXTURES.glob("bundle-v*")) == sorted(RELEASED)
+
+
+@pytest.mark.parametrize("bundle", RELEASED, ids=lambda bundle: bundle.name)
+def test_it_predicts_and_explains(bundle: Path) -> None:
+    with np.load(bundle / "golden.npz") as golden:
+        images, expected = golden["images"], golden["logits"]
+    with Classifier.load(bundle, "cpu") as classifier:
+        logits = classifier.logits(images)
+        np.testing.assert_allclose(logits, expected, atol=2e-4)
+        ranked = classifier.predict(images, top_k=2)
+        assert [best.index for best, _ in ranked] == list(expected.argmax(1))
+        assert {prediction.label for prediction in ranked[0]} == {"cat", "dog"}
+        for row, explanations in zip(logits, classifier.explain(images, top_k=2), strict=True):
+            for explanation in explanations:
+                assert explanation.logit == pytest.approx(row[explanation.index], abs=2e-4)
+
+
+@pytest.mark.parametrize("bundle", RELEASED, ids=lambda bundle: bundle.name)
+def test_it_is_shown(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle)]) == 0
+    shown = {line.split("  ")[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()}
+    assert shown["bundle"] == f"{bundle} (schema {bundle.name[-1]})"
+    assert shown["model"] == "tiny, tversky head, fp32, images 8x8x3"
+    assert shown["classes"] == "2: cat, dog"
+
+
+def test_the_newest_is_proven_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(RELEASED[-1])]) == 0
+    assert "passed" in capsys.readouterr().out
+
+
+def test_the_first_has_no_record_of_its_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(RELEASED[0])]) == 1
+    assert "has no proof.npz, as bundles of schema 1; export it again" in capsys.readouterr().err
