@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import draw_photos
 
+from tnn_export.cli import COMMANDS, EXPORT
 from tnn_train.arguments import parse
 from tnn_train.cli import _Training
 from tnn_train.sweep import _Sweep
@@ -54,13 +55,25 @@ def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
     assert count > 8
 
 
+def test_the_options_of_documented_exports_exist() -> None:
+    count = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            for line in re.findall(r"^ *tnn-export (.*)$", block, flags=re.MULTILINE):
+                words = shlex.split(line, comments=True)
+                name = words[0] if words[0] in COMMANDS else EXPORT
+                COMMANDS[name][0]().parse_args(words[words[0] in COMMANDS :])
+                count += 1
+    assert count > 8
+
+
 @pytest.mark.slow
 def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
     draw_photos(tmp_path / "photos")
     (shell,) = [block for block in blocks("sh") if "photos" in block]
     result = run("bash", "-euo", "pipefail", "-c", shell, cwd=tmp_path)
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
-    assert result.stdout.count("passed") == 4
+    assert result.stdout.count("passed") == 6
     assert "A/B" in result.stdout
 
 
@@ -72,7 +85,7 @@ def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> 
     assert source.split('"""\n', 1)[1].strip() == block.strip()
     draw_photos(tmp_path / "photos")
     result = run(sys.executable, str(ROOT / "examples" / "quickstart.py"), cwd=tmp_path)
-    assert "onnx: passed" in result.stdout
+    assert "lowered head, onnx, torchscript passed" in result.stdout
     assert "Explanation(label=" in result.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from tnn_runtime.preprocess import find_images
 from tnn_runtime.storage import refuse_existing, write_json
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["command"]
+__all__ = ["COMMANDS", "EXPORT", "command"]
 
 _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-bundle
@@ -44,11 +45,13 @@ membership; such samples are proven one by one and counted apart."""
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-export``."""
-    first = arguments[0] if arguments else ""
-    _COMMANDS.get(first, _export)(arguments[1:] if first in _COMMANDS else arguments)
+    parser, run = COMMANDS[EXPORT]
+    if arguments and arguments[0] in COMMANDS:
+        (parser, run), arguments = COMMANDS[arguments[0]], arguments[1:]
+    run(parser().parse_args(arguments))
 
 
-def _export(arguments: Sequence[str]) -> None:
+def _export_parser() -> Parser:
     parser = Parser(
         "tnn-export", "Export a checkpoint to a bundle that runs without torch, and prove it equal.", _EPILOG
     )
@@ -88,7 +91,10 @@ def _export(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--sign", type=Path, metavar="PEM", help="sign the bundle with this Ed25519 private key")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _export(options: argparse.Namespace) -> None:
     how = ExportOptions(
         tuple(options.formats),
         options.precision,
@@ -130,7 +136,7 @@ def _images(folder: Path | None, checkpoint: Checkpoint) -> tuple[NDArray[np.uin
     return checkpoint.preprocessing.batch(files), labels
 
 
-def _check(arguments: Sequence[str]) -> None:
+def _check_parser() -> Parser:
     parser = Parser(
         "tnn-export check",
         "Repeat the proof of a bundle here: every artifact against what eager PyTorch gave when the bundle was made.",
@@ -145,16 +151,19 @@ def _check(arguments: Sequence[str]) -> None:
         help="refuse a bundle that is not signed by the owner of this Ed25519 key",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the whole report, sample by sample")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
     report = check_bundle(options.bundle, options.device, options.public_key)
     print(report.table())
     if options.json is not None:
         write_json(options.json, report.to_dict())
     if not report.passed:
-        raise ParityError(report)
+        raise ParityError(report, f"{options.bundle} does not pass its proof on {options.device}")
 
 
-def _inspect(arguments: Sequence[str]) -> None:
+def _inspect_parser() -> Parser:
     parser = Parser(
         "tnn-export inspect",
         "Print what is inside a bundle, after every file's hash was checked.",
@@ -162,14 +171,15 @@ def _inspect(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _inspect(options: argparse.Namespace) -> None:
     content = inspect_bundle(options.bundle)
     print(json.dumps(content, indent=2) if options.json else describe_bundle(content))
 
 
-def _sign(arguments: Sequence[str]) -> None:
-    from tnn_export.signing import sign_bundle
-
+def _sign_parser() -> Parser:
     parser = Parser(
         "tnn-export sign",
         "Sign a bundle, so that who has the public key can tell that it is yours.",
@@ -181,13 +191,21 @@ def _sign(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
     parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="Ed25519 private key")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _sign(options: argparse.Namespace) -> None:
+    from tnn_export.signing import sign_bundle
+
     print(f"wrote {sign_bundle(options.bundle, options.key)}")
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "check": _check,
-    "inspect": _inspect,
-    "import": import_cli.command,
-    "sign": _sign,
+EXPORT = "export"
+COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], None]]] = {
+    EXPORT: (_export_parser, _export),
+    "check": (_check_parser, _check),
+    "inspect": (_inspect_parser, _inspect),
+    "import": (import_cli.make_parser, import_cli.run),
+    "sign": (_sign_parser, _sign),
 }
+"""What makes the parser of each command, and what runs it; without the name of one, a checkpoint is exported."""

@@ -17,12 +17,20 @@ class ExportError(TnnError):
 
 
 class ParityError(TnnError):
-    """An exported artifact that does not give the logits of eager PyTorch.
+    """An exported artifact that does not give the outputs of eager PyTorch.
+
+    Args:
+        report: The whole comparison.
+        consequence: What that means.
 
     Attributes:
         report: The whole comparison.
     """
 
-    def __init__(self, report: ParityReport) -> None:
+    def __init__(
+        self,
+        report: ParityReport,
+        consequence: str = "the exported model differs from eager PyTorch, so nothing was written",
+    ) -> None:
         self.report = report
-        super().__init__(f"the exported model differs from eager PyTorch, so nothing was written: {report.summary()}")
+        super().__init__(f"{consequence}: {report.summary()}")

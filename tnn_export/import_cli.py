@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tnn_runtime.preprocess import Preprocessing, find_images
 from tnn_runtime.storage import refuse_existing
 from tnn_train.checkpoint import CONFIG_FILE, save_checkpoint
 
-__all__ = ["command", "make_parser"]
+__all__ = ["make_parser", "run"]
 
 _EPILOG = """examples:
   tnn-export import net.pth --from tversky-nn --backbone resnet18 --images photos -o runs/imported
@@ -43,9 +43,8 @@ _HELP = {
 }
 
 
-def command(arguments: Sequence[str]) -> None:
+def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
-    options = make_parser().parse_args(arguments)
     refuse_existing(options.out, CONFIG_FILE, overwrite=options.overwrite)
     preprocessing = _preprocessing(options.image_size, options.mean, options.std)
     names = _class_names(options.class_names, options.images)
