@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_export.bundle import ExportOptions, export_bundle
+    from tnn_export.bundle import export_bundle
     from tnn_export.check import check_bundle
     from tnn_export.errors import ExportError, ParityError
     from tnn_export.lowering import lower_head, lower_model
-    from tnn_export.parity import ParityReport, Reference, StageParity, check_parity
+    from tnn_export.options import ExportOptions
+    from tnn_export.parity import check_parity
+    from tnn_export.reference import Reference
+    from tnn_export.report import ParityReport, StageParity
 
 __all__ = [
     "ExportError",
@@ -30,10 +33,13 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "bundle": ["ExportOptions", "export_bundle"],
+        "bundle": ["export_bundle"],
         "check": ["check_bundle"],
         "errors": ["ExportError", "ParityError"],
         "lowering": ["lower_head", "lower_model"],
-        "parity": ["ParityReport", "Reference", "StageParity", "check_parity"],
+        "options": ["ExportOptions"],
+        "parity": ["check_parity"],
+        "reference": ["Reference"],
+        "report": ["ParityReport", "StageParity"],
     },
 )

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,69 +14,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from tqdm import tqdm
 
 from tnn_export.card import write_card
 from tnn_export.errors import ExportError, ParityError
-from tnn_export.formats import FORMATS, ExportJob, check_formats
-from tnn_export.formats.onnx import OPSETS
-from tnn_export.lowering import lower_head
-from tnn_export.parity import ParityReport, Reference, StageParity, compare, proof_batch_sizes
+from tnn_export.formats import FORMATS, ExportJob
+from tnn_export.lowered import compare_heads
+from tnn_export.options import ExportOptions
+from tnn_export.parity import compare, proof_batch_sizes
 from tnn_export.precision import PRECISIONS
 from tnn_export.proof import write_proof
-from tnn_export.provenance import run_metrics
-from tnn_export.running import Ran, Runner, fresh_process
-from tnn_export.samples import make_embeddings, make_samples
+from tnn_export.provenance import run_metrics, without_paths
+from tnn_export.records import write_golden, write_head
+from tnn_export.reference import Reference
+from tnn_export.report import LOWERED, ParityReport
+from tnn_export.running import fresh_process
+from tnn_export.samples import make_samples
 from tnn_export.serving import ServingModel
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, MANIFEST_FILE, MOST_IMAGES, BatchBounds, Manifest, TensorSpec
+from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
-from tnn_train.config import SCALARS, choose
-from tnn_train.heads import TverskyHead
 
-__all__ = ["LOWERED", "ExportOptions", "export_bundle"]
+__all__ = ["export_bundle"]
 
-LOWERED = "lowered head"
-"""The first stage of every proof: the eager head against the lowered one, on embeddings."""
-
-_GOLDEN_SAMPLES = 8
-_GOLDEN_SLACK = 0.05
-_REAL_EMBEDDINGS = 64
 _VERSIONS = ("tnn-deploy", "torch", "torchvision", "onnx", "onnxscript")
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """How a checkpoint is exported.
-
-    Args:
-        formats: Keys of `tnn_export.formats.FORMATS`.
-        precision: What the backbone computes in, a key of `tnn_export.precision.PRECISIONS`.
-        outputs: What artifacts return beside logits and embedding, of `tnn_export.serving.EXTRA_OUTPUTS`.
-        batch: The batch sizes that they take.
-        opset: The version of ONNX's operators.
-
-    Raises:
-        UsageError: If something is unknown or out of its range.
-        ExportError: If a format cannot have the precision.
-    """
-
-    formats: tuple[str, ...] = ("onnx", "torchscript")
-    precision: str = "fp32"
-    outputs: tuple[str, ...] = ()
-    batch: BatchBounds = dataclasses.field(default_factory=BatchBounds)
-    opset: int = 20
-
-    def __post_init__(self) -> None:
-        choose("precision", self.precision, PRECISIONS)
-        object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
-        choose("opset", self.opset, OPSETS)
-        low, high = self.batch.smallest, self.batch.largest
-        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
-            raise ExportError(
-                f"got batches from {low} to {high} images; expected at least 1 to {MOST_IMAGES}, and no less at the end"
-            )
 
 
 def export_bundle(
@@ -142,7 +102,7 @@ def export_bundle(
             parts = len(job.model.outputs) > 2
             reference = Reference.of(checkpoint.model, checkpoint.preprocessing, samples, parts=parts)
             progress.update()
-            stages = {LOWERED: _compare_heads(checkpoint.model.head, reference)}
+            stages = {LOWERED: compare_heads(checkpoint.model.head, reference)}
             progress.update()
             sizes = proof_batch_sizes(options.batch)
             unproven = {}
@@ -158,7 +118,7 @@ def export_bundle(
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
         write_proof(reference, folder)
-        tolerance = _write_golden(reference, report, options.precision, folder)
+        tolerance = write_golden(reference, report, options.precision, folder)
         manifest = Manifest(
             model=dataclasses.asdict(checkpoint.config),
             inputs=(TensorSpec("images", "uint8", (None, *checkpoint.preprocessing.shape)),),
@@ -171,7 +131,7 @@ def export_bundle(
             golden_tolerance=tolerance,
             versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
             batch=options.batch,
-            training=checkpoint.training,
+            training=without_paths(checkpoint.training),
             metrics={**checkpoint.metrics, **metrics},
             unproven=unproven,
         )
@@ -208,62 +168,6 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
     }
     described = {f"tnn.{name}": json.dumps(value) for name, value in metadata.items()}
     return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
-
-
-def _compare_heads(head: nn.Module, reference: Reference) -> StageParity:
-    """Compare the lowered head with the eager one."""
-    samples = make_embeddings(head, reference.embeddings[:_REAL_EMBEDDINGS])
-    lowered = lower_head(head, parts=reference.has_parts and isinstance(head, TverskyHead))
-    return compare(
-        Reference(head, samples, torch.from_numpy(samples.images), parts=reference.has_parts),
-        _of_head(lowered),
-        "fp32",
-        (len(samples),),
-    )
-
-
-def _of_head(lowered: nn.Module) -> Runner:
-    def run(batches: Sequence[NDArray[Any]]) -> Ran:
-        outputs = []
-        for batch in batches:
-            with torch.inference_mode():
-                found = lowered(torch.from_numpy(batch))
-            values = {"logits": found} if isinstance(found, torch.Tensor) else found._asdict()
-            outputs.append({"embedding": batch, **{name: value.numpy() for name, value in values.items()}})
-        return Ran(outputs, f"torch {torch.__version__}")
-
-    return run
-
-
-def write_head(head: nn.Module, folder: Path) -> None:
-    """Write what explanations need to ``head.npz``, for heads that have explanations."""
-    if not isinstance(head, TverskyHead):
-        return
-    with torch.no_grad():
-        tensors = {
-            "feature_bank": head.feature_bank,
-            "feature_weight": head.feature_weight,
-            "prototypes": head.prototypes,
-            "prototype_features": head.project(head.prototypes),
-            **{name: getattr(head, name) for name in SCALARS},
-            "linear_weight": None if head.linear is None else head.linear.weight,
-            "linear_bias": None if head.linear is None else head.linear.bias,
-        }
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
-    np.savez(folder / HEAD_FILE, **arrays)
-
-
-def _write_golden(reference: Reference, report: ParityReport, precision: str, folder: Path) -> tuple[float, ...]:
-    """Write the samples to replay at load, those farthest from a membership boundary; return their tolerances."""
-    artifacts = [stage for name, stage in report.stages.items() if name != LOWERED]
-    worst = np.max([stage.relative for stage in artifacts], axis=0)
-    allowed = PRECISIONS[precision].tolerance
-    unbounded = worst + _GOLDEN_SLACK
-    relative = unbounded if allowed is None else np.full(len(worst), allowed)
-    order = np.lexsort((-reference.margins(), worst > relative))
-    golden = order[:_GOLDEN_SAMPLES]
-    np.savez_compressed(folder / GOLDEN_FILE, images=reference.samples.images[golden], logits=reference.logits[golden])
-    return tuple(float(value) for value in relative[golden] * reference.scale[golden, 0])
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tnn_export.parity import ParityReport
+from tnn_export.report import ParityReport
 from tnn_runtime.manifest import (
     CARD_FILE,
     GOLDEN_FILE,
@@ -90,8 +90,7 @@ def _data(training: Mapping[str, Any]) -> str:
     if not isinstance(data, Mapping):
         return ""
     settings = [f"{key} {value}" for key, value in data.items() if key in _DATA and value not in (None, False)]
-    # A path says more about a machine than about the data.
-    source = Path(str(data.get("source", "unknown"))).name
+    source = str(data.get("source", "unknown"))
     return f"{source} ({', '.join(settings)})" if settings else source
 
 

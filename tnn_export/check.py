@@ -6,8 +6,9 @@ import fnmatch
 from pathlib import Path
 
 from tnn_export.formats import FORMATS
-from tnn_export.parity import ParityReport, check_parity, proof_batch_sizes
+from tnn_export.parity import check_parity, proof_batch_sizes
 from tnn_export.proof import read_proof
+from tnn_export.report import ParityReport
 from tnn_export.running import fresh_process
 from tnn_runtime.errors import UsageError
 from tnn_runtime.manifest import Manifest

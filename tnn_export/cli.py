@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_export import import_cli
-from tnn_export.bundle import ExportOptions, export_bundle
+from tnn_export.bundle import export_bundle
 from tnn_export.check import check_bundle
 from tnn_export.errors import ParityError
 from tnn_export.formats import FORMATS
 from tnn_export.formats.onnx import OPSETS
 from tnn_export.inspect import describe_bundle, inspect_bundle
+from tnn_export.options import ExportOptions
 from tnn_export.precision import PRECISIONS
 from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser

@@ -14,303 +14,26 @@ failure.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from tnn_export.precision import PRECISIONS, Precision
+from tnn_export.precision import HEAD_TOLERANCE, PRECISIONS, Precision
+from tnn_export.reference import Reference, largest
+from tnn_export.report import Flip, ParityReport, StageParity
 from tnn_export.running import Ran, Runner
 from tnn_export.samples import Samples
 from tnn_runtime.manifest import BatchBounds
-from tnn_runtime.preprocess import Preprocessing
-from tnn_train.heads import TverskyHead
-from tnn_train.models import ImageModel, Normalize
 
-__all__ = [
-    "BATCH_SIZES",
-    "Flip",
-    "ParityReport",
-    "Reference",
-    "StageParity",
-    "check_parity",
-    "compare",
-    "proof_batch_sizes",
-]
+__all__ = ["BATCH_SIZES", "check_parity", "compare", "proof_batch_sizes"]
 
 BATCH_SIZES = (1, 7, 64)
 
-_HEAD_TOLERANCE = PRECISIONS["fp32"].tolerance or 0.0
-
-BOUNDARY = 1e-5
-"""A feature of an embedding may be on either side of 0 if ``|a_k| <= BOUNDARY * |x| |omega_k|``."""
-
-_MOST_UNSURE = 12
 _REAL_IN_SMALL_BATCHES = 16
-_SHORTEST = 1e-3
 _KEPT_FLIPS = 20
-_TINY = float(torch.finfo(torch.float32).tiny)
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A proven difference.
-
-    Args:
-        sample: Position of the sample.
-        features: Those that lie on the other side of 0 in the artifact.
-        jump: What that changes, the largest absolute difference of a logit.
-    """
-
-    sample: int
-    features: tuple[int, ...]
-    jump: float
-
-
-@dataclass(frozen=True)
-class StageParity:
-    """How one artifact, or the lowered head, compares with eager PyTorch.
-
-    Args:
-        passed: Whether there is no problem.
-        problems: What is wrong, one line each.
-        precision: A key of `tnn_export.precision.PRECISIONS`.
-        library: What ran it.
-        samples: How many samples there are of each kind.
-        batch_sizes: The batch sizes that were run.
-        max_abs_diff: Largest absolute difference of a logit over the samples that are not explained.
-        max_rel_diff: The same of any output, relative as in `Precision.tolerance`.
-        tolerance: The allowed relative difference; ``None`` where only the agreement counts.
-        max_embedding_diff: Largest distance of an embedding, relative to its length.
-        embedding_tolerance: The allowed one.
-        explained: How many samples differ by proven membership flips.
-        flips: The first of them.
-        failed: How many differ without such a proof.
-        worst_sample: Position of the sample with the largest relative difference that is not explained.
-        worst_kind: Its kind.
-        top1_agreement: Share of real images with the same best class in every batch; ``None`` without real images.
-        accuracy: Of the artifact on the real images whose classes are known; ``None`` if there are none.
-        eager_accuracy: Of eager PyTorch on the same images.
-        relative: The largest relative difference of each sample, explained ones included.
-    """
-
-    passed: bool
-    problems: tuple[str, ...]
-    precision: str
-    library: str
-    samples: dict[str, int]
-    batch_sizes: tuple[int, ...]
-    max_abs_diff: float
-    max_rel_diff: float
-    tolerance: float | None
-    max_embedding_diff: float
-    embedding_tolerance: float
-    explained: int
-    flips: tuple[Flip, ...]
-    failed: int
-    worst_sample: int
-    worst_kind: str
-    top1_agreement: float | None
-    accuracy: float | None
-    eager_accuracy: float | None
-    relative: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """The comparison of every stage with eager PyTorch.
-
-    Args:
-        stages: ``lowered head``, and each exported format.
-        unproven: Artifacts that could not be run, each with the reason.
-    """
-
-    stages: Mapping[str, StageParity]
-    unproven: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether every stage passed."""
-        return all(parity.passed for parity in self.stages.values())
-
-    def summary(self) -> str:
-        """Return what is wrong in one line, or that nothing is."""
-        problems = [f"{name}: {problem}" for name, parity in self.stages.items() for problem in parity.problems]
-        return "; ".join(problems) or f"{', '.join(self.stages)} passed"
-
-    def table(self) -> str:
-        """Return the comparison as a table, one line for each stage."""
-        rows = [
-            (
-                "stage",
-                "precision",
-                "parity",
-                "samples",
-                "max diff",
-                "relative",
-                "allowed",
-                "embedding",
-                "explained",
-                "top-1",
-                "accuracy",
-            )
-        ]
-        for name, p in self.stages.items():
-            accuracy = "-" if p.accuracy is None else f"{p.accuracy:.2%} of {p.eager_accuracy:.2%}"
-            rows.append(
-                (
-                    name,
-                    p.precision,
-                    "passed" if p.passed else "FAILED",
-                    str(sum(p.samples.values())),
-                    f"{p.max_abs_diff:.2e}",
-                    f"{p.max_rel_diff:.2e}",
-                    "-" if p.tolerance is None else f"{p.tolerance:.0e}",
-                    f"{p.max_embedding_diff:.1e}",
-                    str(p.explained),
-                    "-" if p.top1_agreement is None else f"{p.top1_agreement:.2%}",
-                    accuracy,
-                )
-            )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                f"{cell:<{width}}" if place < 3 else f"{cell:>{width}}"
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ) + "".join(f"\n{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items())
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the report as plain values that JSON can hold, one dictionary for each stage."""
-        return {name: dataclasses.asdict(parity) for name, parity in self.stages.items()}
-
-
-class Reference:
-    """Eager PyTorch on a set of samples: what an artifact has to reproduce.
-
-    Args:
-        head: The trained head, in float32.
-        samples: The images.
-        embeddings: Of eager PyTorch, float32 ``[N, D]``.
-        parts: Whether to have the similarities to the prototypes and what they are made of, too.
-    """
-
-    def __init__(self, head: nn.Module, samples: Samples, embeddings: Tensor, *, parts: bool = False) -> None:
-        self.head = copy.deepcopy(head).cpu().eval()
-        self.has_parts = parts
-        self.samples = samples
-        self.embeddings = embeddings
-        with torch.inference_mode():
-            values = [self._values(x) for x in torch.split(embeddings, max(BATCH_SIZES))]
-            self.outputs = _joined([self._outputs(a) for a in values])
-            self.features = torch.cat(values)
-        # The length of an embedding that is all but 0 is no measure of its error.
-        lengths = torch.linalg.vector_norm(embeddings, dim=1)
-        self.lengths = lengths.clamp_min(_SHORTEST * float(lengths.max())).clamp_min(_TINY)
-
-    @classmethod
-    def of(cls, model: ImageModel, preprocessing: Preprocessing, samples: Samples, *, parts: bool = False) -> Reference:
-        """Run a trained model, on the CPU in float32 and evaluation mode."""
-        normalize = Normalize(preprocessing)
-        batches = torch.split(torch.from_numpy(samples.images), max(BATCH_SIZES))
-        backbone = copy.deepcopy(model.backbone).cpu().eval()
-        with torch.inference_mode():
-            embeddings = torch.cat([backbone(normalize(batch)) for batch in batches])
-        return cls(model.head, samples, embeddings, parts=parts)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """Of eager PyTorch, ``[N, C]``."""
-        return np.asarray(self.outputs["logits"].numpy())
-
-    @property
-    def scale(self) -> NDArray[np.float32]:
-        """What differences of logits are relative to, ``[N, 1]``."""
-        return np.asarray(_scale(self.outputs["logits"]).numpy())[:, None]
-
-    def margins(self) -> NDArray[np.float32]:
-        """Return how far each sample is from the nearest membership boundary, relative to the reach of its features."""
-        if not isinstance(self.head, TverskyHead):
-            return np.full(len(self.samples), np.inf, dtype=np.float32)
-        with torch.inference_mode():
-            reach = self.head.reach(self.embeddings).clamp_min(_TINY)
-            return np.asarray((self.features.abs() / reach).amin(1).numpy())
-
-    def differences(self, rows: Tensor, outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
-        """Return the largest relative difference of each sample, ``[n]``.
-
-        Args:
-            rows: Positions of the samples, ``[n]``.
-            outputs: Of an artifact.
-            expected: Of the eager head on whatever features.
-        """
-        pairs = [(value, expected[name], self.outputs[name][rows]) for name, value in outputs.items()]
-        return torch.stack([_largest(found - value) / _scale(eager) for found, value, eager in pairs]).amax(0)
-
-    def head_outputs(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """Return what the eager head makes of embeddings ``[n, D]``."""
-        return self._outputs(self._values(embeddings))
-
-    def explain(
-        self, row: int, embedding: Tensor, outputs: Mapping[str, Tensor], tolerance: float | None
-    ) -> Flip | None:
-        """Return the membership flips that turn the eager outputs into those of an artifact, if there are any.
-
-        Args:
-            row: Position of the sample.
-            embedding: The artifact's, ``[1, D]``.
-            outputs: The artifact's, ``[1, ...]`` each.
-            tolerance: The precision's.
-        """
-        if not isinstance(self.head, TverskyHead) or not torch.isfinite(embedding).all():
-            return None
-        own = self._values(embedding)
-        unsure = (own.abs() <= BOUNDARY * self.head.reach(embedding)).flatten().nonzero().flatten()
-        if len(unsure) > _MOST_UNSURE:
-            return None
-        sides = (own > 0).repeat(2 ** len(unsure), 1)
-        sides[:, unsure] = torch.tensor(list(itertools.product((False, True), repeat=len(unsure))), dtype=torch.bool)
-        rows = torch.full((len(sides),), row)
-        repeated = {name: value.expand(len(sides), *value.shape[1:]) for name, value in outputs.items()}
-        of_head = self.differences(rows, repeated, self._outputs(_moved(own, sides)))
-        eager = self.features[row : row + 1]
-        moved = self._outputs(_moved(eager, sides))
-        of_model = self.differences(rows, repeated, moved)
-        fits = of_head <= _HEAD_TOLERANCE
-        if tolerance is not None:
-            fits &= of_model <= tolerance
-        if not fits.any():
-            return None
-        best = int(torch.where(fits, of_model, torch.inf).argmin())
-        features = ((eager > 0) != sides[best : best + 1]).flatten().nonzero().flatten().tolist()
-        jump = (moved["logits"][best] - self.outputs["logits"][row]).abs().max()
-        return Flip(row, tuple(features), float(jump))
-
-    def _values(self, embeddings: Tensor) -> Tensor:
-        return self.head.project(embeddings) if isinstance(self.head, TverskyHead) else embeddings
-
-    def _outputs(self, values: Tensor) -> dict[str, Tensor]:
-        head = self.head
-        logits = head.score(values) if isinstance(head, TverskyHead) else head(values)
-        outputs = {"logits": logits, "probabilities": torch.softmax(logits, 1)}
-        if self.has_parts and isinstance(head, TverskyHead):
-            prototypes = head.project(head.prototypes)
-            parts = head.parts(values, prototypes)
-            outputs |= {
-                "similarities": head.compare(values, prototypes),
-                "common": parts.common * (head.theta if head.config.model == "contrast" else 1.0),
-                "input_only": parts.input_only * head.alpha,
-                "prototype_only": parts.prototype_only * head.beta,
-            }
-        return outputs
 
 
 def check_parity(
@@ -381,9 +104,9 @@ def _judge(
         of_model = reference.differences(places, found, expected)
         with torch.inference_mode():
             of_head = reference.differences(places, found, reference.head_outputs(embedding))
-        logit = _largest(found["logits"] - expected["logits"])
+        logit = largest(found["logits"] - expected["logits"])
         chosen = found["logits"].argmax(1).numpy()
-        good = (of_head <= _HEAD_TOLERANCE) & (of_model <= (np.inf if bounds.tolerance is None else bounds.tolerance))
+        good = (of_head <= HEAD_TOLERANCE) & (of_model <= (np.inf if bounds.tolerance is None else bounds.tolerance))
         good &= torch.isfinite(of_model)
         for place, row in enumerate(rows.tolist()):
             distance[row] = max(distance[row], float(far[place]))
@@ -457,7 +180,7 @@ def _problems(
     allowed = "none" if bounds.tolerance is None else f"{bounds.tolerance:.0e}"
     return [
         f"{failed} of {count} samples differ, with no membership flip to explain it: relative difference up to "
-        f"{relative[worst]:.2e} (sample {worst}, {kind}), allowed {allowed} and {_HEAD_TOLERANCE:.0e} for the head on "
+        f"{relative[worst]:.2e} (sample {worst}, {kind}), allowed {allowed} and {HEAD_TOLERANCE:.0e} for the head on "
         f"its own embedding; embedding up to {distance.max():.2e}, allowed {bounds.embedding_tolerance:.0e}"
     ]
 
@@ -479,31 +202,13 @@ def _disagreements(
     return problems
 
 
-def _moved(values: Tensor, sides: Tensor) -> Tensor:
-    """Return feature values ``[1, F]`` on the sides of 0 that are asked for, ``[n, F]``: True is above it."""
-    return torch.where(sides, values.clamp_min(_TINY), values.clamp_max(0))
-
-
-def _scale(values: Tensor) -> Tensor:
-    return values.abs().amax(1).clamp_min(1)
-
-
-def _largest(differences: Tensor) -> Tensor:
-    """Return the largest magnitude in each row, infinite where there is no number."""
-    return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).amax(1)
-
-
-def _norm(differences: Tensor) -> Tensor:
-    return torch.nan_to_num(torch.linalg.vector_norm(differences, dim=1), nan=torch.inf)
-
-
-def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
 def _number(value: float) -> float:
     """Return a number that JSON can hold."""
     return min(float(value), _LARGEST)
 
 
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def _norm(differences: Tensor) -> Tensor:
+    return torch.nan_to_num(torch.linalg.vector_norm(differences, dim=1), nan=torch.inf)

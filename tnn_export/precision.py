@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["PRECISIONS", "Precision"]
+__all__ = ["HEAD_TOLERANCE", "PRECISIONS", "Precision"]
+
+HEAD_TOLERANCE = 1e-4
+"""Largest relative difference of an output from what the eager head makes of the artifact's own embedding."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tnn_export.parity import Reference
+from tnn_export.reference import Reference
 from tnn_export.samples import Samples
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError, TnnError

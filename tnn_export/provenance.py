@@ -7,7 +7,7 @@ from typing import Any
 
 from tnn_runtime.storage import read_json
 
-__all__ = ["run_metrics"]
+__all__ = ["run_metrics", "without_paths"]
 
 _RESULTS_FILE = "results.json"
 _NEWEST = 1
@@ -25,3 +25,12 @@ def run_metrics(checkpoint: Path) -> dict[str, Any]:
         return {}
     results = read_json(path, "run", _NEWEST)
     return {name: results[name] for name in _KEPT if name in results}
+
+
+def without_paths(value: Any) -> Any:
+    """Return plain values with the last part alone of each absolute path: the rest is about a machine."""
+    if isinstance(value, dict):
+        return {name: without_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

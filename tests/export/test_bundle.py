@@ -40,6 +40,7 @@ def test_a_bundle_holds_what_the_runtime_needs(bundles: dict[str, Path]) -> None
     assert manifest.parity["onnx"]["library"] == f"onnxruntime {onnxruntime.__version__}"
     assert manifest.metrics["test_accuracy"] == 1
     assert manifest.training["train"]["epochs"] == 3
+    assert manifest.training["data"]["source"] == "photos"
 
 
 def test_the_graph_takes_any_batch_of_uint8_images(bundles: dict[str, Path]) -> None:
@@ -57,6 +58,7 @@ def test_no_trace_of_the_machine_or_of_pickle_is_in_the_files(bundles: dict[str,
         content = path.read_bytes()
         assert str(Path(__file__).parents[2]).encode() not in content, path
         assert b"site-packages" not in content, path
+        assert str(bundles["tversky"].parents[1]).encode() not in content, path
     with np.load(bundles["tversky"] / "head.npz", allow_pickle=False) as head:
         assert head["feature_bank"].shape == (16, 24)
         assert head["prototypes"].shape == (2, 24)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tnn_export import ParityReport, Reference, check_parity
 from tnn_export.lowering import affine
-from tnn_export.parity import BATCH_SIZES, BOUNDARY, StageParity, proof_batch_sizes
+from tnn_export.parity import BATCH_SIZES, proof_batch_sizes
 from tnn_export.precision import PRECISIONS
+from tnn_export.reference import BOUNDARY
+from tnn_export.report import StageParity
 from tnn_export.running import Ran, Runner
 from tnn_export.samples import Samples, make_embeddings, make_samples
 from tnn_export.serving import EXTRA_OUTPUTS, ServingModel

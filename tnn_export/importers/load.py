@@ -17,7 +17,9 @@ from tnn_export.errors import ExportError
 from tnn_export.importers.parts import LinearMap, take_backbone, take_layer, take_linear
 from tnn_export.importers.registry import IMPORTERS
 from tnn_export.importers.source import REQUIRED, Converted, Options, Source
-from tnn_export.parity import Reference, StageParity, compare
+from tnn_export.parity import compare
+from tnn_export.reference import Reference
+from tnn_export.report import StageParity
 from tnn_export.running import Ran
 from tnn_export.samples import Samples, make_samples
 from tnn_runtime.decoding import nearest

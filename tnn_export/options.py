@@ -1,0 +1,48 @@
+"""How a checkpoint is to be exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tnn_export.errors import ExportError
+from tnn_export.formats import check_formats
+from tnn_export.formats.onnx import OPSETS
+from tnn_export.precision import PRECISIONS
+from tnn_runtime.manifest import MOST_IMAGES, BatchBounds
+from tnn_train.config import choose
+
+__all__ = ["ExportOptions"]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Args:
+        formats: Keys of `tnn_export.formats.FORMATS`.
+        precision: What the backbone computes in, a key of `tnn_export.precision.PRECISIONS`.
+        outputs: What artifacts return beside logits and embedding, of `tnn_export.serving.EXTRA_OUTPUTS`.
+        batch: The batch sizes that they take.
+        opset: The version of ONNX's operators.
+
+    Raises:
+        UsageError: If something is unknown or out of its range.
+        ExportError: If a format cannot have the precision.
+    """
+
+    formats: tuple[str, ...] = ("onnx", "torchscript")
+    precision: str = "fp32"
+    outputs: tuple[str, ...] = ()
+    batch: BatchBounds = dataclasses.field(default_factory=BatchBounds)
+    opset: int = 20
+
+    def __post_init__(self) -> None:
+        choose("precision", self.precision, PRECISIONS)
+        object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
+        choose("opset", self.opset, OPSETS)
+        low, high = self.batch.smallest, self.batch.largest
+        if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
+            raise ExportError(
+                f"got batches from {low} to {high} images; expected at least 1 to {MOST_IMAGES}, and no less at the end"
+            )

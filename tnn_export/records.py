@@ -1,0 +1,52 @@
+"""What a bundle holds for the runtime beside the model: the head's tensors, and samples to replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tnn_export.precision import PRECISIONS
+from tnn_export.reference import Reference
+from tnn_export.report import LOWERED, ParityReport
+from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE
+from tnn_train.config import SCALARS
+from tnn_train.heads import TverskyHead
+
+__all__ = ["write_golden", "write_head"]
+
+_GOLDEN_SAMPLES = 8
+_GOLDEN_SLACK = 0.05
+
+
+def write_head(head: nn.Module, folder: Path) -> None:
+    """Write what explanations need to ``head.npz``, for heads that have explanations."""
+    if not isinstance(head, TverskyHead):
+        return
+    with torch.no_grad():
+        tensors = {
+            "feature_bank": head.feature_bank,
+            "feature_weight": head.feature_weight,
+            "prototypes": head.prototypes,
+            "prototype_features": head.project(head.prototypes),
+            **{name: getattr(head, name) for name in SCALARS},
+            "linear_weight": None if head.linear is None else head.linear.weight,
+            "linear_bias": None if head.linear is None else head.linear.bias,
+        }
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+    np.savez(folder / HEAD_FILE, **arrays)
+
+
+def write_golden(reference: Reference, report: ParityReport, precision: str, folder: Path) -> tuple[float, ...]:
+    """Write the samples to replay at load, those farthest from a membership boundary; return their tolerances."""
+    artifacts = [stage for name, stage in report.stages.items() if name != LOWERED]
+    worst = np.max([stage.relative for stage in artifacts], axis=0)
+    allowed = PRECISIONS[precision].tolerance
+    unbounded = worst + _GOLDEN_SLACK
+    relative = unbounded if allowed is None else np.full(len(worst), allowed)
+    order = np.lexsort((-reference.margins(), worst > relative))
+    golden = order[:_GOLDEN_SAMPLES]
+    np.savez_compressed(folder / GOLDEN_FILE, images=reference.samples.images[golden], logits=reference.logits[golden])
+    return tuple(float(value) for value in relative[golden] * reference.scale[golden, 0])

@@ -1,0 +1,167 @@
+"""Eager PyTorch on the samples of a proof, and the explanation of differences by membership flips."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tnn_export.precision import HEAD_TOLERANCE
+from tnn_export.report import Flip
+from tnn_export.samples import Samples
+from tnn_runtime.preprocess import Preprocessing
+from tnn_train.heads import TverskyHead
+from tnn_train.models import ImageModel, Normalize
+
+__all__ = ["BOUNDARY", "Reference", "largest"]
+
+BOUNDARY = 1e-5
+"""A feature of an embedding may be on either side of 0 if ``|a_k| <= BOUNDARY * |x| |omega_k|``."""
+
+_AT_ONCE = 64
+_MOST_UNSURE = 12
+_SHORTEST = 1e-3
+_TINY = float(torch.finfo(torch.float32).tiny)
+
+
+class Reference:
+    """Eager PyTorch on a set of samples: what an artifact has to reproduce.
+
+    Args:
+        head: The trained head, in float32.
+        samples: The images.
+        embeddings: Of eager PyTorch, float32 ``[N, D]``.
+        parts: Whether to have the similarities to the prototypes and what they are made of, too.
+    """
+
+    def __init__(self, head: nn.Module, samples: Samples, embeddings: Tensor, *, parts: bool = False) -> None:
+        self.head = copy.deepcopy(head).cpu().eval()
+        self.has_parts = parts
+        self.samples = samples
+        self.embeddings = embeddings
+        with torch.inference_mode():
+            values = [self._values(x) for x in torch.split(embeddings, _AT_ONCE)]
+            self.outputs = _joined([self._outputs(a) for a in values])
+            self.features = torch.cat(values)
+        # The length of an embedding that is all but 0 is no measure of its error.
+        lengths = torch.linalg.vector_norm(embeddings, dim=1)
+        self.lengths = lengths.clamp_min(_SHORTEST * float(lengths.max())).clamp_min(_TINY)
+
+    @classmethod
+    def of(cls, model: ImageModel, preprocessing: Preprocessing, samples: Samples, *, parts: bool = False) -> Reference:
+        """Run a trained model, on the CPU in float32 and evaluation mode."""
+        normalize = Normalize(preprocessing)
+        batches = torch.split(torch.from_numpy(samples.images), _AT_ONCE)
+        backbone = copy.deepcopy(model.backbone).cpu().eval()
+        with torch.inference_mode():
+            embeddings = torch.cat([backbone(normalize(batch)) for batch in batches])
+        return cls(model.head, samples, embeddings, parts=parts)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """Of eager PyTorch, ``[N, C]``."""
+        return np.asarray(self.outputs["logits"].numpy())
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """What differences of logits are relative to, ``[N, 1]``."""
+        return np.asarray(_scale(self.outputs["logits"]).numpy())[:, None]
+
+    def margins(self) -> NDArray[np.float32]:
+        """Return how far each sample is from the nearest membership boundary, relative to the reach of its features."""
+        if not isinstance(self.head, TverskyHead):
+            return np.full(len(self.samples), np.inf, dtype=np.float32)
+        with torch.inference_mode():
+            reach = self.head.reach(self.embeddings).clamp_min(_TINY)
+            return np.asarray((self.features.abs() / reach).amin(1).numpy())
+
+    def differences(self, rows: Tensor, outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
+        """Return the largest relative difference of each sample, ``[n]``.
+
+        Args:
+            rows: Positions of the samples, ``[n]``.
+            outputs: Of an artifact.
+            expected: Of the eager head on whatever features.
+        """
+        pairs = [(value, expected[name], self.outputs[name][rows]) for name, value in outputs.items()]
+        return torch.stack([largest(found - value) / _scale(eager) for found, value, eager in pairs]).amax(0)
+
+    def head_outputs(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """Return what the eager head makes of embeddings ``[n, D]``."""
+        return self._outputs(self._values(embeddings))
+
+    def explain(
+        self, row: int, embedding: Tensor, outputs: Mapping[str, Tensor], tolerance: float | None
+    ) -> Flip | None:
+        """Return the membership flips that turn the eager outputs into those of an artifact, if there are any.
+
+        Args:
+            row: Position of the sample.
+            embedding: The artifact's, ``[1, D]``.
+            outputs: The artifact's, ``[1, ...]`` each.
+            tolerance: The precision's.
+        """
+        if not isinstance(self.head, TverskyHead) or not torch.isfinite(embedding).all():
+            return None
+        own = self._values(embedding)
+        unsure = (own.abs() <= BOUNDARY * self.head.reach(embedding)).flatten().nonzero().flatten()
+        if len(unsure) > _MOST_UNSURE:
+            return None
+        sides = (own > 0).repeat(2 ** len(unsure), 1)
+        sides[:, unsure] = torch.tensor(list(itertools.product((False, True), repeat=len(unsure))), dtype=torch.bool)
+        rows = torch.full((len(sides),), row)
+        repeated = {name: value.expand(len(sides), *value.shape[1:]) for name, value in outputs.items()}
+        of_head = self.differences(rows, repeated, self._outputs(_moved(own, sides)))
+        eager = self.features[row : row + 1]
+        moved = self._outputs(_moved(eager, sides))
+        of_model = self.differences(rows, repeated, moved)
+        fits = of_head <= HEAD_TOLERANCE
+        if tolerance is not None:
+            fits &= of_model <= tolerance
+        if not fits.any():
+            return None
+        best = int(torch.where(fits, of_model, torch.inf).argmin())
+        features = ((eager > 0) != sides[best : best + 1]).flatten().nonzero().flatten().tolist()
+        jump = (moved["logits"][best] - self.outputs["logits"][row]).abs().max()
+        return Flip(row, tuple(features), float(jump))
+
+    def _values(self, embeddings: Tensor) -> Tensor:
+        return self.head.project(embeddings) if isinstance(self.head, TverskyHead) else embeddings
+
+    def _outputs(self, values: Tensor) -> dict[str, Tensor]:
+        head = self.head
+        logits = head.score(values) if isinstance(head, TverskyHead) else head(values)
+        outputs = {"logits": logits, "probabilities": torch.softmax(logits, 1)}
+        if self.has_parts and isinstance(head, TverskyHead):
+            prototypes = head.project(head.prototypes)
+            parts = head.parts(values, prototypes)
+            outputs |= {
+                "similarities": head.compare(values, prototypes),
+                "common": parts.common * (head.theta if head.config.model == "contrast" else 1.0),
+                "input_only": parts.input_only * head.alpha,
+                "prototype_only": parts.prototype_only * head.beta,
+            }
+        return outputs
+
+
+def largest(differences: Tensor) -> Tensor:
+    """Return the largest magnitude in each row, infinite where there is no number."""
+    return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).amax(1)
+
+
+def _moved(values: Tensor, sides: Tensor) -> Tensor:
+    """Return feature values ``[1, F]`` on the sides of 0 that are asked for, ``[n, F]``: True is above it."""
+    return torch.where(sides, values.clamp_min(_TINY), values.clamp_max(0))
+
+
+def _scale(values: Tensor) -> Tensor:
+    return values.abs().amax(1).clamp_min(1)
+
+
+def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
