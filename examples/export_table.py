@@ -111,14 +111,14 @@ def _rows(name: str, report: ParityReport, bundle: Path) -> Iterator[dict[str, A
             "nodes": _nodes(form, bundle) if manifest else "-",
             "MB": f"{file.stat().st_size / 1e6:.1f}" if manifest else "-",
         }
-    for engine, reason in report.unproven.items():
+    for engine in report.unproven:
         size = f"{(bundle / engine).stat().st_size / 1e6:.1f}"
         precision = manifest.precision if manifest else ""
         yield {
             "head": name,
             "format": "tensorrt_rtx" if "-tensorrt_rtx-" in engine else "tensorrt",
             "precision": precision,
-            "proof": reason,
+            "proof": "built, not run",
             **dict.fromkeys(("worst", "explained", "top-1", "nodes"), "-"),
             "MB": size,
         }
