@@ -30,6 +30,7 @@ _PURPOSES = {
     GOLDEN_FILE: "samples that are replayed when the bundle is loaded",
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }
+_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_")
 _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
     "logits": "one for each class",
@@ -98,5 +99,5 @@ def _rounded(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: f"{value:.4g}" if isinstance(value, float) else str(value)
         for name, value in metrics.items()
-        if isinstance(value, int | float | str)
+        if isinstance(value, int | float | str) and name.startswith(_METRICS)
     }

@@ -10,6 +10,7 @@ from tnn_export.parity import check_parity, proof_batch_sizes
 from tnn_export.proof import read_proof
 from tnn_export.report import ParityReport
 from tnn_export.running import fresh_process
+from tnn_runtime.backends.onnxruntime import require_cuda
 from tnn_runtime.errors import UsageError
 from tnn_runtime.manifest import Manifest
 
@@ -31,10 +32,13 @@ def check_bundle(bundle: str | Path, device: str = "cpu", public_key: str | Path
         SignatureError: If a key is given and the bundle is not signed with it.
         ArtifactError: If the bundle is damaged, or has no record of its proof.
         ExportError: If an artifact does not run on the device.
+        ProviderUnavailable: If CUDA was asked for and does not work, with what is missing.
         UsageError: If there is no such device.
     """
     if device != "cpu" and device.partition(":")[0] != "cuda":
         raise UsageError(f"unknown device {device!r}; choose cpu, cuda or cuda:N")
+    if device != "cpu":
+        require_cuda(device)
     manifest, folder = Manifest.read(bundle, public_key)
     reference = read_proof(manifest, folder)
     runners = {

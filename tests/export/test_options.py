@@ -19,7 +19,7 @@ from tnn_export.formats import FORMATS
 from tnn_export.formats import onnx as onnx_format
 from tnn_export.inspect import inspect_bundle
 from tnn_export.serving import EXTRA_OUTPUTS
-from tnn_runtime import Classifier, Manifest, UsageError
+from tnn_runtime import Classifier, Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.manifest import BatchBounds
 from tnn_train import ImageData, load_checkpoint
 from tnn_train.loop import TrainResult
@@ -130,6 +130,15 @@ def test_a_bundle_is_checked_again(precision: str, exported: dict[str, Path]) ->
     for name, stage in report.stages.items():
         again = json.loads(json.dumps(dataclasses.asdict(stage)))
         assert again == manifest.parity[name]
+
+
+def test_a_check_on_a_device_that_is_missing_or_unknown(exported: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="unknown device 'tpu'; choose cpu, cuda or cuda:N"):
+        check_bundle(exported["fp32"], "tpu")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ProviderUnavailable, match=r"device 'cuda' does not work here: .*; or choose device 'cpu'"):
+        check_bundle(exported["fp32"], "cuda")
 
 
 def test_a_changed_artifact_is_found_by_the_check(exported: dict[str, Path], tmp_path: Path) -> None:

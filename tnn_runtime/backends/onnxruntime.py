@@ -22,7 +22,7 @@ except ImportError as error:
         "'tnn-deploy[gpu]'"
     ) from error
 
-__all__ = ["OnnxRuntimeBackend", "cuda_problems", "open_session"]
+__all__ = ["OnnxRuntimeBackend", "cuda_problems", "open_session", "require_cuda"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -110,10 +110,7 @@ def open_session(model: str | bytes, device: str, threads: int) -> Any:
             raise ArtifactError(
                 f"ONNX Runtime {ort.__version__} refuses the model ({_line(error)}); export the bundle again"
             ) from error
-    if problems := cuda_problems():
-        raise ProviderUnavailable(
-            f"device {device!r} does not work here: {'; '.join(problems)}; or choose device 'cpu'"
-        )
+    require_cuda(device)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = ort.InferenceSession(
@@ -128,6 +125,18 @@ def open_session(model: str | bytes, device: str, threads: int) -> Any:
             f"device {device!r} was asked for, and ONNX Runtime chose {session.get_providers()}; choose device 'cpu'"
         )
     return session
+
+
+def require_cuda(device: str) -> None:
+    """Make sure that the CUDA provider works.
+
+    Raises:
+        ProviderUnavailable: If not, with what is missing.
+    """
+    if problems := cuda_problems():
+        raise ProviderUnavailable(
+            f"device {device!r} does not work here: {'; '.join(problems)}; or choose device 'cpu'"
+        )
 
 
 def cuda_problems() -> list[str]:
