@@ -145,7 +145,7 @@ def test_a_changed_artifact_is_found_by_the_check(exported: dict[str, Path], tmp
     manifest, folder = Manifest.read(exported["fp32"])
     model = onnx.load(folder / "model.onnx")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Manifest, "read", lambda bundle: (manifest, Path(bundle)))
+        patch.setattr(Manifest, "read", lambda bundle, public_key: (manifest, Path(bundle)))
         for path in folder.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         tensor = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
@@ -246,7 +246,7 @@ class TestBadInput:
             ({"formats": ("onnx",), "precision": "bf16"}, "onnx cannot be exported in bf16: .* choose fp16"),
             ({"formats": ("pt2",), "precision": "int8"}, "pt2 cannot be exported in int8: .* choose the format onnx"),
             ({"batch": BatchBounds(0, 4)}, "got batches from 0 to 4 images; expected at least 1"),
-            ({"batch": BatchBounds(5, 4)}, "got batches from 5 to 4 images; expected at least 1, and no less"),
+            ({"batch": BatchBounds(5, 4)}, "got batches from 5 to 4 images; expected at least 1 to 65536, and no less"),
         ],
     )
     def test_options_that_cannot_be(self, options: dict[str, object], message: str) -> None:
