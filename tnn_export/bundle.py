@@ -24,7 +24,7 @@ from tnn_export.options import ExportOptions
 from tnn_export.parity import compare, proof_batch_sizes
 from tnn_export.precision import PRECISIONS
 from tnn_export.proof import write_proof
-from tnn_export.provenance import run_metrics, without_paths
+from tnn_export.provenance import load_with_results, without_paths
 from tnn_export.records import write_golden, write_head
 from tnn_export.reference import Reference
 from tnn_export.report import LOWERED, ParityReport
@@ -33,7 +33,7 @@ from tnn_export.samples import make_samples
 from tnn_export.serving import ServingModel
 from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.storage import describe_files, new_folder
-from tnn_train.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.checkpoint import Checkpoint
 
 __all__ = ["export_bundle"]
 
@@ -84,9 +84,8 @@ def export_bundle(
     """
     signer = None if sign is None else _signer(sign)
     options = options or ExportOptions(tuple(formats), precision)
-    metrics = {} if isinstance(checkpoint, Checkpoint) else run_metrics(Path(checkpoint))
     if not isinstance(checkpoint, Checkpoint):
-        checkpoint = load_checkpoint(checkpoint)
+        checkpoint = load_with_results(Path(checkpoint))
     if images is None:
         images, labels = checkpoint.samples, checkpoint.labels
     samples = make_samples(checkpoint.preprocessing, images, labels)
@@ -132,7 +131,7 @@ def export_bundle(
             versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
             batch=options.batch,
             training=without_paths(checkpoint.training),
-            metrics={**checkpoint.metrics, **metrics},
+            metrics=checkpoint.metrics,
             unproven=unproven,
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
@@ -181,5 +180,5 @@ def _signer(key: str | Path) -> Callable[[Path], None]:
 
 
 def _twin(folder: Path) -> tuple[str, Mapping[str, Any]]:
-    checkpoint = load_checkpoint(folder)
-    return f"{checkpoint.config.head} twin", {**checkpoint.metrics, **run_metrics(folder)}
+    checkpoint = load_with_results(folder)
+    return f"{checkpoint.config.head} twin", checkpoint.metrics

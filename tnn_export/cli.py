@@ -19,13 +19,14 @@ from tnn_export.formats.onnx import OPSETS
 from tnn_export.inspect import describe_bundle, inspect_bundle
 from tnn_export.options import ExportOptions
 from tnn_export.precision import PRECISIONS
+from tnn_export.provenance import load_with_results
 from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import InputError
 from tnn_runtime.manifest import MANIFEST_FILE, BatchBounds
 from tnn_runtime.preprocess import find_images
 from tnn_runtime.storage import refuse_existing, write_json
-from tnn_train.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.checkpoint import Checkpoint
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 
@@ -104,11 +105,11 @@ def _export(options: argparse.Namespace) -> None:
         options.opset,
     )
     refuse_existing(options.out, MANIFEST_FILE, overwrite=options.overwrite)
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = load_with_results(options.checkpoint)
     images, labels = _images(options.images, checkpoint)
     calibration, _ = _images(options.calibration, checkpoint)
     report = export_bundle(
-        options.checkpoint,
+        checkpoint,
         options.out,
         options=how,
         images=images,

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from tnn_runtime.storage import read_json
+from tnn_train.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["run_metrics", "without_paths"]
+__all__ = ["load_with_results", "without_paths"]
 
 _RESULTS_FILE = "results.json"
 _NEWEST = 1
 _KEPT = ("test_accuracy", "test_loss", "ece", "val_accuracy", "best_epoch", "parameters")
 
 
-def run_metrics(checkpoint: Path) -> dict[str, Any]:
-    """Return what ``results.json`` says about a finished run, if the checkpoint is the best one of such a run.
+def load_with_results(folder: Path) -> Checkpoint:
+    """Read a checkpoint, and into its metrics the results of the run, if it is the best one of a finished run.
 
     Raises:
-        ArtifactError: If the file is there and cannot be read.
+        ArtifactError: If the checkpoint or the results cannot be read.
     """
+    checkpoint = load_checkpoint(folder)
+    return dataclasses.replace(checkpoint, metrics={**checkpoint.metrics, **_results(folder)})
+
+
+def _results(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint.parent / _RESULTS_FILE
     if checkpoint.name != "best" or not path.is_file():
         return {}
