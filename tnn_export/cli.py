@@ -16,15 +16,14 @@ from tnn_export.check import check_bundle
 from tnn_export.errors import ParityError
 from tnn_export.formats import FORMATS
 from tnn_export.formats.onnx import OPSETS
+from tnn_export.images import image_files
 from tnn_export.inspect import describe_bundle, inspect_bundle
 from tnn_export.options import ExportOptions
 from tnn_export.precision import PRECISIONS
 from tnn_export.provenance import load_with_results
 from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser
-from tnn_runtime.errors import InputError
 from tnn_runtime.manifest import MANIFEST_FILE, BatchBounds
-from tnn_runtime.preprocess import find_images
 from tnn_runtime.storage import refuse_existing, write_json
 from tnn_train.checkpoint import Checkpoint
 
@@ -129,9 +128,7 @@ def _images(folder: Path | None, checkpoint: Checkpoint) -> tuple[NDArray[np.uin
     """Read a folder of images, and their classes where the subfolders are named like those of the checkpoint."""
     if folder is None:
         return None, None
-    files = find_images(folder) if folder.is_dir() else []
-    if not files:
-        raise InputError(f"{folder} has no files; expected a folder of images")
+    files = image_files(folder)
     classes = [file.relative_to(folder).parts[0] for file in files]
     known = {name: index for index, name in enumerate(checkpoint.class_names)}
     labels = np.array([known.get(name, -1) for name in classes], np.int64)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tnn_export.images import image_files
 from tnn_export.importers import IMPORTERS, import_state_dict
 from tnn_export.importers.source import REQUIRED
 from tnn_runtime.console import Parser
-from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.preprocess import Preprocessing, find_images
+from tnn_runtime.errors import UsageError
+from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import refuse_existing
 from tnn_train.checkpoint import CONFIG_FILE, save_checkpoint
 
@@ -150,7 +151,5 @@ def _class_names(file: Path | None, folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    files = find_images(folder) if folder.is_dir() else []
-    if not files:
-        raise InputError(f"{folder} has no files; expected a folder of images")
+    files = image_files(folder)
     return [files[place] for place in np.unique(np.linspace(0, len(files) - 1, _SAMPLES).astype(int))]
