@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import Backend, open_backend
+from tnn_runtime.backends import Backend, BackendOptions, open_backend
 from tnn_runtime.errors import ArtifactError, ClassifierClosed, InputError, SelfCheckError, UsageError
 from tnn_runtime.explain import Explanation, HeadExplainer
 from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, Manifest
@@ -92,7 +92,7 @@ class Classifier:
         threads = usable_cores() if threads is None else threads
         _at_least_one(threads=threads, max_batch_size=max_batch_size)
         manifest, folder = Manifest.read(bundle, public_key)
-        backend, reason = open_backend(folder, manifest, device, threads)
+        backend, reason = open_backend(folder, manifest, device, BackendOptions(threads, max_batch_size))
         classifier = cls(manifest, folder, backend, reason, max_batch_size)
         if self_check:
             classifier._replay_golden_samples()

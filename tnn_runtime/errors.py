@@ -9,7 +9,12 @@
     │   └── SignatureError    a bundle that is not signed by the owner of the key that was given
     ├── OutputExistsError     an output folder that is already there, or cannot be made
     ├── ProviderUnavailable   a device that was asked for and does not work
-    └── ClassifierClosed      a call on a classifier after ``close()``
+    └── NotAnswered           a good request that gets no answer: a service says "unavailable" (503)
+        ├── QueueFull         too many requests are waiting; nothing of this one was done
+        ├── DeadlineExceeded  its time was over before its batch began
+        ├── RunError          the model failed on its batch, for example for want of memory
+        ├── DeviceLost        the device failed, and this process cannot use it any more
+        └── ClassifierClosed  a call on a classifier that drains or is closed
 
 Every message says what was got, what was expected and what to do.
 """
@@ -19,10 +24,15 @@ from __future__ import annotations
 __all__ = [
     "ArtifactError",
     "ClassifierClosed",
+    "DeadlineExceeded",
+    "DeviceLost",
     "EngineError",
     "InputError",
+    "NotAnswered",
     "OutputExistsError",
     "ProviderUnavailable",
+    "QueueFull",
+    "RunError",
     "SelfCheckError",
     "SignatureError",
     "TnnError",
@@ -66,5 +76,25 @@ class ProviderUnavailable(TnnError):
     """The requested device or backend does not work on this machine."""
 
 
-class ClassifierClosed(TnnError):
-    """A call on a classifier after ``close()``."""
+class NotAnswered(TnnError):
+    """A good request that gets no answer, now or from this process."""
+
+
+class QueueFull(NotAnswered):
+    """Too many requests are waiting; nothing of this one was done."""
+
+
+class DeadlineExceeded(NotAnswered):
+    """The time of a request was over before its batch began."""
+
+
+class RunError(NotAnswered):
+    """The model failed on a batch, for example for want of memory; the next one may succeed."""
+
+
+class DeviceLost(NotAnswered):
+    """The device failed, and this process cannot use it any more."""
+
+
+class ClassifierClosed(NotAnswered):
+    """A call on a classifier that drains or is closed."""

@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from tnn_runtime import ArtifactError, Classifier, Manifest, ProviderUnavailable
+from tnn_runtime import ArtifactError, Classifier, Manifest, ProviderUnavailable, RunError
+from tnn_runtime.backends import BackendOptions
 from tnn_runtime.backends import onnxruntime as module
 
 needs_no_gpu = pytest.mark.skipif(module.cuda_problems() == [], reason="this machine has a working GPU")
@@ -74,16 +75,16 @@ def test_a_model_that_onnxruntime_refuses(bundle: Path) -> None:
     manifest, _ = Manifest.read(bundle)
     (bundle / "model.onnx").write_bytes(b"\x08\x0anonsense")
     with pytest.raises(ArtifactError, match="refuses the model"):
-        module.OnnxRuntimeBackend(bundle, manifest, "cpu", 1)
+        module.OnnxRuntimeBackend(bundle, manifest, "cpu", BackendOptions())
     unlisted = dataclasses.replace(manifest, files={})
     with pytest.raises(ArtifactError, match=r"lists no model.onnx, which the runtime needs; export with --formats"):
-        module.OnnxRuntimeBackend(bundle, unlisted, "cpu", 1)
+        module.OnnxRuntimeBackend(bundle, unlisted, "cpu", BackendOptions())
 
 
 def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -> None:
     manifest, _ = Manifest.read(small_bundle)
-    backend = module.OnnxRuntimeBackend(small_bundle, manifest, "cpu", 1)
-    with pytest.raises(ArtifactError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
+    backend = module.OnnxRuntimeBackend(small_bundle, manifest, "cpu", BackendOptions())
+    with pytest.raises(RunError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
         backend.run(np.zeros((2, 9, 9, 3), np.uint8))
     backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))
     with pytest.raises(ArtifactError, match=r"gives \[\(2, 3\), \(2, 24\)\] where the manifest has \[\(2, 2\), "):

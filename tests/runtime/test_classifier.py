@@ -98,7 +98,7 @@ def test_golden_samples_are_replayed_at_load(bundles: dict[str, Path], monkeypat
     def wrong_device(*arguments: object) -> object:
         backend, reason = original(*arguments)
         run = backend.run
-        backend.run = lambda images: (run(images)[0] + 0.01, run(images)[1])
+        backend.run = lambda images: run(images)._replace(logits=run(images).logits + 0.01)
         return backend, reason
 
     monkeypatch.setattr(module, "open_backend", wrong_device)

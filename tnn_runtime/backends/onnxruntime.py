@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.errors import ArtifactError, ProviderUnavailable
+from tnn_runtime.backends import BackendOptions, Outputs
+from tnn_runtime.errors import ArtifactError, ProviderUnavailable, RunError
 from tnn_runtime.manifest import ONNX_FILE, Manifest
 
 try:
@@ -37,7 +38,7 @@ class OnnxRuntimeBackend:
         folder: The bundle folder.
         manifest: Its manifest, which the graph must agree with.
         device: ``"cpu"`` or ``"cuda:N"``.
-        threads: Threads for the work inside one call, at least 1.
+        options: How to run it.
 
     Raises:
         ProviderUnavailable: If CUDA was asked for and does not work.
@@ -45,14 +46,17 @@ class OnnxRuntimeBackend:
             refuses.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: str, options: BackendOptions) -> None:
         if ONNX_FILE not in manifest.files:
             raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
         self.device = device
-        self.threads = threads
+        self.threads = options.threads
+        self.batch_sizes: tuple[int, ...] = ()
+        self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
         self._sizes = [spec.shape[1] for spec in manifest.outputs[:2]]
-        self._session: Any = open_session(str(folder / ONNX_FILE), device, threads)
+        self._session: Any = open_session(str(folder / ONNX_FILE), device, options.threads, options.spin)
+        self.details = {"providers": self._session.get_providers()}
         for found, expected in (
             (self._session.get_inputs(), manifest.inputs),
             (self._session.get_outputs(), manifest.outputs),
@@ -64,16 +68,17 @@ class OnnxRuntimeBackend:
                     f"{folder / ONNX_FILE} has {graph} where the manifest has {listed}; export the bundle again"
                 )
 
-    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ``(logits [N, classes], embedding [N, D])`` of images ``[N, H, W, C]``.
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Return the outputs for images ``[N, H, W, C]``.
 
         Raises:
-            ArtifactError: If the model does not run, or gives something else.
+            RunError: If the model does not run.
+            ArtifactError: If it gives something else than the manifest says.
         """
         try:
             logits, embedding = self._session.run(["logits", "embedding"], {"images": images})
         except Exception as error:  # as in `open_session`
-            raise ArtifactError(
+            raise RunError(
                 f"ONNX Runtime {ort.__version__} cannot run the model on {len(images)} images ({_line(error)}); use a "
                 "smaller batch if memory is short, or export the bundle again"
             ) from error
@@ -83,14 +88,14 @@ class OnnxRuntimeBackend:
                 f"the model gives {[logits.shape, embedding.shape]} where the manifest has {expected}; export the "
                 "bundle again"
             )
-        return logits, embedding
+        return Outputs(logits, embedding)
 
     def close(self) -> None:
         """Release the session."""
         self._session = None
 
 
-def open_session(model: str | bytes, device: str, threads: int) -> Any:
+def open_session(model: str | bytes, device: str, threads: int, spin: bool = False) -> Any:
     """Open a session on exactly the device that was asked for.
 
     Raises:
@@ -102,7 +107,7 @@ def open_session(model: str | bytes, device: str, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Idle workers would otherwise burn the cores that the rest of a service, or a second session, needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     if device == "cpu":
         try:
             return ort.InferenceSession(model, options, providers=[_CPU])
