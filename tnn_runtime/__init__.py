@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_runtime.classifier import Classifier, Prediction
+    from tnn_runtime.classifier import Classifier, Health
     from tnn_runtime.errors import (
         ArtifactError,
         ClassifierClosed,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     )
     from tnn_runtime.explain import Explanation, FeatureParts
     from tnn_runtime.manifest import Manifest
+    from tnn_runtime.metrics import Distribution, MetricsSnapshot
+    from tnn_runtime.results import Prediction
 
 __all__ = [
     "ArtifactError",
@@ -42,11 +44,14 @@ __all__ = [
     "ClassifierClosed",
     "DeadlineExceeded",
     "DeviceLost",
+    "Distribution",
     "EngineError",
     "Explanation",
     "FeatureParts",
+    "Health",
     "InputError",
     "Manifest",
+    "MetricsSnapshot",
     "NotAnswered",
     "OutputExistsError",
     "Prediction",
@@ -62,7 +67,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "classifier": ["Classifier", "Prediction"],
+        "classifier": ["Classifier", "Health"],
         "errors": [
             "ArtifactError",
             "ClassifierClosed",
@@ -82,5 +87,7 @@ __getattr__ = lazy_names(
         ],
         "explain": ["Explanation", "FeatureParts"],
         "manifest": ["Manifest"],
+        "metrics": ["Distribution", "MetricsSnapshot"],
+        "results": ["Prediction"],
     },
 )

@@ -2,57 +2,94 @@
 
 from __future__ import annotations
 
-import operator
-import os
-from collections.abc import Iterator, Sequence
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import Backend, BackendOptions, open_backend
-from tnn_runtime.errors import ArtifactError, ClassifierClosed, InputError, SelfCheckError, UsageError
+from tnn_runtime.backends import BackendOptions, Outputs, open_backend
+from tnn_runtime.batching import Batcher, QueueOptions, Request
+from tnn_runtime.cores import usable_cores
+from tnn_runtime.decoders import Decoders
+from tnn_runtime.errors import ClassifierClosed, InputError, UsageError
 from tnn_runtime.explain import Explanation, HeadExplainer
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE, Manifest
+from tnn_runtime.golden import replay_golden_samples
+from tnn_runtime.lifecycle import Lifecycle
+from tnn_runtime.manifest import HEAD_FILE, Manifest
+from tnn_runtime.metrics import Metrics, MetricsSnapshot
+from tnn_runtime.options import at_least_one, device_list, seconds
 from tnn_runtime.preprocess import ImageSource
-from tnn_runtime.storage import read_arrays
+from tnn_runtime.replicas import Replica, Replicas
+from tnn_runtime.results import Answers, Prediction
 
-__all__ = ["Classifier", "Prediction", "usable_cores"]
+__all__ = ["Classifier", "Health"]
+
+T = TypeVar("T")
+Images = Sequence[ImageSource] | NDArray[np.uint8]
+
+_CLOSED = "this classifier is closed; load the bundle again"
+_DRAINING = "this classifier drains: it answers what it has accepted, and takes nothing new; send it elsewhere"
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One class for one image.
+class Health:
+    """Whether a classifier serves.
 
     Args:
-        label: Name of the class.
-        score: Softmax probability, 0 to 1.
-        index: Position of the class among the logits.
+        ready: Whether requests should be sent to it. Once a device was lost, this is never true again: restart the
+            process then.
+        reason: Why it is not ready; empty if it is.
+        waiting: Submitted images that wait for their batch.
+        open_requests: Requests that were accepted and are not yet answered.
     """
 
-    label: str
-    score: float
-    index: int
+    ready: bool
+    reason: str
+    waiting: int
+    open_requests: int
 
 
 class Classifier:
     """A bundle, loaded and ready. Make one with `Classifier.load`.
 
-    ``predict``, ``logits``, ``embed`` and ``explain`` may be called from several threads at once. Use it as a
-    context manager, or call `close`.
+    There are two ways to the model. ``predict``, ``logits``, ``embed`` and ``explain`` run it at once, in batches of
+    what they are given. ``submit``, and the methods for asyncio, put each image into a queue, where the images of all
+    callers gather into batches. All of them may be called from several threads at once.
+
+    Use it as a context manager, which answers what was submitted and then closes; or call `drain` and `close`.
     """
 
-    def __init__(self, manifest: Manifest, folder: Path, backend: Backend, reason: str, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        replicas: Replicas,
+        queue: QueueOptions,
+        metrics: Metrics,
+        **settings: Any,
+    ) -> None:
         """Take parts that `load` has made and checked."""
         self._manifest = manifest
         self._folder = folder
-        self._backend = backend
-        self._reason = reason
-        self._max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
-        self._closed = False
+        self._replicas = replicas
+        self._queue = queue
+        self._metrics = metrics
+        self._settings = settings
+        self._timeout_s: float | None = settings["timeout_s"]
+        self._tracer = settings["tracer"]
+        self._lifecycle = Lifecycle()
+        self._decoders = Decoders(manifest.preprocessing, usable_cores())
+        self._batcher: Batcher | None = None
+        self._making = threading.Lock()
         self._explainer: HeadExplainer | None = None
         if manifest.model["head"] == "tversky":
             self._explainer = HeadExplainer(
@@ -63,42 +100,94 @@ class Classifier:
     def load(
         cls,
         bundle: str | Path,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         *,
+        providers: Sequence[str] | None = None,
+        provider_options: Mapping[str, str] | None = None,
         threads: int | None = None,
+        spin: bool = False,
+        tf32: bool = False,
+        cuda_graphs: bool = False,
         max_batch_size: int = 64,
+        max_queue_delay_ms: float = 2.0,
+        max_queue_size: int = 1024,
+        timeout_s: float | None = None,
+        cache_dir: str | Path | None = None,
+        warmup: bool = True,
         self_check: bool = True,
         public_key: str | Path | None = None,
+        tracer: Any = None,
     ) -> Self:
-        """Load a bundle, check every file's hash, and replay its golden samples on the device.
+        """Load a bundle, check every file's hash, and replay its golden samples on each device.
 
         Args:
             bundle: The bundle folder.
             device: ``"auto"`` takes CUDA where it works and the CPU otherwise (`info` tells which and why);
-                ``"cpu"``, ``"cuda"`` and ``"cuda:N"`` mean just that, or an error.
-            threads: CPU threads for one call; by default all cores this process may use.
-            max_batch_size: Larger inputs are split into batches of this size, or of the largest that the bundle takes.
+                ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"tensorrt"`` and ``"tensorrt:N"`` mean just that, or an error. A
+                list makes a replica of the model for each of its devices; a device may be in it more than once.
+            providers: Execution providers of ONNX Runtime to use instead of those of the device, first choice first,
+                such as ``("TensorrtExecutionProvider", "CUDAExecutionProvider")`` on a CUDA device.
+            provider_options: Options of the first provider, as ONNX Runtime spells them.
+            threads: CPU threads for one call, by default the usable cores (affinity and quota of the control group),
+                shared among the replicas.
+            spin: Whether idle CPU threads wait actively: a little faster for a process that has its cores for itself,
+                much slower for one that shares them.
+            tf32: Whether float32 products on CUDA may round their factors to 10 bits.
+            cuda_graphs: Whether CUDA work is recorded once for each batch size, and replayed.
+            max_batch_size: Images a batch, at most; larger inputs are split.
+            max_queue_delay_ms: How long a submitted image waits for others while a model is free, in milliseconds.
+            max_queue_size: Submitted images that may wait; more are refused with `QueueFull`.
+            timeout_s: Seconds within which the batch of a submitted image must begin, or it gets `DeadlineExceeded`;
+                by default there is no limit.
+            cache_dir: Where engines of TensorRT are kept; by default in the user's cache folder.
+            warmup: Whether to run each batch size that the device is prepared for, so that no request waits for it.
             self_check: Whether to replay the golden samples.
             public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle; without one, a
                 signature is not looked at.
+            tracer: An OpenTelemetry tracer; each run of the model is then a span, with links to those of its requests.
 
         Raises:
             SignatureError: If a key is given and the bundle is not signed with it.
             ArtifactError: If the bundle is missing, damaged, altered, or of a newer schema.
             SelfCheckError: If the golden samples come out differently here.
-            ProviderUnavailable: If the device does not work on this machine.
+            ProviderUnavailable: If a device does not work on this machine.
             UsageError: If an argument is out of its range.
         """
-        threads = usable_cores() if threads is None else threads
-        _at_least_one(threads=threads, max_batch_size=max_batch_size)
+        devices = device_list(device)
+        threads = max(1, usable_cores() // len(devices)) if threads is None else threads
+        at_least_one(threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size)
+        delay_s = seconds(max_queue_delay_ms, "max_queue_delay_ms", "milliseconds") / 1000
+        timeout_s = None if timeout_s is None else seconds(timeout_s, "timeout_s")
         manifest, folder = Manifest.read(bundle, public_key)
-        backend, reason = open_backend(folder, manifest, device, BackendOptions(threads, max_batch_size))
-        classifier = cls(manifest, folder, backend, reason, max_batch_size)
-        if self_check:
-            classifier._replay_golden_samples()
-        return classifier
+        max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
+        options = BackendOptions(
+            threads=threads,
+            max_batch_size=max_batch_size,
+            providers=providers,
+            provider_options=dict(provider_options or {}),
+            spin=spin,
+            tf32=tf32,
+            cuda_graphs=cuda_graphs,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+        )
+        metrics = Metrics()
+        replicas: list[Replica] = []
+        try:
+            for name in devices:
+                backend, reason = open_backend(folder, manifest, name, options)
+                replicas.append(Replica(backend, manifest.batch.smallest, reason, metrics, tracer))
+                if warmup:
+                    replicas[-1].warm_up(manifest.preprocessing.shape)
+                if self_check:
+                    replay_golden_samples(folder, manifest, backend.device, replicas[-1].run, max_batch_size)
+        except BaseException:
+            Replicas(replicas).close()
+            raise
+        metrics.reset()
+        queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
+        return cls(manifest, folder, Replicas(replicas), queue, metrics, timeout_s=timeout_s, tracer=tracer)
 
-    def predict(self, images: Sequence[ImageSource], top_k: int = 5) -> list[list[Prediction]]:
+    def predict(self, images: Images, top_k: int = 5) -> list[list[Prediction]]:
         """Classify images.
 
         Args:
@@ -111,30 +200,24 @@ class Classifier:
 
         Raises:
             InputError: If an image cannot be used; the message names it.
-            ClassifierClosed: After `close`.
+            NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
-        _at_least_one(top_k=top_k)
-        logits = self.logits(images)
-        best = _best(logits, top_k)
-        scores = _softmax(logits)
-        names = self._manifest.class_names
-        return [
-            [Prediction(names[index], float(row[index]), int(index)) for index in ranked]
-            for ranked, row in zip(best, scores, strict=True)
-        ]
+        at_least_one(top_k=top_k)
+        answers = self._run(images)
+        return [answers.predictions(row, top_k) for row in range(len(answers.logits))]
 
-    def logits(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits, float32 ``[N, classes]``, of the images that `predict` accepts.
 
         An array ``[N, height, width, channels]`` of the model's own size goes to the model as it is.
         """
-        return self._run(images)[0]
+        return self._run(images).logits
 
-    def embed(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(self, images: Images) -> NDArray[np.float32]:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
-        return self._run(images)[1]
+        return self._run(images).embedding
 
-    def explain(self, images: Sequence[ImageSource], top_k: int = 3, num_features: int = 5) -> list[list[Explanation]]:
+    def explain(self, images: Images, top_k: int = 3, num_features: int = 5) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into their Tversky parts.
 
         Args:
@@ -145,40 +228,127 @@ class Classifier:
         Raises:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
-        _at_least_one(top_k=top_k, num_features=num_features)
-        explainer = self._explainer
-        if explainer is None:
-            head = self._manifest.model["head"]
-            raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
-        logits, embeddings = self._run(images)
-        best = _best(logits, top_k)
-        names = self._manifest.class_names
-        return [
-            [explainer(embedding, int(index), names[index], num_features) for index in ranked]
-            for ranked, embedding in zip(best, embeddings, strict=True)
-        ]
+        explain = self._explanation(top_k, num_features)
+        answers = self._run(images)
+        return [explain(answers, row) for row in range(len(answers.logits))]
+
+    def submit(self, image: ImageSource, top_k: int = 5, *, timeout_s: float | None = None) -> Future[list[Prediction]]:
+        """Put one image into the queue, to be classified in a batch with others, and return at once.
+
+        Files are decoded in the background. Callbacks of the future run in the thread that runs the batches: keep them
+        short.
+
+        Args:
+            image: An image as `predict` accepts it.
+            top_k: How many classes to return.
+            timeout_s: Seconds within which its batch must begin, instead of those of `load`.
+
+        Returns:
+            A future of what `predict` returns for the image, which can be cancelled until its batch begins. Its errors
+            are those of `predict` and `DeadlineExceeded`.
+
+        Raises:
+            QueueFull: If too many images wait.
+            NotAnswered: If the classifier is closed or drains, or its device is lost.
+            UsageError: If an argument is out of its range.
+        """
+        at_least_one(top_k=top_k)
+        (request,) = self._enqueue([image], partial(Answers.predictions, top_k=top_k), timeout_s)
+        return request
+
+    async def predict_async(
+        self, images: Images, top_k: int = 5, *, timeout_s: float | None = None
+    ) -> list[list[Prediction]]:
+        """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
+
+        Either all images are accepted or none. If the task is cancelled or an image fails, the others are cancelled.
+
+        Raises:
+            QueueFull: If there is no room for all images.
+            DeadlineExceeded: If a batch did not begin in time.
+            InputError, NotAnswered: As `predict`.
+        """
+        at_least_one(top_k=top_k)
+        return await self._answers(images, partial(Answers.predictions, top_k=top_k), timeout_s)
+
+    async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Return what `logits` returns; see `predict_async`."""
+        rows = await self._answers(images, lambda answers, row: answers.logits[row], timeout_s)
+        return np.stack(rows) if rows else self._nothing().logits
+
+    async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Return what `embed` returns; see `predict_async`."""
+        rows = await self._answers(images, lambda answers, row: answers.embedding[row], timeout_s)
+        return np.stack(rows) if rows else self._nothing().embedding
+
+    async def explain_async(
+        self, images: Images, top_k: int = 3, num_features: int = 5, *, timeout_s: float | None = None
+    ) -> list[list[Explanation]]:
+        """Return what `explain` returns; see `predict_async`."""
+        explain = self._explanation(top_k, num_features)
+        answers = await self._answers(images, Answers.only, timeout_s)
+        return await asyncio.to_thread(lambda: [explain(answer, 0) for answer in answers])
 
     @property
     def info(self) -> dict[str, Any]:
-        """Where and how the bundle runs: device, the reason for it, threads, versions, classes and input shape."""
+        """Where and how the bundle runs: devices, the reasons for them, threads, versions, classes, limits."""
+        first = next(iter(self._replicas)).backend
         return {
             "bundle": str(self._folder),
-            "device": self._backend.device,
-            "reason": self._reason,
-            "threads": self._backend.threads,
+            "device": ", ".join(replica.backend.device for replica in self._replicas),
+            "reason": "; ".join(dict.fromkeys(replica.reason for replica in self._replicas)),
+            "threads": first.threads,
             "backbone": self._manifest.model["backbone"],
             "head": self._manifest.model["head"],
             "precision": self._manifest.precision,
             "class_names": list(self._manifest.class_names),
             "input_shape": list(self._manifest.preprocessing.shape),
-            "max_batch_size": self._max_batch_size,
-            "versions": self._backend.versions,
+            "max_batch_size": self._queue.max_batch_size,
+            "max_queue_delay_ms": self._queue.max_delay_s * 1000,
+            "max_queue_size": self._queue.max_queue_size,
+            "timeout_s": self._timeout_s,
+            "batch_sizes": list(first.batch_sizes),
+            "versions": first.versions,
+            "details": [replica.backend.details for replica in self._replicas],
         }
 
+    @property
+    def health(self) -> Health:
+        """Whether it serves, and what it has to do."""
+        reason = "; ".join([self._lifecycle.refusal, *map(str, self._replicas.lost)]).strip("; ")
+        return Health(not reason, reason, self._metrics.read().waiting, self._lifecycle.open_requests)
+
+    @property
+    def metrics(self) -> MetricsSnapshot:
+        """What it has counted since it was loaded; see `tnn_runtime.prometheus` for monitoring systems."""
+        return self._metrics.read()
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Accept nothing new, and wait until all that was accepted is answered.
+
+        Args:
+            timeout_s: Seconds to wait at most; by default as long as it takes.
+
+        Returns:
+            Whether all is answered.
+        """
+        limit = None if timeout_s is None else seconds(timeout_s, "timeout_s")
+        self._lifecycle.stop(self._lifecycle.refusal or _DRAINING)
+        return self._lifecycle.wait(limit)
+
     def close(self) -> None:
-        """Release the model. Later calls raise `ClassifierClosed`; closing twice is fine."""
-        self._closed = True
-        self._backend.close()
+        """Release the model and end all threads. Later calls raise `ClassifierClosed`; closing twice is fine.
+
+        Calls that run are answered; images that wait in the queue get `ClassifierClosed`: call `drain` first.
+        """
+        self._lifecycle.stop(_CLOSED)
+        with self._making:
+            batcher = self._batcher
+        if batcher is not None:
+            batcher.close()
+        self._lifecycle.wait()
+        self._decoders.close()
+        self._replicas.close()
 
     def __enter__(self) -> Self:
         return self
@@ -186,91 +356,111 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.drain()
         self.close()
 
-    def _run(
-        self, images: Sequence[ImageSource] | NDArray[np.uint8]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if self._closed:
-            raise ClassifierClosed("this classifier is closed; load the bundle again")
-        if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
-            raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
-        outputs = [self._infer(batch) for batch in self._batches(images)]
-        if len(outputs) == 1:
-            return outputs[0]
-        none = (np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs[:2])
-        logits, embeddings = zip(tuple(none), *outputs, strict=True)
-        return np.concatenate(logits), np.concatenate(embeddings)
+    def _explanation(self, top_k: int, num_features: int) -> Callable[[Answers, int], list[Explanation]]:
+        """Return what explains one row of answers."""
+        at_least_one(top_k=top_k, num_features=num_features)
+        explainer, names = self._explainer, self._manifest.class_names
+        if explainer is None:
+            head = self._manifest.model["head"]
+            raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
+        return lambda answers, row: [
+            explainer(answers.embedding[row], index, names[index], num_features) for index in answers.best(row, top_k)
+        ]
 
-    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run one batch; one below the smallest that the graph takes is filled up with its own images."""
-        count, smallest = len(images), self._manifest.batch.smallest
-        if count >= smallest:
-            return self._backend.run(images)
-        logits, embeddings = self._backend.run(np.resize(images, (smallest, *images.shape[1:])))
-        return logits[:count], embeddings[:count]
-
-    def _batches(self, images: Sequence[ImageSource] | NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        preprocessing = self._manifest.preprocessing
-        ready = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == preprocessing.shape
-        if isinstance(images, np.ndarray) and not ready and images.ndim != 4:
-            raise InputError(
-                f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C] "
-                f"(this model's own size is {list(preprocessing.shape)}), or a list of images"
-            )
-        images = images if isinstance(images, np.ndarray) else list(images)
-        for start in range(0, len(images), self._max_batch_size):
-            part = images[start : start + self._max_batch_size]
-            yield np.ascontiguousarray(part) if ready else preprocessing.batch(list(part))
-
-    def _replay_golden_samples(self) -> None:
-        path = self._folder / GOLDEN_FILE
-        golden = read_arrays(path, "images", "logits")
-        images, expected = golden["images"], golden["logits"]
-        allowed = np.asarray(self._manifest.golden_tolerance)
-        count, classes = len(allowed), len(self._manifest.class_names)
-        if (
-            count == 0
-            or images.dtype != np.uint8
-            or images.shape != (count, *self._manifest.preprocessing.shape)
-            or expected.shape != (count, classes)
-        ):
-            raise ArtifactError(
-                f"{path} has images {list(images.shape)} and logits {list(expected.shape)} "
-                f"for {count} tolerances and {classes} classes in the manifest; export the bundle again"
-            )
-        worst = np.abs(self.logits(images) - expected).max(axis=1)
-        if not (worst <= allowed).all():
-            raise SelfCheckError(
-                f"{self._folder} does not reproduce its golden samples on {self._backend.device}: "
-                f"logits differ by up to {worst.max():.3g}, expected at most {allowed.min():.3g}; "
-                "export again, or choose another device"
-            )
-
-
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
+    def _run(self, images: Images) -> Answers:
+        """Run the model on all images now."""
+        self._metrics.request()
         try:
-            good = 1 <= operator.index(value) < _MANY
-        except TypeError:
-            good = False
-        if not good:
-            raise UsageError(f"{name} is {value!r}; expected an integer of at least 1 and below {_MANY}")
+            self._lifecycle.accept()
+            try:
+                outputs = [self._replicas.run(batch) for batch in self._batches(_container(images))]
+            finally:
+                self._lifecycle.answered()
+        except Exception as error:
+            self._metrics.failed(type(error).__name__)
+            raise
+        if len(outputs) != 1:
+            outputs = [Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))]
+        return Answers(outputs[0], self._manifest.class_names)
+
+    def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:
+        size = self._queue.max_batch_size
+        if isinstance(images, np.ndarray) and self._is_ready(images[:1]):
+            return (np.ascontiguousarray(images[start : start + size]) for start in range(0, len(images), size))
+        return self._decoders.batches(list(images), size)
+
+    def _is_ready(self, images: Any) -> bool:
+        """Whether images ``[N, H, W, C]`` are what the model takes."""
+        return (
+            isinstance(images, np.ndarray)
+            and images.dtype == np.uint8
+            and images.shape[1:] == self._manifest.preprocessing.shape
+        )
+
+    def _nothing(self) -> Outputs:
+        """Return the outputs for no images."""
+        return Outputs(*(np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs[:2]))
+
+    async def _answers(self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None) -> list[T]:
+        """Put images into the queue and wait for the answers to all of them."""
+        requests = self._enqueue(_container(images), answer, timeout_s)
+        try:
+            return list(await asyncio.gather(*map(asyncio.wrap_future, requests)))
+        finally:
+            for request in requests:
+                request.cancel()
+
+    def _enqueue(self, images: Images, answer: Callable[[Answers, int], Any], timeout_s: float | None) -> list[Request]:
+        """Put images into the queue, all or none."""
+        limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")
+        link = self._link()
+        requests = [Request(answer, limit, link) for _ in images]
+        self._metrics.request(len(requests))
+        try:
+            batcher = self._started_batcher()
+            batcher.accept(requests)
+        except Exception as error:
+            self._metrics.failed(type(error).__name__, len(requests))
+            raise
+        for request, image in zip(requests, images, strict=True):
+            if isinstance(image, np.ndarray) and self._is_ready(image[None]):
+                batcher.put(request, image.copy())
+            else:
+                prepare = partial(self._manifest.preprocessing, image)
+                self._decoders.do(image, partial(batcher.prepare, request, prepare))
+        return requests
+
+    def _started_batcher(self) -> Batcher:
+        with self._making:
+            if self._batcher is None:
+                if self._lifecycle.refusal:
+                    raise ClassifierClosed(self._lifecycle.refusal)
+                names = self._manifest.class_names
+                self._batcher = Batcher(self._replicas, names, self._queue, self._lifecycle, self._metrics)
+                weakref.finalize(self, self._batcher.close)
+            return self._batcher
+
+    def _link(self) -> Any:
+        """Return a link to the caller's span, if spans are made and there is one."""
+        if self._tracer is None:
+            return None
+        from opentelemetry import trace
+
+        context = trace.get_current_span().get_span_context()
+        return trace.Link(context) if context.is_valid else None
 
 
-_MANY = 1 << 20
-
-
-def _best(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the indices of the ``count`` largest logits of each row, largest first."""
-    return np.argsort(-logits, axis=1, kind="stable")[:, :count]
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+def _container(images: Any) -> Any:
+    """Return images as they are, after a look at what they came in."""
+    if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
+        raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise InputError(
+            f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C], or a "
+            "list of images"
+        )
+    return images

@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tnn_runtime.benchmark import Comparison, compare_bundles, machine
-from tnn_runtime.classifier import Classifier, Prediction, usable_cores
+from tnn_runtime.classifier import Classifier
 from tnn_runtime.console import Parser
+from tnn_runtime.cores import usable_cores
 from tnn_runtime.doctor import examine
 from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.preprocess import find_images
+from tnn_runtime.results import Prediction
 
 __all__ = ["command"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 
-from tnn_runtime.classifier import usable_cores
+from tnn_runtime.cores import usable_cores
 from tnn_runtime.errors import TnnError
 
 __all__ = ["Finding", "examine"]

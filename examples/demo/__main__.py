@@ -24,8 +24,8 @@ from tqdm import tqdm
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, TnnError
 from tnn_runtime.benchmark import Comparison, compare_bundles, machine
-from tnn_runtime.classifier import usable_cores
 from tnn_runtime.console import Parser, run
+from tnn_runtime.cores import usable_cores
 from tnn_runtime.storage import refuse_existing, write_json
 from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
 

@@ -52,8 +52,9 @@ def test_every_kind_of_image_gives_the_same_logits(classifier: Classifier, data:
 def test_many_images_are_split_and_joined_in_order(bundles: dict[str, Path], data: ImageData, monkeypatch) -> None:
     with Classifier.load(bundles["tversky"], "cpu", max_batch_size=3) as loaded:
         sizes = []
-        run = loaded._backend.run
-        monkeypatch.setattr(loaded._backend, "run", lambda images: (sizes.append(len(images)), run(images))[1])
+        (replica,) = loaded._replicas
+        run = replica.backend.run
+        monkeypatch.setattr(replica.backend, "run", lambda images: (sizes.append(len(images)), run(images))[1])
         logits = loaded.logits(data.test.pixels)
         assert sizes == [3, 3, 2]
         single = np.concatenate([loaded.logits(image[None]) for image in data.test.pixels])

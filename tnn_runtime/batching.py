@@ -1,0 +1,315 @@
+"""Dynamic micro-batching: images that are submitted one by one run in batches.
+
+A batch begins when it is full, or when the image that waits longest has waited for the allowed delay, and a model is
+free. While the models are busy, images gather, so that batches grow with the load.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.errors import (
+    ClassifierClosed,
+    DeadlineExceeded,
+    NotAnswered,
+    QueueFull,
+    RunError,
+    TnnError,
+    UsageError,
+)
+from tnn_runtime.lifecycle import Lifecycle
+from tnn_runtime.metrics import Metrics
+from tnn_runtime.replicas import Replica, Replicas
+from tnn_runtime.results import Answers
+
+__all__ = ["Batcher", "QueueOptions", "Request"]
+
+_LOG = logging.getLogger(__name__)
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class QueueOptions:
+    """How submitted images wait for each other.
+
+    Args:
+        max_batch_size: Images a batch, at most.
+        max_delay_s: How long an image waits for others, in seconds, while a model is free.
+        max_queue_size: Submitted images that may wait, those that are being decoded included.
+    """
+
+    max_batch_size: int
+    max_delay_s: float
+    max_queue_size: int
+
+
+class Request(Future[Any]):
+    """One submitted image on its way to its answer.
+
+    Args:
+        answer: Makes the answer from those of the batch and the row of this image.
+        timeout_s: Seconds from now until the batch must have begun, or ``None``.
+        link: An OpenTelemetry link to the span in which the image was submitted, or ``None``.
+    """
+
+    def __init__(self, answer: Callable[[Answers, int], Any], timeout_s: float | None = None, link: Any = None) -> None:
+        super().__init__()
+        self.link = link
+        self.pixels: NDArray[np.uint8] | None = None
+        self.ready = 0.0
+        self.waits = True
+        self._timeout_s = timeout_s
+        self._deadline = _NEVER if timeout_s is None else time.monotonic() + timeout_s
+        self._answer = answer
+
+    def due(self, max_delay_s: float) -> float:
+        """Return the moment up to which it waits for others: at most half of the time that it had left."""
+        return min(self.ready + max_delay_s, (self.ready + self._deadline) / 2)
+
+    def is_over(self) -> bool:
+        """Return whether it needs no answer any more: it was cancelled, or its time is over, which it is told."""
+        if time.monotonic() > self._deadline:
+            self.fail(
+                DeadlineExceeded(
+                    f"the batch of this image did not begin within its {self._timeout_s:g} s; send fewer images at a "
+                    "time, or allow more time"
+                )
+            )
+        return self.done()
+
+    def begin(self) -> bool:
+        """Mark it as running, which cannot be cancelled; return False if it needs no answer any more."""
+        return not self.is_over() and self.set_running_or_notify_cancel()
+
+    def succeed(self, answers: Answers, row: int) -> None:
+        """Set its answer."""
+        try:
+            result = self._answer(answers, row)
+        except Exception as error:  # the answer to one image must not be the end of the others
+            self.fail(error)
+        else:
+            self.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """Set its error, unless it was answered or cancelled before."""
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            return
+
+
+class Batcher:
+    """The queue, and the threads that take batches from it: each replica has as many as keep its device busy.
+
+    Args:
+        replicas: The models.
+        class_names: One name for each logit.
+        options: How images wait.
+        lifecycle: Where requests are counted from acceptance to answer.
+        metrics: Where everything is counted.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        class_names: Sequence[str],
+        options: QueueOptions,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+    ) -> None:
+        self._class_names = class_names
+        self._options = options
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._queue: deque[Request] = deque()
+        self._due = _NEVER
+        self._waiting = 0
+        self._end: NotAnswered | None = None
+        self._changed = threading.Condition()
+        self._forming = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, args=(replica,), name=f"tnn-{replica.backend.device}", daemon=True)
+            for replica in replicas
+            for _ in range(replica.backend.concurrency)
+        ]
+        self._workers = len(self._threads)
+        for thread in self._threads:
+            thread.start()
+
+    def accept(self, requests: Sequence[Request]) -> None:
+        """Accept requests, all or none; each must then be given to `put` or `prepare`.
+
+        Raises:
+            QueueFull: If there is no room for all of them.
+            DeviceLost: If there is no device left.
+            ClassifierClosed: If nothing is accepted any more.
+        """
+        with self._changed:
+            if self._end is not None:
+                raise _again(self._end)
+            if self._waiting + len(requests) > self._options.max_queue_size:
+                raise QueueFull(
+                    f"{self._waiting} images wait, and {len(requests)} more would be over the limit of "
+                    f"{self._options.max_queue_size}; send them later, or raise max_queue_size"
+                )
+            self._lifecycle.accept(len(requests))
+            self._waiting += len(requests)
+        self._metrics.waiting(len(requests))
+        for request in requests:
+            request.add_done_callback(self._answered)
+
+    def prepare(self, request: Request, decode: Callable[[], NDArray[np.uint8]]) -> None:
+        """Decode the image of an accepted request, unless it needs no answer any more, and let it wait for its batch.
+
+        Args:
+            request: The request, which gets the error if there is one.
+            decode: Returns its image, uint8 ``[height, width, channels]``.
+        """
+        if self._end is not None:
+            request.fail(_again(self._end))
+        elif not request.is_over():
+            try:
+                pixels = decode()
+            except Exception as error:
+                request.fail(error)
+            else:
+                self.put(request, pixels)
+
+    def put(self, request: Request, pixels: NDArray[np.uint8]) -> None:
+        """Let an accepted request wait for its batch.
+
+        Args:
+            request: The request.
+            pixels: Its image, uint8 ``[height, width, channels]``, which nobody changes any more.
+        """
+        request.pixels = pixels
+        request.ready = time.monotonic()
+        due = request.due(self._options.max_delay_s)
+        with self._changed:
+            end = self._end
+            if end is None:
+                self._queue.append(request)
+                # Whoever forms a batch need not be woken for an image that changes nothing for it.
+                if len(self._queue) in (1, self._options.max_batch_size) or due < self._due:
+                    self._changed.notify()
+                self._due = min(self._due, due)
+        if end is not None:
+            request.fail(_again(end))
+
+    def close(self) -> None:
+        """End the threads; batches that run are answered, and images that still wait get `ClassifierClosed`.
+
+        Raises:
+            UsageError: If one of these threads itself calls this.
+        """
+        if threading.current_thread() in self._threads:
+            raise UsageError("a callback of a future closes its own classifier; close it from another thread")
+        self._stop(ClassifierClosed("this classifier was closed while the image waited; drain it before you close it"))
+        for thread in self._threads:
+            thread.join()
+
+    def _stop(self, end: NotAnswered) -> None:
+        """Take no more images, and fail those that wait."""
+        with self._changed:
+            self._end = self._end or end
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        for request in waiting:
+            request.fail(_again(end))
+
+    def _answered(self, request: Future[Any]) -> None:
+        """Count a request that has its answer, whatever it is, and forget its image."""
+        assert isinstance(request, Request)
+        request.pixels = None
+        if request.cancelled():
+            self._metrics.failed("Cancelled")
+        elif error := request.exception():
+            self._metrics.failed(type(error).__name__)
+        self._leave(request)
+        self._lifecycle.answered()
+
+    def _leave(self, request: Request) -> None:
+        """Count a request that no longer waits: its batch begins, or it is answered without one."""
+        with self._changed:
+            waits, request.waits = request.waits, False
+            self._waiting -= waits
+        if waits:
+            self._metrics.waiting(-1)
+
+    def _work(self, replica: Replica) -> None:
+        batch: list[Request] = []
+        try:
+            while replica.lost is None and (batch := self._take()):
+                self._run(replica, batch)
+        finally:
+            with self._changed:
+                self._workers -= 1
+                last = self._workers == 0
+            end = replica.lost or RunError("a callback ended the thread that runs batches; load the bundle again")
+            for request in batch:
+                request.fail(_again(end))
+            if last:
+                self._stop(end)
+
+    def _take(self) -> list[Request]:
+        """Return the next batch; an empty one at the end."""
+        with self._forming:
+            while True:
+                with self._changed:
+                    self._wait_for_a_batch()
+                    if self._end is not None:
+                        return []
+                    count = min(len(self._queue), self._options.max_batch_size)
+                    candidates = [self._queue.popleft() for _ in range(count)]
+                    self._due = min((other.due(self._options.max_delay_s) for other in self._queue), default=_NEVER)
+                batch = [request for request in candidates if request.begin()]
+                for request in batch:
+                    self._leave(request)
+                if batch:
+                    return batch
+
+    def _wait_for_a_batch(self) -> None:
+        while self._end is None:
+            if not self._queue:
+                self._changed.wait()
+            elif len(self._queue) >= self._options.max_batch_size or (left := self._due - time.monotonic()) <= 0:
+                return
+            else:
+                self._changed.wait(left)
+
+    def _run(self, replica: Replica, batch: list[Request]) -> None:
+        now = time.monotonic()
+        self._metrics.waited([now - request.ready for request in batch])
+        links = [request.link for request in batch if request.link is not None]
+        try:
+            images = np.stack([request.pixels for request in batch if request.pixels is not None])
+            answers = Answers(replica.run(images, links), self._class_names)
+        except TnnError as error:
+            _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
+            for request in batch:
+                request.fail(_again(error))
+        except Exception as error:
+            _LOG.exception("a batch of %d images failed on %s", len(batch), replica.backend.device)
+            for request in batch:
+                request.fail(
+                    RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
+                )
+        else:
+            for row, request in enumerate(batch):
+                request.succeed(answers, row)
+
+
+def _again(error: TnnError) -> TnnError:
+    """Return an equal error of its own for each request: raising one object in several threads mixes its tracebacks."""
+    return type(error)(*error.args)

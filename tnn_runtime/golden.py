@@ -1,0 +1,57 @@
+"""The golden samples of a bundle: images with the logits of eager PyTorch, replayed where the model will serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.backends import Outputs
+from tnn_runtime.errors import ArtifactError, SelfCheckError
+from tnn_runtime.manifest import GOLDEN_FILE, Manifest
+from tnn_runtime.storage import read_arrays
+
+__all__ = ["replay_golden_samples"]
+
+
+def replay_golden_samples(
+    folder: Path, manifest: Manifest, device: str, run: Callable[[NDArray[np.uint8]], Outputs], max_batch_size: int
+) -> None:
+    """Compare the logits of the golden samples with those that they had in eager PyTorch.
+
+    Args:
+        folder: The bundle folder.
+        manifest: Its manifest, with the largest difference that is allowed for each sample.
+        device: What to call the device in an error.
+        run: Runs the model there.
+        max_batch_size: The largest batch that it takes.
+
+    Raises:
+        SelfCheckError: If they differ by more.
+        ArtifactError: If the samples do not fit the manifest.
+    """
+    path = folder / GOLDEN_FILE
+    golden = read_arrays(path, "images", "logits")
+    images, expected = golden["images"], golden["logits"]
+    allowed = np.asarray(manifest.golden_tolerance)
+    count, classes = len(allowed), len(manifest.class_names)
+    if (
+        count == 0
+        or images.dtype != np.uint8
+        or images.shape != (count, *manifest.preprocessing.shape)
+        or expected.shape != (count, classes)
+    ):
+        raise ArtifactError(
+            f"{path} has images {list(images.shape)} and logits {list(expected.shape)} "
+            f"for {count} tolerances and {classes} classes in the manifest; export the bundle again"
+        )
+    parts = (images[start : start + max_batch_size] for start in range(0, count, max_batch_size))
+    worst = np.abs(np.concatenate([run(part).logits for part in parts]) - expected).max(axis=1)
+    if not (worst <= allowed).all():
+        raise SelfCheckError(
+            f"{folder} does not reproduce its golden samples on {device}: "
+            f"logits differ by up to {worst.max():.3g}, expected at most {allowed.min():.3g}; "
+            "export again, or choose another device"
+        )

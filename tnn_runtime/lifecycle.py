@@ -1,0 +1,70 @@
+"""What a classifier has accepted and not yet answered."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from tnn_runtime.errors import ClassifierClosed
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """Counts requests from acceptance to answer, and accepts none after `stop`."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._open = 0
+        self._refusal = ""
+        self._changed = threading.Condition()
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests were accepted and are not yet answered."""
+        return self._open
+
+    @property
+    def refusal(self) -> str:
+        """Why requests are refused; empty while they are accepted."""
+        return self._refusal
+
+    def accept(self, count: int = 1) -> None:
+        """Count requests that are accepted now; each must be followed by `answered`.
+
+        Raises:
+            ClassifierClosed: If none are accepted any more.
+        """
+        if os.getpid() != self._process:
+            raise ClassifierClosed(
+                f"this classifier was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
+                "where its threads are missing; load the bundle after the fork"
+            )
+        with self._changed:
+            if self._refusal:
+                raise ClassifierClosed(self._refusal)
+            self._open += count
+
+    def answered(self, count: int = 1) -> None:
+        """Count requests that have their answer."""
+        with self._changed:
+            self._open -= count
+            if not self._open:
+                self._changed.notify_all()
+
+    def stop(self, refusal: str) -> None:
+        """Accept nothing from now on, for this reason."""
+        with self._changed:
+            self._refusal = refusal
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until all that was accepted is answered, and return whether it is."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while self._open:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._changed.wait(left)
+        return True

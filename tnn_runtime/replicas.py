@@ -1,0 +1,118 @@
+"""The copies of a model that serve together, one for each device that was asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.backends import Backend, Outputs
+from tnn_runtime.errors import DeviceLost
+from tnn_runtime.metrics import Metrics
+
+__all__ = ["Replica", "Replicas"]
+
+
+class Replica:
+    """A model on one device: fills batches up to the sizes it takes, measures, and remembers the loss of its device.
+
+    Args:
+        backend: The loaded model.
+        smallest: The smallest batch that the graph takes.
+        reason: Why it runs where it runs.
+        metrics: Where each run is counted.
+        tracer: An OpenTelemetry tracer that makes a span of each run, or ``None``.
+    """
+
+    def __init__(self, backend: Backend, smallest: int, reason: str, metrics: Metrics, tracer: Any = None) -> None:
+        self.backend = backend
+        self.reason = reason
+        self.running = 0
+        self.lost: DeviceLost | None = None
+        self._smallest = smallest
+        self._metrics = metrics
+        self._tracer = tracer
+
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = ()) -> Outputs:
+        """Return the outputs for uint8 images ``[N, H, W, C]``, N from 1 to the largest batch.
+
+        Args:
+            images: The images.
+            links: OpenTelemetry links to the spans in which they were submitted.
+
+        Raises:
+            RunError: If the model fails on this batch.
+            DeviceLost: If the device has failed, now or before.
+        """
+        if self.lost is not None:
+            raise DeviceLost(str(self.lost))
+        count = len(images)
+        size = self._size(count)
+        # Rows are repeated: they cost no more than zeros, and give no overflow that the images themselves do not give.
+        padded = images if size == count else np.resize(images, (size, *images.shape[1:]))
+        started = time.perf_counter()
+        self._metrics.run_begins()
+        try:
+            with self._span(count, size, links):
+                outputs = self.backend.run(padded)
+        except DeviceLost as error:
+            self.lost = error
+            raise
+        finally:
+            self._metrics.run_ends(count, time.perf_counter() - started)
+        return outputs if size == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
+
+    def warm_up(self, shape: Sequence[int]) -> None:
+        """Run every batch size that the backend is prepared for, or the smallest where it takes any.
+
+        Args:
+            shape: ``(height, width, channels)`` of an image.
+        """
+        for size in self.backend.batch_sizes or (self._smallest,):
+            self.backend.run(np.zeros((size, *shape), np.uint8))
+
+    def _size(self, count: int) -> int:
+        return next((size for size in self.backend.batch_sizes if size >= count), max(count, self._smallest))
+
+    def _span(self, count: int, size: int, links: Sequence[Any]) -> Any:
+        if self._tracer is None:
+            return nullcontext()
+        attributes = {"tnn.device": self.backend.device, "tnn.images": count, "tnn.batch_size": size}
+        return self._tracer.start_as_current_span("tnn_runtime.run", attributes=attributes, links=list(links))
+
+
+class Replicas:
+    """Shares calls out among replicas: each goes to the one with the fewest running calls."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = tuple(replicas)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._replicas)
+
+    @property
+    def lost(self) -> list[DeviceLost]:
+        """The errors of the devices that were lost."""
+        return [replica.lost for replica in self._replicas if replica.lost is not None]
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Run a batch on the replica that has the least to do, and whose device is not lost if there is one."""
+        with self._lock:
+            replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
+            replica.running += 1
+        try:
+            return replica.run(images)
+        finally:
+            with self._lock:
+                replica.running -= 1
+
+    def close(self) -> None:
+        """Release all models."""
+        for replica in self._replicas:
+            replica.backend.close()

@@ -1,0 +1,64 @@
+"""What a classifier answers: frozen values, made from the outputs of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.backends import Outputs
+
+__all__ = ["Answers", "Prediction"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class for one image.
+
+    Args:
+        label: Name of the class.
+        score: Softmax probability, 0 to 1.
+        index: Position of the class among the logits.
+    """
+
+    label: str
+    score: float
+    index: int
+
+
+class Answers:
+    """The outputs for a batch, and what follows from them; computed once for the whole batch, when first asked for.
+
+    Args:
+        outputs: What the model gave.
+        class_names: One name for each logit.
+    """
+
+    def __init__(self, outputs: Outputs, class_names: Sequence[str]) -> None:
+        self.logits, self.embedding = outputs
+        self._class_names = class_names
+
+    def only(self, row: int) -> Answers:
+        """Return the answers for one image, without the batch that it was in."""
+        return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names)
+
+    def best(self, row: int, count: int) -> list[int]:
+        """Return the positions of the ``count`` largest logits of an image, largest first."""
+        return [int(index) for index in self._order[row, :count]]
+
+    def predictions(self, row: int, top_k: int) -> list[Prediction]:
+        """Return the ``top_k`` best classes of an image, best first."""
+        scores = self._scores[row]
+        return [Prediction(self._class_names[index], float(scores[index]), index) for index in self.best(row, top_k)]
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(-self.logits, axis=1, kind="stable")
+
+    @cached_property
+    def _scores(self) -> NDArray[np.float64]:
+        shifted = np.exp((self.logits - self.logits.max(axis=1, keepdims=True)).astype(np.float64))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
