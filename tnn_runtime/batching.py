@@ -154,6 +154,7 @@ class Batcher:
             DeviceLost: If there is no device left.
             ClassifierClosed: If nothing is accepted any more.
         """
+        self._lifecycle.check()
         with self._changed:
             if self._end is not None:
                 raise _again(self._end)

@@ -20,7 +20,7 @@ from tnn_runtime.backends import BackendOptions, Outputs, open_backend
 from tnn_runtime.batching import Batcher, QueueOptions, Request
 from tnn_runtime.cores import usable_cores
 from tnn_runtime.decoders import Decoders
-from tnn_runtime.errors import ClassifierClosed, InputError, UsageError
+from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.explain import Explanation, HeadExplainer
 from tnn_runtime.golden import replay_golden_samples
 from tnn_runtime.lifecycle import Lifecycle
@@ -437,8 +437,7 @@ class Classifier:
     def _started_batcher(self) -> Batcher:
         with self._making:
             if self._batcher is None:
-                if self._lifecycle.refusal:
-                    raise ClassifierClosed(self._lifecycle.refusal)
+                self._lifecycle.check()
                 names = self._manifest.class_names
                 self._batcher = Batcher(self._replicas, names, self._queue, self._lifecycle, self._metrics)
                 weakref.finalize(self, self._batcher.close)

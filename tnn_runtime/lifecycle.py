@@ -30,20 +30,28 @@ class Lifecycle:
         """Why requests are refused; empty while they are accepted."""
         return self._refusal
 
-    def accept(self, count: int = 1) -> None:
-        """Count requests that are accepted now; each must be followed by `answered`.
+    def check(self) -> None:
+        """Make sure that requests are accepted.
 
         Raises:
-            ClassifierClosed: If none are accepted any more.
+            ClassifierClosed: If they are not, with the reason.
         """
         if os.getpid() != self._process:
             raise ClassifierClosed(
                 f"this classifier was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
                 "where its threads are missing; load the bundle after the fork"
             )
+        if self._refusal:
+            raise ClassifierClosed(self._refusal)
+
+    def accept(self, count: int = 1) -> None:
+        """Count requests that are accepted now; each must be followed by `answered`.
+
+        Raises:
+            ClassifierClosed: If they are not accepted.
+        """
         with self._changed:
-            if self._refusal:
-                raise ClassifierClosed(self._refusal)
+            self.check()
             self._open += count
 
     def answered(self, count: int = 1) -> None:

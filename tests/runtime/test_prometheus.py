@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tnn_runtime import Classifier, InputError, UsageError
+from tnn_runtime.prometheus import prometheus_text
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    return {
+        (sample.name, *sorted(sample.labels.values(), reverse=True)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_text_of_prometheus_has_every_metric(small_bundle: Path) -> None:
+    with Classifier.load(small_bundle, "cpu", max_batch_size=4) as classifier:
+        before = samples(prometheus_text(digits=classifier))
+        assert before["tnn_requests_total", "digits"] == before["tnn_images_total", "digits"] == 0
+        classifier.logits(np.zeros((10, 8, 8, 3), np.uint8))
+        with pytest.raises(InputError):
+            classifier.predict(["nothing.png"])
+        classifier.submit(np.zeros((8, 8, 3), np.uint8)).result(30)
+        found = samples(prometheus_text(digits=classifier))
+    assert found["tnn_requests_total", "digits"] == 3
+    assert found["tnn_images_total", "digits"] == 11
+    assert found["tnn_failures_total", "digits", "InputError"] == 1
+    assert found["tnn_batch_size_bucket", "digits", "1.0"] == 1
+    assert found["tnn_batch_size_bucket", "digits", "2.0"] == 2
+    assert found["tnn_batch_size_bucket", "digits", "4.0"] == found["tnn_batch_size_count", "digits"] == 4
+    assert found["tnn_batch_size_sum", "digits"] == 11
+    assert found["tnn_queue_seconds_count", "digits"] == 1
+    assert found["tnn_inference_seconds_count", "digits"] == 4
+    assert found["tnn_inference_seconds_sum", "digits"] > 0
+    assert found["tnn_waiting_images", "digits"] == found["tnn_running_batches", "digits"] == 0
+    assert found["tnn_ready", "digits"] == 1
+    assert samples(prometheus_text(digits=classifier))["tnn_ready", "digits"] == 0
+
+
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "tnn_runtime.prometheus")
+    with pytest.raises(UsageError, match=r"need prometheus-client .*pip install 'tnn-deploy\[metrics\]'"):
+        import tnn_runtime.prometheus  # noqa: F401

@@ -1,0 +1,243 @@
+"""A classifier in a service: the queue, asyncio, health, drain and close."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from PIL import Image
+
+from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, DeviceLost, InputError, QueueFull, UsageError
+from tnn_train import ImageData
+
+FOREVER = 30
+
+
+@pytest.fixture
+def classifier(bundles: dict[str, Path]) -> Iterator[Classifier]:
+    with Classifier.load(bundles["tversky"], "cpu", threads=1) as loaded:
+        yield loaded
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
+
+
+def test_submitted_images_get_what_predict_returns(classifier: Classifier, data: ImageData) -> None:
+    sources = data.test.sources
+    images = [*sources, sources[0].read_bytes(), Image.open(sources[1]), np.asarray(Image.open(sources[2]))]
+    expected = classifier.predict(images, top_k=2)
+    futures = [classifier.submit(image, top_k=2) for image in images]
+    for future, ranked in zip(futures, expected, strict=True):
+        found = future.result(FOREVER)
+        assert [prediction.label for prediction in found] == [prediction.label for prediction in ranked]
+        assert found[0].score == pytest.approx(ranked[0].score, rel=1e-5)
+
+
+def test_asyncio_gets_what_the_others_get(classifier: Classifier, data: ImageData) -> None:
+    pixels, files = data.test.pixels, data.test.sources
+
+    async def ask() -> None:
+        ranked = await classifier.predict_async(files, top_k=1)
+        assert [best.index for best, *_ in ranked] == [best.index for best, *_ in classifier.predict(files, top_k=1)]
+        close = {"rtol": 1e-5, "atol": 1e-5}
+        np.testing.assert_allclose(await classifier.logits_async(pixels), classifier.logits(pixels), **close)
+        np.testing.assert_allclose(await classifier.embed_async(pixels), classifier.embed(pixels), **close)
+        ((found, *_),) = await classifier.explain_async(files[:1])
+        ((expected, *_),) = classifier.explain(files[:1])
+        assert (found.label, found.logit) == (expected.label, pytest.approx(expected.logit, rel=1e-4))
+        assert (await classifier.logits_async([])).shape == (0, 2)
+        assert (await classifier.embed_async([])).shape == (0, 24)
+        assert await classifier.predict_async([]) == []
+
+    asyncio.run(ask())
+
+
+def test_an_array_may_be_changed_after_it_was_submitted(bundles: dict[str, Path], data: ImageData) -> None:
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=100) as classifier:
+        for array in (data.test.pixels[0].copy(), np.asarray(Image.open(data.test.sources[0])).copy()):
+            expected = classifier.predict([array], top_k=1)[0][0]
+            future = classifier.submit(array, top_k=1)
+            array[:] = 0
+            assert future.result(FOREVER)[0].score == pytest.approx(expected.score, rel=1e-5)
+
+
+def test_a_bad_image_fails_alone(classifier: Classifier, data: ImageData) -> None:
+    good, bad = classifier.submit(data.test.sources[0]), classifier.submit("nothing.png")
+    with pytest.raises(InputError, match=r"nothing.png does not exist"):
+        bad.result(FOREVER)
+    assert len(good.result(FOREVER)) == 2
+    with pytest.raises(InputError, match="images\\[1\\]: the image is not an image that can be read"):
+        classifier.predict([data.test.sources[0], b"no image"])
+    with pytest.raises(InputError, match="nothing.png does not exist"):
+        asyncio.run(classifier.predict_async([data.test.sources[0], "nothing.png"]))
+    assert classifier.metrics.failures["InputError"] >= 3
+
+
+def test_a_cancelled_task_cancels_its_images(bundles: dict[str, Path], data: ImageData) -> None:
+    async def give_up(classifier: Classifier) -> None:
+        task = asyncio.create_task(classifier.predict_async(data.test.pixels))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=3_600_000) as classifier:
+        asyncio.run(give_up(classifier))
+        assert classifier.metrics.failures == {"Cancelled": len(data.test.pixels)}
+        assert classifier.health.waiting == 0
+
+
+def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData) -> None:
+    image, images = data.test.pixels[0], data.test.pixels
+    options = {"max_queue_delay_ms": 3_600_000, "max_queue_size": 3, "timeout_s": 0.2}
+    with Classifier.load(bundles["tversky"], "cpu", **options) as classifier:
+        with pytest.raises(QueueFull, match=f"0 images wait, and {len(images)} more would be over the limit of 3"):
+            asyncio.run(classifier.predict_async(images))
+        futures = [classifier.submit(image, timeout_s=3600) for _ in range(3)]
+        with pytest.raises(QueueFull):
+            classifier.submit(image)
+        assert classifier.health.waiting == 3
+        futures[0].cancel()
+        late = classifier.submit(image, timeout_s=0)
+        with pytest.raises(DeadlineExceeded):
+            late.result(FOREVER)
+        assert classifier.metrics.failures["QueueFull"] == len(images) + 1
+        for future in futures:
+            future.cancel()
+
+
+def test_draining_answers_what_was_accepted_and_takes_nothing_new(bundles: dict[str, Path], data: ImageData) -> None:
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=200) as classifier:
+        assert classifier.health.ready
+        futures = [classifier.submit(image) for image in data.test.sources]
+        assert not classifier.drain(timeout_s=0)
+        assert not classifier.health.ready
+        assert "drains" in classifier.health.reason
+        for call in (classifier.submit, lambda image: classifier.predict([image])):
+            with pytest.raises(
+                ClassifierClosed, match="drains: it answers what it has accepted, and takes nothing new"
+            ):
+                call(data.test.sources[0])
+        assert classifier.drain(timeout_s=FOREVER)
+        assert all(future.done() and not future.exception() for future in futures)
+    assert classifier.health.reason == "this classifier is closed; load the bundle again"
+    with pytest.raises(ClassifierClosed, match="is closed"):
+        classifier.submit(data.test.sources[0])
+    assert classifier.drain(0)
+    with pytest.raises(UsageError, match="timeout_s is -1; expected a number of seconds, 0 or more"):
+        classifier.drain(-1)
+
+
+def test_leaving_the_context_answers_and_an_error_does_not_wait(bundles: dict[str, Path], data: ImageData) -> None:
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=50) as classifier:
+        future = classifier.submit(data.test.sources[0])
+    assert len(future.result(0)) == 2
+    classifier = Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=3_600_000)
+    future = classifier.submit(data.test.pixels[0])
+    with pytest.raises(ZeroDivisionError), classifier:
+        _ = 1 / 0
+    assert isinstance(future.exception(0), ClassifierClosed)
+
+
+def test_a_forgotten_classifier_leaves_no_thread(bundles: dict[str, Path], data: ImageData) -> None:
+    classifier = Classifier.load(bundles["tversky"], "cpu")
+    classifier.submit(data.test.pixels[0]).result(FOREVER)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("tnn-")] == ["tnn-cpu"]
+    del classifier
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_says_that_it_has_no_threads(classifier: Classifier, data: ImageData) -> None:
+    image = data.test.pixels[0]
+    classifier.submit(image).result(FOREVER)
+    context = multiprocessing.get_context("fork")
+    messages = context.SimpleQueue()
+
+    def ask() -> None:
+        for call in (classifier.submit, lambda image: classifier.logits(image[None])):
+            try:
+                call(image)
+            except ClassifierClosed as error:
+                messages.put(str(error))
+
+    process = context.Process(target=ask)
+    process.start()
+    for _ in range(2):
+        assert "a fork of it, where its threads are missing; load the bundle after the fork" in messages.get()
+    process.kill()
+    process.join()
+
+
+def test_a_lost_device_ends_readiness_for_good(classifier: Classifier, data: ImageData) -> None:
+    (replica,) = classifier._replicas
+    run = replica.backend.run
+
+    def lose(images: object) -> None:
+        raise DeviceLost("cuda:0 is lost (cudaErrorIllegalAddress); restart this process")
+
+    replica.backend.run = lose  # type: ignore[assignment, method-assign]
+    with pytest.raises(DeviceLost):
+        classifier.submit(data.test.pixels[0]).result(FOREVER)
+    replica.backend.run = run  # type: ignore[method-assign]
+    assert not classifier.health.ready
+    assert "cudaErrorIllegalAddress" in classifier.health.reason
+    for call in (classifier.submit, lambda image: classifier.logits(image[None])):
+        with pytest.raises(DeviceLost, match="restart this process"):
+            call(data.test.pixels[0])
+    assert not classifier.health.ready
+
+
+def test_replicas_share_the_work_and_the_cores(bundles: dict[str, Path], data: ImageData) -> None:
+    with Classifier.load(bundles["tversky"], ["cpu", "cpu"], max_batch_size=1, threads=1) as classifier:
+        assert classifier.info["device"] == "cpu, cpu"
+        expected = classifier.predict(data.test.pixels, top_k=1)
+        futures = [classifier.submit(image, top_k=1) for image in data.test.pixels for _ in range(20)]
+        for number, future in enumerate(futures):
+            assert future.result(FOREVER)[0].index == expected[number // 20][0].index
+    for devices in ([], ["auto", "cpu"]):
+        with pytest.raises(UsageError, match="expected a device, or a list of devices without 'auto'"):
+            Classifier.load(bundles["tversky"], devices)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_queue_delay_ms": -1}, "max_queue_delay_ms is -1; expected a number of milliseconds, 0 or more"),
+        ({"max_queue_delay_ms": True}, "max_queue_delay_ms is True"),
+        ({"max_queue_size": 0}, "max_queue_size is 0; expected an integer of at least 1"),
+        ({"timeout_s": float("nan")}, "timeout_s is nan; expected a number of seconds"),
+        ({"timeout_s": "1"}, "timeout_s is '1'"),
+    ],
+)
+def test_options_out_of_range(small_bundle: Path, options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Classifier.load(small_bundle, "cpu", **options)
+
+
+def test_spans_are_made_and_linked_to_those_of_their_requests(bundles: dict[str, Path], data: ImageData) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("service")
+    with Classifier.load(bundles["tversky"], "cpu", tracer=tracer) as classifier:
+        assert not spans.get_finished_spans() or classifier is not None
+        spans.clear()
+        with tracer.start_as_current_span("request"):
+            classifier.predict(data.test.sources[:2])
+            classifier.submit(data.test.sources[0]).result(FOREVER)
+        classifier.submit(data.test.sources[0]).result(FOREVER)
+    direct, batch, request, unlinked = spans.get_finished_spans()
+    assert [span.name for span in (direct, batch, unlinked)] == ["tnn_runtime.run"] * 3
+    assert direct.attributes == {"tnn.device": "cpu", "tnn.images": 2, "tnn.batch_size": 2}
+    assert direct.parent == request.context
+    assert [link.context for link in batch.links] == [request.context]
+    assert batch.parent is None
+    assert not unlinked.links
