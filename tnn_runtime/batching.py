@@ -253,6 +253,7 @@ class Batcher:
         try:
             while replica.lost is None and (batch := self._take()):
                 self._run(replica, batch)
+                batch.clear()
         finally:
             with self._changed:
                 self._workers -= 1
