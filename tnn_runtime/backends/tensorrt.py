@@ -35,8 +35,8 @@ class TensorRtBackend:
 
     The engine is taken from the engine folder, or built, which may take minutes. It has the types of the graph, so that
     a bundle in fp16 runs in fp16 and one in fp32 in fp32, with TF32 only if that was asked for. Two calls overlap, each
-    with an execution context, a stream and page-locked buffers of its own. With CUDA graphs, the first call of each
-    batch size in each of the two records what the following ones replay.
+    with an execution context, a stream and page-locked buffers of its own, and each of the two has run every batch size
+    when it is opened. With CUDA graphs these first runs are recorded, and replayed from then on.
 
     Args:
         folder: The bundle folder.
@@ -93,11 +93,12 @@ class TensorRtBackend:
         try:
             for _ in range(self.concurrency):
                 made.append(EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs))
+                made[-1].warm_up()
         except NotAnswered as error:
             Slots(made).close()
             raise ProviderUnavailable(
-                f"device {self.device!r} has no room for batches of {sizes[-1]} ({error}); choose a smaller "
-                "max_batch_size"
+                f"device {self.device!r} cannot be prepared for batches of {sizes[0]} to {sizes[-1]} ({error}); choose "
+                "a smaller max_batch_size"
             ) from error
         self._slots = Slots(made)
 
@@ -255,6 +256,11 @@ class EngineSlot:
                 self._graphs[count] = self._record(count)
             self._graphs[count].launch(self._tensors.stream)
         return self._tensors.read(count)
+
+    def warm_up(self) -> None:
+        """Run each batch size once, since its first run compiles, allocates and records."""
+        for size in self._contexts:
+            self.run(np.zeros((size, *self._tensors.images.host.shape[1:]), self._tensors.images.dtype))
 
     def close(self) -> None:
         """Release the contexts and the memory."""
