@@ -55,9 +55,10 @@ class BoundSlot:
                 buffer = self._tensors.buffers[spec.name]
                 shape = [size, *map(int, buffer.host.shape[1:])]
                 bind(spec.name, memory, index, buffer.dtype, shape, buffer.address)
-            options = ort.RunOptions()
-            options.log_severity_level = 4
-            if graphs:
+            # ONNX Runtime looks up the graph in any options there are, and where it finds none that costs 50 us.
+            options = ort.RunOptions() if graphs else None
+            if options is not None:
+                options.log_severity_level = 4
                 options.add_run_config_entry("gpu_graph_id", str(size))
             self._bindings[size] = binding, options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -42,6 +43,7 @@ class Slots(Generic[AnySlot]):
 
     def __init__(self, slots: Sequence[AnySlot]) -> None:
         self._count = len(slots)
+        self._closing = threading.Lock()
         self._free: SimpleQueue[AnySlot | None] = SimpleQueue()
         for slot in slots:
             self._free.put(slot)
@@ -57,13 +59,15 @@ class Slots(Generic[AnySlot]):
 
     def close(self) -> None:
         """Wait for the calls that run, then release all slots. Closing twice is fine."""
-        for _ in range(self._count):
-            slot = self._free.get()
-            if slot is not None:
-                with contextlib.suppress(NotAnswered):  # a lost device has nothing left to release
-                    slot.close()
-        self._count = 0
-        self._free.put(None)
+        with self._closing:
+            for _ in range(self._count):
+                slot = self._free.get()
+                if slot is not None:
+                    with contextlib.suppress(NotAnswered):  # a lost device has nothing left to release
+                        slot.close()
+            if self._count:
+                self._free.put(None)
+            self._count = 0
 
     @contextmanager
     def _lent(self) -> Iterator[AnySlot]:
