@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,3 +160,71 @@ def test_the_size_of_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert len(rows) == 4
     assert all("1.00" in row for row in rows)
     assert before == (blocks.tversky.BLOCK_VALUES, blocks.similarity.BLOCK)
+
+
+class TestBenchmarkGpu:
+    @pytest.fixture
+    def benchmark(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        module = load("benchmark_gpu")
+        monkeypatch.setattr(module, "THROUGHPUT_SECONDS", 0.02)
+        return module
+
+    def test_the_tables_have_every_contender_and_batch(
+        self,
+        benchmark: ModuleType,
+        bundles: dict[str, Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """On the CPU, which goes the same way."""
+        ways = [benchmark.Contender("cpu"), benchmark.Contender("cpu", torch="eager")]
+        monkeypatch.setattr(benchmark, "contenders", lambda devices, with_torch: ways)
+        pair = [str(bundles["tversky"]), str(bundles["linear"])]
+        samples = tmp_path / "samples.json"
+        benchmark.command([*pair, "--devices", "cpu", "--batch", "1", "3", "--blocks", "2", "--json", str(samples)])
+        printed = capsys.readouterr().out
+        assert printed.count("| | 1 | 3 |") == 4
+        for way in ways:
+            assert printed.count(f"\n| {way} | ") == 4
+        rows = json.loads(samples.read_text())["rows"]
+        assert [(row["contender"], row["batch"]) for row in rows] == [
+            ("cpu", 1),
+            ("cpu", 3),
+            ("torch eager on cpu", 1),
+            ("torch eager on cpu", 3),
+        ]
+        assert all(row["ratio"][1] <= row["ratio"][0] <= row["ratio"][2] for row in rows)
+
+    def test_pytorch_computes_what_the_bundle_is(self, benchmark: ModuleType, bundles: dict[str, Path]) -> None:
+        images = np.zeros((3, 16, 16, 3), np.uint8)
+        with benchmark.Contender("cpu", torch="eager").opened(bundles["tversky"], [3]) as (call, _):
+            assert call(images).shape == (3, 2)
+
+    def test_gpus_are_measured_with_and_without_graphs(self, benchmark: ModuleType) -> None:
+        assert [str(way) for way in benchmark.contenders(["cuda", "tensorrt"], True)] == [
+            "cuda",
+            "cuda + graphs",
+            "tensorrt",
+            "tensorrt + graphs",
+            "torch eager on cuda",
+            "torch compile on cuda",
+        ]
+
+    @pytest.mark.parametrize("arguments", [["--batch", "0"], ["--blocks", "0"]])
+    def test_wrong_numbers_are_refused(
+        self, benchmark: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert benchmark.run("benchmark_gpu", benchmark.command, ["a", "b", *arguments]) == 1
+        assert "expected --batch and --blocks of at least 1" in capsys.readouterr().err
+
+    @pytest.mark.gpu
+    @pytest.mark.slow
+    def test_on_a_gpu(
+        self, benchmark: ModuleType, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pair = [str(bundles["tversky"]), str(bundles["linear"])]
+        benchmark.command([*pair, "--devices", "cuda", "--batch", "1", "8", "--blocks", "2"])
+        printed = capsys.readouterr().out
+        assert printed.count("\n| cuda + graphs | ") == 4
+        assert printed.count("\n| torch compile on cuda | ") == 4

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.benchmark import Comparison, compare_bundles, machine
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.console import Parser
@@ -51,7 +52,7 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
     parser.add_argument("images", type=Path, nargs="+", help="image files or folders")
     parser.add_argument("--top-k", type=int, default=1, help="classes to print for each image")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=int, help="CPU threads, all usable cores if not given")
     _add_public_key(parser)
     parser.add_argument("--format", choices=("text", "csv", "jsonl"), default="text", help="how to print")

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 
+from tnn_runtime.backends import parse_device, probe_device
 from tnn_runtime.cores import usable_cores
 from tnn_runtime.errors import TnnError
 
@@ -20,6 +20,7 @@ _PACKAGES = {
     "torch": "tnn-deploy[train]",
     "torchvision": "tnn-deploy[train]",
     "onnx": "tnn-deploy[export]",
+    "cuda-bindings": "tnn-deploy[gpu]",
 }
 
 
@@ -39,7 +40,10 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, the packages, the GPU, and which devices really run a model."""
+    """Look at Python, the packages, the GPU, and which devices really run a model.
+
+    Where TensorRT works, a tiny engine is built, which takes seconds.
+    """
     return [
         Finding("tnn-deploy", True, version("tnn-deploy")),
         Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -47,7 +51,7 @@ def examine() -> list[Finding]:
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
         _onnxruntime(),
         _gpu(),
-        *(_device(device) for device in ("cpu", "cuda:0")),
+        *(_device(device) for device in ("cpu", "cuda:0", "tensorrt:0")),
     ]
 
 
@@ -80,17 +84,8 @@ def _gpu() -> Finding:
     return Finding("gpu", result.returncode == 0, text)
 
 
-def _device(device: str) -> Finding:
-    """Run a tiny model on a device: the only proof that it works."""
+def _device(name: str) -> Finding:
     try:
-        import numpy as np
-
-        from tnn_runtime.backends.onnxruntime import open_session
-
-        session = open_session((files("tnn_runtime") / "probe.onnx").read_bytes(), device, threads=1)
-        (result,) = session.run(None, {"x": np.ones(2, np.float32)})
-        if result.tolist() != [2.0, 2.0]:
-            return Finding(f"device {device}", False, f"computed 1 + 1 = {result.tolist()}")
-        return Finding(f"device {device}", True, f"runs a model with {session.get_providers()[0]}")
+        return Finding(f"device {name}", True, probe_device(parse_device(name)))
     except TnnError as error:
-        return Finding(f"device {device}", False, str(error))
+        return Finding(f"device {name}", False, str(error))

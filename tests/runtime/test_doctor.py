@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from importlib.resources import files
+from types import SimpleNamespace
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from tnn_runtime import ProviderUnavailable, doctor
+from tnn_runtime.backends import PROBE
 from tnn_runtime.backends import onnxruntime as backend
 from tnn_runtime.doctor import Finding, examine
 
@@ -17,7 +18,8 @@ def test_it_reports_versions_devices_and_what_is_missing() -> None:
         assert findings[name].works, findings[name]
     assert findings["device cpu"].detail == "runs a model with CPUExecutionProvider"
     assert findings["device cuda:0"].works == (backend.cuda_problems() == [])
-    assert "(" in findings["device cuda:0"].detail or findings["device cuda:0"].works
+    for name in ("device cuda:0", "device tensorrt:0"):
+        assert findings[name].works or "libcuda.so.1" in findings[name].detail
 
 
 def test_a_package_that_is_missing_comes_with_its_remedy() -> None:
@@ -44,10 +46,18 @@ def test_a_device_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     assert doctor._device("cpu") == Finding("device cpu", False, "no such thing")
 
 
+def test_a_device_that_computes_nonsense_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = SimpleNamespace(run=lambda names, feed: [feed["x"] * 3])
+    monkeypatch.setattr(backend, "open_session", lambda *arguments, **options: session)
+    assert doctor._device("cpu") == Finding(
+        "device cpu", False, "device 'cpu' computed 1 + 1 = [3.0, 3.0]; do not use it"
+    )
+
+
 def test_the_probe_is_the_model_it_should_be() -> None:
     """The committed bytes are those of y = x + x, as made here."""
     value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"}
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", [value["x"]], [value["y"]])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
-    assert (files("tnn_runtime") / "probe.onnx").read_bytes() == model.SerializeToString(deterministic=True)
+    assert PROBE.read_bytes() == model.SerializeToString(deterministic=True)

@@ -154,17 +154,23 @@ def test_a_broken_installation_is_named(
 
 
 def fake_driver(*, fails: str | None = None) -> SimpleNamespace:
-    def name(buffer: Any, size: int, device: object) -> int:
-        buffer.value = b"NVIDIA H100 80GB HBM3"
+    names, capabilities = (b"NVIDIA H100 80GB HBM3", b"NVIDIA A100"), (9, 8)
+
+    def get(pointer: Any, number: int) -> int:
+        pointer._obj.value = number
         return 0
 
-    def attribute(pointer: Any, number: int, device: object) -> int:
-        pointer._obj.value = {75: 9, 76: 0}[number]
+    def name(buffer: Any, size: int, device: Any) -> int:
+        buffer.value = names[device.value]
+        return 0
+
+    def attribute(pointer: Any, number: int, device: Any) -> int:
+        pointer._obj.value = {75: capabilities[device.value], 76: 0}[number]
         return 0
 
     functions = {
         "cuInit": lambda flags: 0,
-        "cuDeviceGet": lambda pointer, number: 0,
+        "cuDeviceGet": get,
         "cuDeviceGetName": name,
         "cuDeviceGetAttribute": attribute,
     }
@@ -174,6 +180,7 @@ def fake_driver(*, fails: str | None = None) -> SimpleNamespace:
 def test_tensorrt_builds_for_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: fake_driver())
     assert build_target(Library(None, "tensorrt", "10.13")) == "sm90-NVIDIA H100 80GB HBM3"
+    assert build_target(Library(None, "tensorrt", "10.13"), 1) == "sm80-NVIDIA A100"
     assert build_target(Library(None, "tensorrt_rtx", "1.7")) == "ampere_and_later"
 
 
@@ -264,7 +271,7 @@ def test_a_damaged_engine_is_built_again(
 def test_tensorrt_keeps_its_timings_for_the_next_build(
     model: Path, tmp_path: Path, builds: list[bytes | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "build_target", lambda library: "sm90-NVIDIA H100")
+    monkeypatch.setattr(build, "build_target", lambda library, gpu: "sm90-NVIDIA H100")
     assert RTX
     asked = ASKED | {"library": Library(RTX.module, "tensorrt", "10.13.0.35")}
     engine = build_engine(model, tmp_path / "engines", **asked)

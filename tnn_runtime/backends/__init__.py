@@ -1,11 +1,13 @@
 """The backends that run a bundle: one file each, imported only when it is asked for.
 
-A new backend is a file with a class that satisfies `Backend`, and a line in `open_backend`.
+A new backend is a file with a class that satisfies `Backend` and a function ``probe``, a line in `BACKENDS`, and its
+name in `tnn_runtime.backends.devices`.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +16,35 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.errors import ProviderUnavailable, UsageError
+from tnn_runtime.backends.devices import DEVICES, Device, parse_device
+from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
 from tnn_runtime.manifest import Manifest
 
-__all__ = ["DEVICES", "Backend", "BackendOptions", "Outputs", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "PROBE",
+    "Backend",
+    "BackendOptions",
+    "Device",
+    "Outputs",
+    "open_backend",
+    "parse_device",
+    "probe_device",
+]
 
-DEVICES = "auto, cpu, cuda or cuda:N"
+BACKENDS = {
+    "cpu": ("onnxruntime", "OnnxRuntimeBackend"),
+    "cuda": ("onnxruntime", "OnnxRuntimeBackend"),
+    "tensorrt": ("tensorrt", "TensorRtBackend"),
+}
+"""For each kind of device the module of this package and the class that runs on it.
+
+The module also has a function ``probe(device)``, which runs the model `PROBE` and tells with what, or raises an error.
+"""
+
+PROBE = Path(__file__).parents[1] / "probe.onnx"
+"""A model that adds two float32 numbers ``x`` to themselves and gives ``y``."""
 
 
 class Outputs(NamedTuple):
@@ -41,12 +66,13 @@ class BackendOptions:
     Args:
         threads: CPU threads that one call may use, at least 1.
         max_batch_size: The largest batch that it will get.
-        providers: Execution providers of ONNX Runtime to use instead of the device's own, in their order.
+        providers: Execution providers of ONNX Runtime to use instead of the device's own, in their order. They are all
+            that runs: the CPU gets no node unless ``"CPUExecutionProvider"`` is one of them.
         provider_options: Options of the first provider, as ONNX Runtime spells them.
         spin: Whether idle CPU threads wait actively, which is faster alone and slower in company.
         tf32: Whether float32 products on CUDA may round their factors to 10 bits.
         cuda_graphs: Whether CUDA work is recorded once for each batch size, and replayed.
-        cache_dir: Where engines are kept.
+        cache_dir: Where engines are kept; by default in the cache folder of the user.
     """
 
     threads: int = 1
@@ -99,20 +125,61 @@ class Backend(Protocol):
 def open_backend(folder: Path, manifest: Manifest, device: str, options: BackendOptions) -> tuple[Backend, str]:
     """Load the model in ``folder`` on ``device``.
 
+    ``"auto"`` takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
+    never takes TensorRT, which may build an engine for minutes and computes with other kernels: that is for the user to
+    choose.
+
     Returns:
         The backend, and why it runs where it runs.
 
     Raises:
-        UsageError: If there is no such device.
+        UsageError: If there is no such device, or an option that it does not have.
         ProviderUnavailable: If the device does not work on this machine. Only ``"auto"`` tries another one.
+        ArtifactError: If the bundle has no model for this backend, or one that it refuses.
     """
-    from tnn_runtime.backends.onnxruntime import OnnxRuntimeBackend
+    wanted = parse_device(device)
+    return (
+        _open_best(folder, manifest, options)
+        if wanted.kind == "auto"
+        else (
+            _open(folder, manifest, wanted, options),
+            "as asked",
+        )
+    )
 
-    if device == "auto":
+
+def probe_device(device: Device) -> str:
+    """Run a tiny model on a device, which is the only proof that it works, and return what ran it.
+
+    Raises:
+        TnnError: If the device does not work, with what is missing.
+    """
+    what: str = importlib.import_module(f"{__name__}.{BACKENDS[device.kind][0]}").probe(device)
+    return what
+
+
+def _open(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Backend:
+    module, name = BACKENDS[device.kind]
+    backend: Backend = getattr(importlib.import_module(f"{__name__}.{module}"), name)(folder, manifest, device, options)
+    return backend
+
+
+def _open_best(folder: Path, manifest: Manifest, options: BackendOptions) -> tuple[Backend, str]:
+    if options.providers is not None or options.provider_options:
+        raise UsageError(
+            "providers and their options were given, and device 'auto' chooses them itself; name the device, such as "
+            "'cuda' or 'cpu'"
+        )
+    try:
+        cuda = _open(folder, manifest, Device("cuda"), options)
+    except ProviderUnavailable as error:
+        reason = str(error)
+    else:
         try:
-            return OnnxRuntimeBackend(folder, manifest, "cuda:0", options), "auto: CUDA works"
-        except ProviderUnavailable as error:
-            return OnnxRuntimeBackend(folder, manifest, "cpu", options), f"auto: no CUDA ({error})"
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UsageError(f"unknown device {device!r}; choose {DEVICES}")
-    return OnnxRuntimeBackend(folder, manifest, "cuda:0" if device == "cuda" else device, options), "as asked"
+            cuda.run(np.zeros((manifest.batch.smallest, *manifest.preprocessing.shape), np.uint8))
+            return cuda, "auto: CUDA works; device 'tensorrt' may be faster, and builds an engine first"
+        except (RunError, DeviceLost) as error:
+            cuda.close()
+            reason = str(error)
+    on_cpu = dataclasses.replace(options, cuda_graphs=False)
+    return _open(folder, manifest, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"

@@ -4,11 +4,12 @@ TensorRT and TensorRT for RTX have the same Python interface; `find_tensorrt` ta
 strongly typed: every tensor has the type that the ONNX graph gives it, so precision is chosen at export and there is
 nothing to set here.
 
-Running an engine is not part of this package: that needs a GPU. An engine is a program: deserialise only engines from
-a folder that nobody else can write to.
+`tnn_runtime.backends.tensorrt` runs them. An engine is a program: deserialise only engines from a folder that nobody
+else can write to.
 """
 
 from tnn_runtime.engines.build import build_engine
+from tnn_runtime.engines.cache import engine_folder
 from tnn_runtime.engines.library import Library, find_tensorrt
 
-__all__ = ["Library", "build_engine", "find_tensorrt"]
+__all__ = ["Library", "build_engine", "engine_folder", "find_tensorrt"]

@@ -32,6 +32,7 @@ def build_engine(
     batch: tuple[int, int, int],
     library: Library | None = None,
     tf32: bool = False,
+    gpu: int = 0,
 ) -> Path:
     """Return an engine of an ONNX model; it is built if ``folder`` has none that fits.
 
@@ -48,6 +49,7 @@ def build_engine(
         batch: Smallest batch size, the one to optimise for, and the largest.
         library: The TensorRT to build with; by default the one that is installed.
         tf32: Whether float32 products may round their factors to 10 bits, which is faster and less exact.
+        gpu: The GPU that the engine is for, as CUDA counts; CUDA must have been told to use it in this thread.
 
     Raises:
         UsageError: On batch sizes or a shape that cannot be.
@@ -60,7 +62,7 @@ def build_engine(
         model=fingerprint(model),
         library=library.kind,
         version=library.version,
-        target=build_target(library),
+        target=build_target(library, gpu),
         input_name=input_name,
         shape=tuple(shape),
         batch=tuple(batch),  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.engines.library import Library
+from tnn_runtime.engines.library import Library, collecting_logger, one_line
 from tnn_runtime.engines.spec import EngineSpec
 from tnn_runtime.errors import EngineError, ProviderUnavailable
 
@@ -36,7 +36,7 @@ def serialize(
     """
     trt = library.module
     complaints: list[str] = []
-    logger = _logger(trt, complaints)
+    logger = collecting_logger(trt, complaints)
     try:
         builder = trt.Builder(logger)
     except Exception as error:  # pybind11 raises TypeError where the library returns nothing
@@ -69,18 +69,6 @@ def serialize(
     return memoryview(engine), None if timings is None else bytes(config.get_timing_cache().serialize())
 
 
-def _logger(trt: Any, complaints: list[str]) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: object, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                complaints.append(_line(message))
-
-    return Logger()
-
-
 def _refusal(library: Library, model: Path, errors: list[Any]) -> EngineError:
     nodes = [error for error in errors if error.node() >= 0]
     problems = [
@@ -96,13 +84,8 @@ def _refusal(library: Library, model: Path, errors: list[Any]) -> EngineError:
 
 
 def _reason(error: Any) -> str:
-    text = _line(error.desc())
+    text = one_line(error.desc())
     return f"neither an operator nor a plugin of TensorRT: {text}" if "Plugin not found" in text else text
-
-
-def _line(message: str) -> str:
-    """Return a message on one line, without the CUDA errors that follow it on machines that have no GPU."""
-    return " ".join(message.split()).split(" [checkMacros")[0]
 
 
 def _check_interface(network: Any, model: Path, spec: EngineSpec) -> None:

@@ -16,12 +16,16 @@ _COMPUTE_CAPABILITY = (75, 76)
 _RTX_TARGET = "ampere_and_later"
 
 
-def build_target(library: Library) -> str:
+def build_target(library: Library, index: int = 0) -> str:
     """Return what an engine of this library runs on.
 
-    TensorRT times its kernels on a GPU and its engines are for that model of GPU: the first one that CUDA shows
-    (``CUDA_VISIBLE_DEVICES`` chooses another). TensorRT for RTX looks at no GPU while it builds: by default its engines
-    are for any GPU that it supports from compute capability 8.0 on, and are compiled to the end where they are loaded.
+    TensorRT times its kernels on a GPU and its engines are for that model of GPU. TensorRT for RTX looks at no GPU
+    while it builds: by default its engines are for any GPU that it supports from compute capability 8.0 on, and are
+    compiled to the end where they are loaded.
+
+    Args:
+        library: The TensorRT.
+        index: Which GPU, as CUDA counts those that ``CUDA_VISIBLE_DEVICES`` leaves.
 
     Returns:
         ``"ampere_and_later"``, or for example ``"sm90-NVIDIA H100 80GB HBM3"``.
@@ -29,10 +33,10 @@ def build_target(library: Library) -> str:
     Raises:
         ProviderUnavailable: If TensorRT needs a GPU and there is none.
     """
-    return _RTX_TARGET if library.kind == "tensorrt_rtx" else _gpu(library)
+    return _RTX_TARGET if library.kind == "tensorrt_rtx" else _gpu(library, index)
 
 
-def _gpu(library: Library) -> str:
+def _gpu(library: Library, index: int) -> str:
     way_out = "build on the machine that will serve the model, or with TensorRT for RTX, which needs no GPU"
     try:
         driver: Any = ctypes.CDLL(_DRIVER)
@@ -51,7 +55,7 @@ def _gpu(library: Library) -> str:
     device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
     capability = [ctypes.c_int() for _ in _COMPUTE_CAPABILITY]
     call("cuInit", 0)
-    call("cuDeviceGet", ctypes.byref(device), 0)
+    call("cuDeviceGet", ctypes.byref(device), index)
     call("cuDeviceGetName", name, len(name), device)
     for value, attribute in zip(capability, _COMPUTE_CAPABILITY, strict=True):
         call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import MutableSequence
 from dataclasses import dataclass
 from typing import Any
 
 from tnn_runtime.errors import ProviderUnavailable, UsageError
 
-__all__ = ["INSTALL", "Library", "find_tensorrt"]
+__all__ = ["INSTALL", "Library", "collecting_logger", "find_tensorrt", "one_line"]
 
 INSTALL = "pip install 'tnn-deploy[tensorrt]' (needs an NVIDIA GPU) or 'tnn-deploy[tensorrt-rtx]' (builds without one)"
 
@@ -73,6 +74,25 @@ def find_tensorrt(kind: str | None = None) -> Library:
         return library
     there = "; ".join(found) or "none is installed"
     raise ProviderUnavailable(f"no {kind or 'TensorRT'} that builds engines: {there}; install one with {INSTALL}")
+
+
+def collecting_logger(trt: Any, complaints: MutableSequence[str]) -> Any:
+    """Return a logger of a TensorRT module that keeps errors alone; it must outlive what it is given to."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: object, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                complaints.append(one_line(message))
+
+    return Logger()
+
+
+def one_line(message: str) -> str:
+    """Return a message on one line, without the CUDA errors that follow it on machines that have no GPU."""
+    return " ".join(message.split()).split(" [checkMacros")[0]
 
 
 def _problem(library: Library) -> str | None:

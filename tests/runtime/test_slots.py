@@ -1,0 +1,273 @@
+"""Buffers, bindings and recorded graphs on a GPU that is made of host memory, see `fake_cuda`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tnn_runtime import ClassifierClosed, DeviceLost, Manifest, ProviderUnavailable, RunError
+from tnn_runtime.backends import BackendOptions, Device, cuda
+from tnn_runtime.backends import onnxruntime as module
+from tnn_runtime.backends.binding import BoundSlot
+from tnn_runtime.backends.cuda import Buffer, Cuda
+from tnn_runtime.backends.slots import Slots
+from tnn_runtime.manifest import ONNX_FILE
+
+pytest.importorskip("cuda.bindings.runtime")
+
+from fake_cuda import FakeCuda
+
+SIZES = (1, 2, 4, 8)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(gpus=2)
+    monkeypatch.setattr(cuda, "cuda_runtime", lambda: fake)
+    return fake
+
+
+@pytest.fixture
+def manifest(small_bundle: Path) -> Manifest:
+    return Manifest.read(small_bundle)[0]
+
+
+@pytest.fixture
+def session(small_bundle: Path) -> Any:
+    return module.open_session(str(small_bundle / ONNX_FILE), "cpu", 1)
+
+
+@pytest.fixture
+def slot(fake: FakeCuda, manifest: Manifest, session: Any) -> BoundSlot:
+    return BoundSlot(session, Cuda(1), manifest, SIZES, memory="cpu")
+
+
+def images(count: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
+# CUDA
+
+
+def test_a_buffer_goes_to_the_gpu_and_back(fake: FakeCuda) -> None:
+    gpu = Cuda(0)
+    gpu.use()
+    stream, buffer = gpu.stream(), Buffer(gpu, (3, 2), np.float32)
+    buffer.host[:] = [[1, 2], [3, 4], [5, 6]]
+    buffer.upload(2, stream)
+    gpu.wait(stream)
+    buffer.host[:] = 0
+    buffer.download(3, stream)
+    assert not buffer.host.any()  # nothing comes before it is waited for
+    gpu.wait(stream)
+    assert buffer.host[:2].tolist() == [[1, 2], [3, 4]]
+    assert buffer.host[2, 0] != 5
+    buffer.close()
+    gpu.destroy(stream)
+    assert fake.leaks == []
+
+
+def test_what_the_gpu_is_and_runs_on(fake: FakeCuda) -> None:
+    assert Cuda(1).name() == "Fake GPU"
+    assert Cuda(1).versions() == {"cuda driver": "13.1", "cuda runtime": "13.0"}
+
+
+def test_a_gpu_that_is_not_there_is_named(fake: FakeCuda) -> None:
+    with pytest.raises(ProviderUnavailable, match=r"there is no GPU 2, CUDA shows 2 of them, counted from 0; choose"):
+        Cuda(2)
+
+
+@pytest.mark.parametrize(("function", "code"), [("cudaGetDeviceCount", 35), ("cudaSetDevice", 46), ("cudaFree", 999)])
+def test_a_gpu_that_does_not_work_is_an_error_with_the_reason(fake: FakeCuda, function: str, code: int) -> None:
+    fake.failing[function] = code
+    with pytest.raises(ProviderUnavailable, match=rf"no GPU works here \({function} failed \(CUDA error {code}: cudaE"):
+        Cuda(0)
+
+
+def test_without_cuda_bindings_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(ProviderUnavailable, match=r"cuda-bindings cannot be imported .*pip install 'cuda-bindings>=13"):
+        Cuda(0)
+
+
+@pytest.mark.parametrize("function", ["cudaMalloc", "cudaHostAlloc"])
+def test_memory_that_is_not_there_is_an_error_that_leaves_nothing(fake: FakeCuda, function: str) -> None:
+    fake.failing[function] = 2
+    with pytest.raises(
+        RunError, match=rf"{function} failed \(CUDA error 2: cudaErrorMemoryAllocation, out of memory\);"
+    ):
+        Buffer(Cuda(0), (3, 2), np.float32)
+    assert fake.leaks == []
+
+
+def test_a_recording_that_fails_ends(fake: FakeCuda) -> None:
+    gpu = Cuda(0)
+    stream = gpu.stream()
+
+    def work() -> None:
+        raise KeyError("not recorded")
+
+    with pytest.raises(KeyError):
+        gpu.record(stream, work)
+    assert fake.capturing == {}
+    assert fake.graphs == {}
+
+
+# Bound calls
+
+
+def test_bound_runs_give_what_the_session_gives(slot: BoundSlot, session: Any) -> None:
+    for size in SIZES:
+        batch = images(size, size)
+        for found, expected in zip(
+            slot.run(batch), session.run(["logits", "embedding"], {"images": batch}), strict=True
+        ):
+            assert np.array_equal(found, expected)
+            assert found.flags.owndata
+
+
+def test_several_threads_share_two_slots(fake: FakeCuda, manifest: Manifest, session: Any) -> None:
+    slots = Slots([BoundSlot(session, Cuda(1), manifest, SIZES, memory="cpu") for _ in range(2)])
+    batches = [images(SIZES[number % len(SIZES)], number) for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(slots.run, batches))
+    for batch, (logits, embedding) in zip(batches, results, strict=True):
+        expected = session.run(None, {"images": batch})
+        assert np.array_equal(logits, expected[0])
+        assert np.array_equal(embedding, expected[1])
+    slots.close()
+    slots.close()
+    assert fake.leaks == []
+    for _ in range(2):
+        with pytest.raises(ClassifierClosed, match="this backend is closed"):
+            slots.run(batches[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3), (2, 9, 8, 3), (2, 8, 8, 1)])
+def test_a_batch_that_does_not_fit_is_refused(slot: BoundSlot, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RunError, match=r"got a batch of "):
+        slot.run(np.zeros(shape, np.uint8))
+    assert len(slot.run(images(2))[0]) == 2
+
+
+def test_a_failed_run_fails_alone(slot: BoundSlot) -> None:
+    real = slot._session
+
+    def fail(binding: object, options: object) -> None:
+        raise RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=1 ; hostname=x")
+
+    slot._session = SimpleNamespace(run_with_iobinding=fail)
+    with pytest.raises(
+        RunError, match=r"cannot run the model on 2 images \(CUBLAS failure 3: .*_FAILED\); use a small"
+    ):
+        slot.run(images(2))
+    slot._session = real
+    assert len(slot.run(images(2))[0]) == 2
+
+
+def test_a_lost_device_is_noticed_though_the_message_is_silent(slot: BoundSlot, fake: FakeCuda) -> None:
+    def fail(binding: object, options: object) -> None:
+        fake.lost = 700
+        raise RuntimeError("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED")
+
+    slot._session = SimpleNamespace(run_with_iobinding=fail)
+    with pytest.raises(DeviceLost, match=r"CUDA error 700: cudaErrorIllegalAddress, an illegal memory access"):
+        slot.run(images(2))
+    with pytest.raises(DeviceLost, match=r"cudaSetDevice failed"):
+        slot.run(images(2))
+    Slots([slot]).close()
+
+
+# The whole backend
+
+
+@pytest.fixture
+def opened(
+    fake: FakeCuda, manifest: Manifest, session: Any, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., module.OnnxRuntimeBackend]:
+    """Opens the backend on ``cuda:1``, on a session of the CPU that stands for one of CUDA."""
+    monkeypatch.setattr(module, "_session", lambda *arguments: session)
+    monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
+
+    def opener(**options: Any) -> module.OnnxRuntimeBackend:
+        return module.OnnxRuntimeBackend(
+            small_bundle, manifest, Device("cuda", 1), BackendOptions(max_batch_size=8, **options)
+        )
+
+    return opener
+
+
+def test_on_cuda_two_calls_overlap_in_page_locked_memory(
+    opened: Callable[..., module.OnnxRuntimeBackend], fake: FakeCuda, session: Any
+) -> None:
+    backend = opened()
+    assert (backend.device, backend.batch_sizes, backend.concurrency) == ("cuda:1", SIZES, 2)
+    assert backend.details["memory"] == "page-locked"
+    assert backend.versions["cuda driver"] == "13.1"
+    assert np.array_equal(backend.run(images(4)).logits, session.run(["logits"], {"images": images(4)})[0])
+    backend.close()
+    backend.close()
+    assert fake.leaks == []
+
+
+def test_with_cuda_graphs_all_calls_go_through_one_thread(
+    opened: Callable[..., module.OnnxRuntimeBackend], session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    run = onnxruntime.InferenceSession.run_with_iobinding
+
+    def watched(self: Any, binding: Any, options: Any) -> None:
+        seen.append((threading.current_thread().name, options.get_run_config_entry("gpu_graph_id")))
+        run(self, binding, options)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", watched)
+    backend = opened(cuda_graphs=True)
+    assert backend.concurrency == 1
+    batches = [images(SIZES[number % 4], number) for number in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        for batch, outputs in zip(batches, pool.map(backend.run, batches), strict=True):
+            assert np.array_equal(outputs.logits, session.run(["logits"], {"images": batch})[0])
+    assert {name for name, _ in seen} == {"tnn-cuda-graphs_0"}
+    assert {graph for _, graph in seen} == {"1", "2", "4", "8"}
+    with pytest.raises(RunError, match="got a batch of 3"):
+        backend.run(images(3))
+    backend.close()
+    assert not any(thread.name.startswith("tnn-") for thread in threading.enumerate())
+    with pytest.raises(ClassifierClosed):
+        backend.run(images(1))
+
+
+def test_without_cuda_bindings_memory_is_pageable_and_said_to_be(
+    opened: Callable[..., module.OnnxRuntimeBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ProviderUnavailable("cuda-bindings cannot be imported")
+
+    monkeypatch.setattr(cuda, "cuda_runtime", missing)
+    backend = opened()
+    assert backend.details["memory"] == "pageable: cuda-bindings cannot be imported"
+    assert backend.batch_sizes == ()
+    assert backend.run(images(3)).logits.shape == (3, 2)
+    with pytest.raises(ProviderUnavailable, match="cuda-bindings"):
+        opened(cuda_graphs=True)
+
+
+def test_too_little_memory_for_the_buffers_is_an_error_that_leaves_nothing(
+    opened: Callable[..., module.OnnxRuntimeBackend], fake: FakeCuda
+) -> None:
+    fake.failing["cudaHostAlloc"] = 2
+    with pytest.raises(
+        ProviderUnavailable, match=r"'cuda:1' has no room for batches of 8 \(cudaHostAlloc failed .*\);"
+    ):
+        opened()
+    assert fake.leaks == []

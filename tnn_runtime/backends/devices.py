@@ -1,0 +1,42 @@
+"""The devices that a user can name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tnn_runtime.errors import UsageError
+
+__all__ = ["DEVICES", "Device", "parse_device"]
+
+DEVICES = "auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"
+_PATTERN = re.compile(r"(auto|cpu)|(cuda|tensorrt)(?::([0-9]{1,3}))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model runs.
+
+    Args:
+        kind: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        index: Which GPU, as CUDA counts those that ``CUDA_VISIBLE_DEVICES`` leaves; 0 where there is nothing to count.
+    """
+
+    kind: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind in ("auto", "cpu") else f"{self.kind}:{self.index}"
+
+
+def parse_device(name: object) -> Device:
+    """Return the device of this name; ``"cuda"`` and ``"tensorrt"`` are those of the first GPU.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
+    match = _PATTERN.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        raise UsageError(f"unknown device {name!r}; choose {DEVICES}")
+    counted, index = match[2], match[3]
+    return Device(counted, int(index or 0)) if counted else Device(match[1])

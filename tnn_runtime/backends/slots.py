@@ -1,0 +1,138 @@
+"""Places for calls that run at once, each with buffers of its own that are made once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.backends.cuda import Buffer, Cuda
+from tnn_runtime.errors import ClassifierClosed, NotAnswered, RunError
+from tnn_runtime.manifest import TensorSpec
+
+__all__ = ["Slot", "Slots", "Tensors"]
+
+
+class Slot(Protocol):
+    """Where one call at a time runs."""
+
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the outputs for a batch of a size that it is prepared for, in memory of their own."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+AnySlot = TypeVar("AnySlot", bound=Slot)
+
+
+class Slots(Generic[AnySlot]):
+    """Lends slots to callers; those that find none wait for one.
+
+    Args:
+        slots: What to lend.
+    """
+
+    def __init__(self, slots: Sequence[AnySlot]) -> None:
+        self._count = len(slots)
+        self._closing = threading.Lock()
+        self._free: SimpleQueue[AnySlot | None] = SimpleQueue()
+        for slot in slots:
+            self._free.put(slot)
+
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run a batch in the next slot that is free.
+
+        Raises:
+            ClassifierClosed: After `close`.
+        """
+        with self._lent() as slot:
+            return slot.run(images)
+
+    def close(self) -> None:
+        """Wait for the calls that run, then release all slots. Closing twice is fine."""
+        with self._closing:
+            for _ in range(self._count):
+                slot = self._free.get()
+                if slot is not None:
+                    with contextlib.suppress(NotAnswered):  # a lost device has nothing left to release
+                        slot.close()
+            if self._count:
+                self._free.put(None)
+            self._count = 0
+
+    @contextmanager
+    def _lent(self) -> Iterator[AnySlot]:
+        slot = self._free.get()
+        try:
+            if slot is None:
+                raise ClassifierClosed("this backend is closed; load the bundle again")
+            yield slot
+        finally:
+            self._free.put(slot)
+
+
+class Tensors:
+    """Buffers for the inputs and outputs of a call, and the stream that fills and empties them.
+
+    Args:
+        cuda: The GPU.
+        images: The input; rows of it are images.
+        outputs: The outputs.
+        largest: The largest batch.
+        wanted: How many of the outputs, from the first on, come back to the host.
+    """
+
+    def __init__(
+        self, cuda: Cuda, images: TensorSpec, outputs: Sequence[TensorSpec], largest: int, wanted: int = 2
+    ) -> None:
+        self._cuda = cuda
+        self._made: list[Buffer] = []
+        cuda.use()
+        self.stream = cuda.stream()
+        try:
+            for spec in (images, *outputs):
+                shape = [size or 1 for size in spec.shape[1:]]
+                self._made.append(Buffer(cuda, [largest, *shape], spec.dtype))
+        except NotAnswered:
+            self.close()
+            raise
+        self.images, *self.outputs = self._made
+        self.buffers = dict(zip([spec.name for spec in (images, *outputs)], self._made, strict=True))
+        """Each under the name of its tensor."""
+        self._wanted = self.outputs[:wanted]
+
+    def fill(self, images: NDArray[Any]) -> None:
+        """Queue the copy of a batch to the GPU.
+
+        Raises:
+            RunError: If it has another shape.
+        """
+        count, shape = len(images), self.images.host.shape
+        if images.shape[1:] != shape[1:] or count > shape[0]:
+            raise RunError(f"got a batch of shape {images.shape}; expected at most {shape[0]} images of {shape[1:]}")
+        self._cuda.use()
+        np.copyto(self.images.host[:count], images)
+        self.images.upload(count, self.stream)
+
+    def read(self, count: int) -> list[NDArray[Any]]:
+        """Copy ``count`` rows of each output that is wanted from the GPU, and wait for them."""
+        for output in self._wanted:
+            output.download(count, self.stream)
+        self._cuda.wait(self.stream)
+        return [output.host[:count].copy() for output in self._wanted]
+
+    def close(self) -> None:
+        """Release everything."""
+        self._cuda.use()
+        for buffer in self._made:
+            buffer.close()
+        self._cuda.destroy(self.stream)
