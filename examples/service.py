@@ -67,7 +67,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(classifier.close)
 
 
-app = FastAPI(title="Tversky classifier", lifespan=lifespan)
+app = FastAPI(title="Tversky classifier", lifespan=lifespan, redirect_slashes=False)
 
 
 @app.exception_handler(TnnError)

@@ -12,6 +12,8 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -52,8 +54,9 @@ class _TooMuch(ValueError):
     """A file that takes more than images do."""
 
 
-def open_file(source: str | Path | bytes, name: str) -> Image.Image:
-    """Open an image without decoding its pixels.
+@contextmanager
+def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image without decoding its pixels; close it at the end.
 
     Args:
         source: A path, or the bytes of a file.
@@ -66,19 +69,12 @@ def open_file(source: str | Path | bytes, name: str) -> Image.Image:
     if size > MAX_BYTES:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            _check_parts(file)
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{name} is over the limit of {MAX_PIXELS} pixels ({reason(error)}); scale it down first"
-        ) from error
-    except PermissionError as error:
+        file = _stream(source)
+    except OSError as error:
         raise _unreadable(name, reason(error)) from error
-    except _TooMuch as error:
-        raise _unreadable(name, reason(error)) from error
-    except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-        raise _unreadable(name, f"expected one of {', '.join(FORMATS)}") from error
+    # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
+    with file, _identify(file, name) as image:
+        yield image
 
 
 def check_pixels(image: Image.Image) -> None:
@@ -120,6 +116,26 @@ def _size(path: str | Path, name: str) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{name} is a pipe, a socket or a device; expected an image file")
     return found.st_size
+
+
+def _stream(source: str | Path | bytes) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open(source, "rb")
+
+
+def _identify(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        _check_parts(file)
+        return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{name} is over the limit of {MAX_PIXELS} pixels ({reason(error)}); scale it down first"
+        ) from error
+    except _TooMuch as error:
+        raise _unreadable(name, reason(error)) from error
+    except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
+        raise _unreadable(name, f"expected one of {', '.join(FORMATS)}") from error
 
 
 def _unreadable(name: str, why: str) -> InputError:
