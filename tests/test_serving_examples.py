@@ -179,6 +179,8 @@ def test_the_service_answers_what_it_has_accepted_when_it_is_told_to_end(image: 
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     connections: list[socket.socket] = []
+    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog.start()
     try:
         log: list[str] = []
         while not (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log[-1] if log else "")):
@@ -207,6 +209,7 @@ def test_the_service_answers_what_it_has_accepted_when_it_is_told_to_end(image: 
         assert "Traceback" not in rest
         assert process.wait(SECONDS) in (0, -signal.SIGTERM)
     finally:
+        watchdog.cancel()
         for connection in connections:
             connection.close()
         process.kill()
@@ -307,6 +310,8 @@ class TestWorkers:
         for copy in range(5000):
             os.link(folder / "cat" / "0.png", folder / "dog" / f"copy-{copy}.png")
         with self.start(folder, "--workers", 2) as process:
+            watchdog = threading.Timer(SECONDS, process.kill)
+            watchdog.start()
             try:
                 assert process.stdout is not None
                 first = process.stdout.readline()
@@ -314,6 +319,7 @@ class TestWorkers:
                 out = process.stdout.read()
                 code = process.wait(SECONDS)
             finally:
+                watchdog.cancel()
                 process.kill()
         assert code == 0
         *lines, last = (first + out).splitlines()

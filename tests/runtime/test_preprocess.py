@@ -336,3 +336,14 @@ class TestLimits:
         struct.pack_into("<H", content, directory, 0)
         with pytest.raises(InputError, match="is not an image that can be read"):
             RGB(bytes(content))
+
+    def test_a_file_is_read_like_its_bytes(self, pixels: np.ndarray, tmp_path: Path) -> None:
+        content = bytearray(tiff(pixels[..., :1], 1, 8))
+        rows_per_strip = content.index(struct.pack("<HHI", 278, 3, 1))
+        struct.pack_into("<HII", content, rows_per_strip + 2, 12, 1, 8)
+        (tmp_path / "a.tif").write_bytes(content)
+        with Image.open(tmp_path / "a.tif") as mapped:
+            mapped.load()
+        for source in (bytes(content), tmp_path / "a.tif"):
+            with pytest.raises(InputError, match="cannot be decoded"):
+                GREY(source)
