@@ -50,8 +50,9 @@ def device_list(device: str | Sequence[str]) -> tuple[str, ...]:
         UsageError: If there is none, one is no name, or ``"auto"`` is among several.
     """
     devices = (device,) if isinstance(device, str) or not isinstance(device, Sequence) else tuple(device)
-    named = all(isinstance(name, str) for name in devices)
-    if not devices or not named or (len(devices) > 1 and "auto" in devices):
+    if not all(isinstance(name, str) for name in devices):
+        raise UsageError(f"unknown device {_shown(device)}; expected a name such as 'auto', or a list of names")
+    if not devices or (len(devices) > 1 and "auto" in devices):
         raise UsageError(f"device is {_shown(device)}; expected a device, or a list of devices without 'auto'")
     return devices
 

@@ -40,7 +40,7 @@ def test_whatever_is_given_its_error_is_a_short_line(value: Any) -> None:
 
 @pytest.mark.parametrize("device", [np.zeros(3), [None], 3, [b"cpu"], [["cpu"]]])
 def test_a_device_has_a_name(device: Any) -> None:
-    with pytest.raises(UsageError, match="device is .*; expected a device, or a list of devices"):
+    with pytest.raises(UsageError, match="unknown device .*; expected a name such as 'auto', or a list of names"):
         Classifier.load(BUNDLE, device)
 
 
