@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from tnn_runtime.errors import UsageError
 __all__ = ["at_least_one", "device_list", "seconds"]
 
 _MANY = 1 << 20
+_LONGEST_S = threading.TIMEOUT_MAX / 2
+_SHOWN = 80
 
 
 def at_least_one(**values: int) -> None:
@@ -26,27 +29,38 @@ def at_least_one(**values: int) -> None:
         except TypeError:
             good = False
         if not good:
-            raise UsageError(f"{name} is {value!r}; expected an integer of at least 1 and below {_MANY}")
+            raise UsageError(f"{name} is {_shown(value)}; expected an integer of at least 1 and below {_MANY}")
 
 
 def seconds(value: Any, name: str, unit: str = "seconds") -> float:
-    """Return a duration as it is.
+    """Return a duration as it is, or as many years as the system can wait.
 
     Raises:
         UsageError: If it is no finite number from 0 on.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UsageError(f"{name} is {value!r}; expected a number of {unit}, 0 or more")
-    return float(value)
+        raise UsageError(f"{name} is {_shown(value)}; expected a number of {unit}, 0 or more")
+    return float(min(value, _LONGEST_S))
 
 
 def device_list(device: str | Sequence[str]) -> tuple[str, ...]:
     """Return the devices of all replicas.
 
     Raises:
-        UsageError: If there is none, or ``"auto"`` is among several.
+        UsageError: If there is none, one is no name, or ``"auto"`` is among several.
     """
     devices = (device,) if isinstance(device, str) or not isinstance(device, Sequence) else tuple(device)
+    if not all(isinstance(name, str) for name in devices):
+        raise UsageError(f"unknown device {_shown(device)}; expected a name such as 'auto', or a list of names")
     if not devices or (len(devices) > 1 and "auto" in devices):
-        raise UsageError(f"device is {device!r}; expected a device, or a list of devices without 'auto'")
+        raise UsageError(f"device is {_shown(device)}; expected a device, or a list of devices without 'auto'")
     return devices
+
+
+def _shown(value: Any) -> str:
+    """Return a value as Python writes it, on one line and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # objects of callers may raise anything here, and an integer of many digits does
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

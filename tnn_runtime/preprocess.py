@@ -6,7 +6,6 @@ happen inside the model's graph.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,16 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tnn_runtime.errors import ArtifactError, InputError
+from tnn_runtime.imagefile import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "Preprocessing", "find_images", "open_image"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "ImageSource", "Preprocessing", "find_images", "open_image"]
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""The image formats that are decoded; everything else Pillow knows is refused."""
-
-MAX_PIXELS = 50_000_000
-"""The largest width x height that is decoded; the size is checked before any pixel is."""
 
 _SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
@@ -85,18 +79,22 @@ class Preprocessing:
         """Return one image as a uint8 array ``[height, width, channels]``.
 
         Raises:
-            InputError: If the source is no image, is empty, or is over `MAX_PIXELS`.
+            InputError: If the source is no image, is empty, or is over `MAX_PIXELS` or `MAX_BYTES`.
         """
         with open_image(source) as opened:
+            # Phone cameras write MPO: a JPEG, followed by previews or a second view.
+            if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                raise InputError(f"{_name(source)} has several frames; expected a single picture")
             try:
-                frames = getattr(opened, "n_frames", 1)
-                # Phone cameras write MPO: a JPEG, followed by previews or a second view.
-                if frames > 1 and opened.format != "MPO":
-                    raise InputError(f"{_name(source)} has {frames} frames; expected a single picture")
-                image = _eight_bit(ImageOps.exif_transpose(opened)).convert(_MODES[self.channels])
+                check_pixels(opened)
+                image = _eight_bit(ImageOps.exif_transpose(opened))
+                image.info.pop("transparency", None)  # It is dropped in any case; for palettes, Pillow warns of that.
+                image = image.convert(_MODES[self.channels])
                 image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"{_name(source)} cannot be decoded ({error}); replace or remove it") from error
+            except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
+                raise InputError(
+                    f"{_name(source)} cannot be decoded ({reason(error)}); replace or remove it"
+                ) from error
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
     def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
@@ -128,7 +126,7 @@ def open_image(source: ImageSource) -> Iterator[Image.Image]:
     elif isinstance(source, Image.Image):
         opened = nullcontext(source)
     elif isinstance(source, str | Path | bytes):
-        opened = _from_file(source)
+        opened = open_file(source, _name(source))
     else:
         raise InputError(
             f"got an image of type {type(source).__name__}; expected a path, bytes, a PIL image or a uint8 array"
@@ -152,24 +150,6 @@ def find_images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-
-
-def _from_file(source: str | Path | bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    except FileNotFoundError:
-        raise InputError(f"{_name(source)} does not exist; expected an image file") from None
-    except IsADirectoryError:
-        raise InputError(f"{_name(source)} is a folder; expected an image file") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{_name(source)} is over the limit of {MAX_PIXELS} pixels ({error}); scale it down first"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error) if isinstance(error, PermissionError) else f"expected one of {', '.join(FORMATS)}"
-        raise InputError(
-            f"{_name(source)} is not an image that can be read ({reason}); replace or remove it"
-        ) from error
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
@@ -197,4 +177,4 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _name(source: ImageSource) -> str:
-    return str(source) if isinstance(source, str | Path) else "the image"
+    return printable(str(source)) if isinstance(source, str | Path) else "the image"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tnn_runtime import ArtifactError, InputError
+from tnn_runtime import ArtifactError, InputError, imagefile
 from tnn_runtime import preprocess as module
 from tnn_runtime.preprocess import Preprocessing, find_images
 
@@ -117,7 +120,7 @@ class TestBadInput:
 
     def test_several_frames(self, pixels: np.ndarray) -> None:
         image = Image.fromarray(pixels)
-        with pytest.raises(InputError, match="has 2 frames; expected a single picture"):
+        with pytest.raises(InputError, match="has several frames; expected a single picture"):
             RGB(encode(image, "TIFF", save_all=True, append_images=[image]))
 
     def test_floating_point_pixels(self) -> None:
@@ -158,3 +161,189 @@ class TestBadInput:
     def test_preprocessing_out_of_range(self, options: tuple) -> None:
         with pytest.raises(ArtifactError, match="preprocessing has"):
             Preprocessing(*options)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return a chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(values: np.ndarray, colour: int) -> bytes:
+    """Return 16-bit pixels ``[H, W, C]`` as a PNG, which Pillow does not write in colour."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *parts])
+
+
+def tiff(values: np.ndarray, photometric: int, bits: int = 16, order: str = "<", **counts: int) -> bytes:
+    """Return pixels ``[H, W, C]`` as a TIFF with one strip; ``counts`` overrides how many values a tag has."""
+    height, width, channels = values.shape
+    data = values.astype(f"{order}u{values.dtype.itemsize}").tobytes()
+    tags = {256: [width], 257: [height], 258: [bits] * channels, 259: [1], 262: [photometric]}
+    tags |= {273: [8], 277: [channels], 278: [height], 279: [len(data)]}
+    extra, entries = b"", b""
+    start = 8 + len(data)
+    for tag, numbers in tags.items():
+        content = struct.pack(f"{order}{len(numbers)}H", *numbers)
+        if len(content) > 4:
+            extra, content = extra + content, struct.pack(f"{order}I", start + len(extra))
+        entries += struct.pack(f"{order}HHI", tag, 3, counts.get(f"tag_{tag}", len(numbers))) + content.ljust(4, b"\0")
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    directory = struct.pack(f"{order}H", len(tags)) + entries + struct.pack(f"{order}I", 0)
+    return magic + struct.pack(f"{order}I", start + len(extra)) + data + extra + directory
+
+
+class TestDeepAndRareFormats:
+    """What every format gives, in training and in serving: there is one way from a file to pixels."""
+
+    def test_sixteen_bit_colour_keeps_the_upper_byte(self, pixels: np.ndarray) -> None:
+        deep = (pixels.astype(np.uint16) << 8) + 7
+        assert np.array_equal(RGB(png(deep, 2)), pixels)
+        alpha = np.concatenate([deep, np.full_like(deep[..., :1], 300)], axis=2)
+        assert np.array_equal(RGB(png(alpha, 6)), pixels)
+        for order in "<>":
+            assert np.array_equal(RGB(tiff(deep, 2, order=order)), pixels)
+            assert np.array_equal(GREY(tiff(deep[..., :1], 1, order=order)), pixels[..., :1])
+
+    def test_sixteen_bit_grey_with_alpha(self, pixels: np.ndarray) -> None:
+        deep = (pixels[..., :2].astype(np.uint16) << 8) + 7
+        assert np.array_equal(GREY(png(deep, 4)), pixels[..., :1])
+
+    def test_one_bit_is_black_and_white(self, pixels: np.ndarray) -> None:
+        image = Image.fromarray(pixels[..., 0]).point(lambda value: value > 127, "1")
+        expected = np.where(pixels[..., :1] > 127, 255, 0)
+        for style in ("PNG", "BMP", "TIFF"):
+            assert np.array_equal(GREY(encode(image, style)), expected)
+            assert np.array_equal(RGB(encode(image, style)), expected.repeat(3, 2))
+
+    @pytest.mark.parametrize("transparency", [3, bytes(range(256))])
+    def test_transparent_palettes_keep_their_colours(self, pixels: np.ndarray, transparency: int | bytes) -> None:
+        image = Image.fromarray(pixels).quantize(256)
+        expected = np.asarray(image.convert("RGB"))
+        assert np.array_equal(RGB(encode(image, transparency=transparency)), expected)
+        assert np.array_equal(GREY(encode(image, transparency=transparency)), GREY(image))
+
+    def test_alpha_is_dropped(self, pixels: np.ndarray) -> None:
+        image = Image.fromarray(pixels)
+        image.putalpha(Image.fromarray(pixels[..., 0]))
+        for style, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})):
+            assert np.array_equal(RGB(encode(image, style, **options)), pixels), style
+
+    def test_cmyk(self) -> None:
+        image = Image.new("CMYK", (4, 6), (255, 0, 0, 0))
+        for style in ("JPEG", "TIFF"):
+            np.testing.assert_allclose(RGB(encode(image, style)), np.full((6, 4, 3), (0, 255, 255)), atol=3)
+
+    def test_orientation_is_applied_in_every_format_that_has_it(self, pixels: np.ndarray) -> None:
+        lying = Image.fromarray(np.rot90(pixels).copy())
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for style, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+            assert np.array_equal(RGB(encode(lying, style, exif=exif, **options)), pixels), style
+        assert RGB(encode(lying.resize((60, 40)), "JPEG", exif=exif)).shape == (6, 4, 3)
+
+    @pytest.mark.parametrize(("photometric", "bits"), [(0, 16), (1, 12)])
+    def test_grey_that_pillow_reads_wrongly_is_refused(self, pixels: np.ndarray, photometric: int, bits: int) -> None:
+        with pytest.raises(InputError, match="grey of 12 bits, or of 16 bits where 0 is white; expected 8 bits"):
+            GREY(tiff(pixels[..., :1].astype(np.uint16), photometric, bits))
+
+
+class TestLimits:
+    def test_what_is_no_regular_file_is_refused_at_once(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.png")
+        for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+            with pytest.raises(InputError, match=f"{path} is a pipe, a socket or a device; expected an image file"):
+                RGB(path)
+
+    @pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "x" * 5000, "file.png/more", ""])
+    def test_names_that_no_file_has(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "file.png").touch()
+        with pytest.raises(InputError, match="expected an image file|is not an image that can be read"):
+            RGB(f"{tmp_path}/{name}" if name else name)
+
+    def test_a_name_stays_on_its_line(self) -> None:
+        with pytest.raises(InputError, match=r"^'a\\nb.png' does not exist; expected an image file$"):
+            RGB("a\nb.png")
+
+    def test_too_many_bytes_are_refused_before_reading(
+        self, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = encode(Image.fromarray(pixels))
+        (tmp_path / "a.png").write_bytes(content)
+        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content))
+        assert RGB(content).shape == RGB(tmp_path / "a.png").shape
+        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content) - 1)
+        for source in (content, tmp_path / "a.png"):
+            with pytest.raises(InputError, match=f"has {len(content)} bytes; the limit is {len(content) - 1}; scale"):
+                RGB(source)
+
+    def test_a_progressive_jpeg_that_paints_its_pixels_again_and_again(self, pixels: np.ndarray) -> None:
+        content = encode(Image.fromarray(pixels), "JPEG", progressive=True)
+        *start, last = content[:-2].split(b"\xff\xda")
+        several = [b"\xff\xda".join([*start, *[last] * count]) + b"\xff\xd9" for count in (50, 100)]
+        assert np.array_equal(RGB(several[0] + several[1]), RGB(several[0])), "what follows the image does not count"
+        with pytest.raises(InputError, match=r"cannot be decoded \(more than 100 scans\)"):
+            RGB(several[1])
+        comment = b"\xff\xfe\0\4\xff\xd9"
+        with pytest.raises(InputError, match="more than 100 scans"):
+            RGB((b"\xff\xda".join(start) + (b"\xff\xda" + last + comment) * 101) + b"\xff\xd9")
+        with pytest.raises(InputError, match="more than 10000 segments"):
+            RGB(content[:2] + b"\xff\xfe\0\2" * 10_001 + content[2:])
+
+    @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+    def test_a_png_with_text_that_swells(self, pixels: np.ndarray, kind: bytes) -> None:
+        content, swollen = encode(Image.fromarray(pixels)), zlib.compress(bytes(8 << 20), 9)
+        head = b"k\0\1\0\0\0" if kind == b"iTXt" else b"k\0\0"
+        with pytest.raises(InputError, match="is not an image that can be read"):
+            RGB(content[:33] + chunk(kind, head + swollen) + content[33:])
+
+    def test_a_png_with_more_pixels_than_it_says(self, pixels: np.ndarray) -> None:
+        content = encode(Image.fromarray(pixels))
+        more = chunk(b"IDAT", zlib.compress(bytes(8 << 20), 9))
+        assert RGB(content[:33] + more + content[-12:]).max() == 0
+
+    def test_a_png_of_comments(self, pixels: np.ndarray, tmp_path: Path) -> None:
+        content = encode(Image.fromarray(pixels))
+        assert np.array_equal(RGB(content[:33] + chunk(b"tEXt", b"k\0v") * 1000 + content[33:]), pixels)
+        many = content[:33] + chunk(b"tEXt", b"k\0" + bytes(9)) * (1 << 17) + content[33:]
+        (tmp_path / "many.png").write_bytes(many)
+        for source in (many, tmp_path / "many.png"):
+            with pytest.raises(InputError, match="more than 131072 chunks"):
+                RGB(source)
+
+    def test_a_tiff_with_absurd_tags(self, pixels: np.ndarray) -> None:
+        assert np.array_equal(RGB(tiff(pixels, 2, 8)), pixels)
+        with pytest.raises(InputError, match="1000000 values of tag 273"):
+            RGB(tiff(pixels, 2, 8, tag_273=1_000_000))
+        big = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 5000)
+        with pytest.raises(InputError, match="5000 tags"):
+            RGB(big)
+        for content in (b"II*\0", b"MM\0+\0\0\0\x08", b"II*\0\xff\xff\xff\xff", tiff(pixels, 2, 8)[:60]):
+            with pytest.raises(InputError, match="is not an image that can be read"):
+                RGB(content)
+
+    def test_a_tiff_with_a_chain_of_frames_is_not_walked(self, pixels: np.ndarray) -> None:
+        content = tiff(pixels, 2, 8)
+        start, count = len(content), 100_000
+        chain = b"".join(struct.pack("<HI", 0, start + 6 * (number + 1)) for number in range(count))
+        with pytest.raises(InputError, match="has several frames"):
+            RGB(content[:-4] + struct.pack("<I", start) + chain)
+
+    def test_errors_of_pillow_that_are_no_os_errors(self) -> None:
+        content = bytearray(encode(Image.new("L", (4, 4)), "TIFF"))
+        (directory,) = struct.unpack_from("<I", content, 4)
+        struct.pack_into("<H", content, directory, 0)
+        with pytest.raises(InputError, match="is not an image that can be read"):
+            RGB(bytes(content))
+
+    def test_a_file_is_read_like_its_bytes(self, pixels: np.ndarray, tmp_path: Path) -> None:
+        content = bytearray(tiff(pixels[..., :1], 1, 8))
+        rows_per_strip = content.index(struct.pack("<HHI", 278, 3, 1))
+        struct.pack_into("<HII", content, rows_per_strip + 2, 12, 1, 8)
+        (tmp_path / "a.tif").write_bytes(content)
+        with Image.open(tmp_path / "a.tif") as mapped:
+            mapped.load()
+        for source in (bytes(content), tmp_path / "a.tif"):
+            with pytest.raises(InputError, match="cannot be decoded"):
+                GREY(source)

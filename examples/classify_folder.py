@@ -1,0 +1,120 @@
+"""Classify every image below a folder: ``python examples/classify_folder.py BUNDLE FOLDER --out labels.csv``.
+
+``labels.jsonl`` gives a JSON object an image instead. Images are read, classified and written as a stream, so that a
+folder may hold millions. What cannot be read is an error in the output and does not stop the others. The output appears
+when it is complete: after an interrupt there is none.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from tnn_runtime import Classifier, InputError, Prediction, UsageError
+from tnn_runtime.console import Parser, run
+
+IN_FLIGHT = 256
+"""Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
+
+Write = Callable[[Path, list[Prediction], str], object]
+
+
+def find(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, always in the same order, hidden ones left out."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def classify(classifier: Classifier, paths: Iterator[Path], top_k: int) -> Iterator[tuple[Path, list[Prediction], str]]:
+    """Yield each path with its predictions, best first, or with an error, in the order of the paths."""
+    waiting: deque[tuple[Path, Future[list[Prediction]]]] = deque()
+
+    def answer() -> tuple[Path, list[Prediction], str]:
+        path, future = waiting.popleft()
+        try:
+            return path, future.result(), ""
+        except InputError as error:
+            return path, [], str(error)
+
+    for path in paths:
+        waiting.append((path, classifier.submit(path, top_k)))
+        if len(waiting) == IN_FLIGHT:
+            yield answer()
+    while waiting:
+        yield answer()
+
+
+def csv_writer(file: TextIO) -> Write:
+    """Return what writes a row for each prediction, or one with the error."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "score", "error"])
+
+    def write(path: Path, ranked: list[Prediction], error: str) -> None:
+        rows = [[path, rank, best.label, f"{best.score:.6f}", ""] for rank, best in enumerate(ranked, 1)]
+        writer.writerows(rows or [[path, "", "", "", error]])
+
+    return write
+
+
+def jsonl_writer(file: TextIO) -> Write:
+    """Return what writes a line for each image."""
+
+    def write(path: Path, ranked: list[Prediction], error: str) -> None:
+        found = {"error": error} if error else {"predictions": [dataclasses.asdict(best) for best in ranked]}
+        print(json.dumps({"path": str(path), **found}), file=file)
+
+    return write
+
+
+WRITERS: dict[str, Callable[[TextIO], Write]] = {".csv": csv_writer, ".jsonl": jsonl_writer}
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run the example."""
+    parser = Parser("classify_folder", __doc__ or "")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder that tnn-export wrote")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with subfolders")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, .csv or .jsonl")
+    parser.add_argument("--top-k", type=int, default=1, help="classes to write for each image")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options = parser.parse_args(arguments)
+    if options.out.suffix not in WRITERS or not options.folder.is_dir():
+        raise UsageError(
+            f"got the folder {options.folder} and --out {options.out}; expected a folder that exists, and a file that "
+            f"ends with {' or '.join(WRITERS)}"
+        )
+    total = sum(1 for _ in find(options.folder))
+    failed = 0
+    partial = options.out.with_name(f".{options.out.name}.partial")
+    try:
+        with (
+            Classifier.load(options.bundle, options.device) as classifier,
+            partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+            tqdm(total=total, desc="classifying", unit="image", disable=None) as progress,
+        ):
+            write = WRITERS[options.out.suffix](file)
+            for path, ranked, error in classify(classifier, find(options.folder), options.top_k):
+                write(path, ranked, error)
+                failed += bool(error)
+                progress.update()
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(options.out)
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"wrote {options.out}: {total - failed} images classified, {failed} files with an error")
+
+
+if __name__ == "__main__":
+    sys.exit(run("classify_folder", command))

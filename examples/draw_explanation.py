@@ -1,0 +1,134 @@
+"""Draw why an image got its class: ``python examples/draw_explanation.py BUNDLE IMAGE -o explanation.png``.
+
+Left the image with its best classes; right the three parts of the logit of the best one, and the features with the
+largest parts. What the image shares with the prototype of the class speaks for the class; what only one of them has
+speaks against it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from PIL import ImageOps
+
+from tnn_runtime import Classifier, Prediction, UsageError
+from tnn_runtime.console import Parser, run
+from tnn_runtime.explain import Explanation
+from tnn_runtime.preprocess import open_image
+
+PARTS = {
+    "common": ("shared with the prototype", "#2a7f62"),
+    "input_only": ("only in the image", "#c8553d"),
+    "prototype_only": ("only in the prototype", "#e8a33d"),
+}
+INK, FAINT = "#222222", "#dddddd"
+SHORT = 24
+
+
+def short(text: str) -> str:
+    """Return a text that fits on its line."""
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1]}…"
+
+
+def number(value: float, sign: str = "") -> str:
+    """Return three digits, with the minus sign that the axes have."""
+    return f"{value:{sign}.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def draw_image(axes: Axes, path: Path, ranked: Sequence[Prediction]) -> None:
+    """Draw the image, upright, and its best classes below it."""
+    with open_image(path) as image:
+        axes.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    axes.set_axis_off()
+    axes.set_anchor("N")
+    axes.set_title(f"{short(ranked[0].label)}  {ranked[0].score:.1%}", fontsize=16, fontweight="bold", color=INK)
+    others = "\n".join(f"{short(other.label)}  {other.score:.1%}" for other in ranked[1:])
+    axes.annotate(
+        others, (0.5, 0), (0, -8), "axes fraction", "offset points", ha="center", va="top", color=INK, linespacing=1.5
+    )
+
+
+def signed(name: str, value: float) -> float:
+    """Return a part as it enters the logit: only what is common speaks for the class."""
+    return value if name == "common" else 0.0 - value
+
+
+def clean(axes: Axes, title: str, rows: Sequence[str]) -> None:
+    """Leave only what is needed to read a chart of horizontal bars, first row on top."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(length=0, colors=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.axvline(0, color=INK, linewidth=0.8)
+
+
+def draw_parts(axes: Axes, explanation: Explanation) -> None:
+    """Draw the three parts as bars: for the class to the right, against it to the left."""
+    for row, (name, (_, colour)) in enumerate(PARTS.items()):
+        value = signed(name, getattr(explanation, name))
+        bars = axes.barh(row, value, color=colour, height=0.6)
+        (label,) = axes.bar_label(bars, [number(value, "+")], padding=4, color=INK)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.margins(x=0.22)
+    title = f"Why “{short(explanation.label)}”: logit {number(explanation.logit)}"
+    clean(axes, title, [label for label, _ in PARTS.values()])
+
+
+def draw_features(axes: Axes, explanation: Explanation) -> None:
+    """Draw what each of the strongest features adds to the three parts, one bar at the end of the other."""
+    for row, feature in enumerate(explanation.features):
+        ends = {True: 0.0, False: 0.0}
+        for name, (_, colour) in PARTS.items():
+            value = signed(name, getattr(feature, name))
+            axes.barh(row, value, left=ends[value > 0], color=colour, height=0.6)
+            ends[value > 0] += value
+    axes.use_sticky_edges = False
+    axes.margins(x=0.08)
+    clean(axes, "Strongest features", [f"feature {feature.index}" for feature in explanation.features])
+
+
+def draw(path: Path, ranked: Sequence[Prediction], explanation: Explanation) -> Figure:
+    """Return the picture."""
+    count = len(explanation.features)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(11, 3.4 + 0.36 * max(count, 4)), dpi=150, layout=layout)
+    axes = figure.subplot_mosaic(
+        [["image", "parts"], ["image", "features"]], width_ratios=(1, 1.1), height_ratios=(3, max(3, 0.8 * count))
+    )
+    draw_image(axes["image"], path, ranked)
+    draw_parts(axes["parts"], explanation)
+    draw_features(axes["features"], explanation)
+    return figure
+
+
+def command(arguments: Sequence[str]) -> None:
+    """Run the example."""
+    parser = Parser("draw_explanation", __doc__ or "")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder with a Tversky head")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="image file")
+    parser.add_argument("-o", "--out", type=Path, default=Path("explanation.png"), help="picture to write, .png")
+    parser.add_argument("--features", type=int, default=5, help="features to draw, 1 to 20")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.features <= 20 or options.out.suffix != ".png":
+        raise UsageError(f"got --features {options.features} and -o {options.out}; expected 1 to 20, and a .png file")
+    with Classifier.load(options.bundle, "cpu") as classifier:
+        (ranked,) = classifier.predict([options.image], top_k=3)
+        ((explanation,),) = classifier.explain([options.image], top_k=1, num_features=options.features)
+    draw(options.image, ranked, explanation).savefig(options.out)
+    print(f"wrote {options.out}: {explanation.label}, {ranked[0].score:.1%}")
+
+
+if __name__ == "__main__":
+    sys.exit(run("draw_explanation", command))

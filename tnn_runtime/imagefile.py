@@ -1,0 +1,208 @@
+"""Image files that are opened only if reading them cannot cost more than their pixels do.
+
+A file can ask for far more time or memory than its size tells: a pipe that never ends, a JPEG that paints the same
+pixels a thousand times, a TIFF with millions of strips, a PNG of millions of comments. These are looked for here,
+before Pillow decodes anything.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from tnn_runtime.errors import InputError
+
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "check_pixels", "open_file", "printable", "reason"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""The image formats that are decoded; everything else Pillow knows is refused."""
+
+MAX_PIXELS = 50_000_000
+"""The largest width x height that is decoded; the size is checked before any pixel is."""
+
+MAX_BYTES = 4 * MAX_PIXELS
+"""The largest file that is read: `MAX_PIXELS` of four bytes, uncompressed."""
+
+_MAX_SCANS = 100
+_MAX_SEGMENTS = 10_000
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
+_ALONE = (b"\xff\x01", b"\xff\xd8")
+
+_PNG = b"\x89PNG"
+_MAX_CHUNKS = 1 << 17
+_SMALLEST_CHUNK = 12
+
+_MAX_NUMBERS = 1 << 17
+_MAX_TAGS = 1 << 12
+_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
+_CLASSIC, _BIG = 42, 43
+_BYTES_AND_TEXT = (1, 2, 7)
+_BITS, _PHOTOMETRIC = 258, 262
+
+
+class _TooMuch(ValueError):
+    """A file that takes more than images do."""
+
+
+@contextmanager
+def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image without decoding its pixels; close it at the end.
+
+    Args:
+        source: A path, or the bytes of a file.
+        name: What to call it in an error.
+
+    Raises:
+        InputError: If it is no image file, or one that takes more than images do.
+    """
+    size = len(source) if isinstance(source, bytes) else _size(source, name)
+    if size > MAX_BYTES:
+        raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
+    try:
+        file = _stream(source)
+    except OSError as error:
+        raise _unreadable(name, reason(error)) from error
+    # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
+    with file, _identify(file, name) as image:
+        yield image
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Make sure that Pillow decodes the pixels of an open image rightly, and in the time that so many pixels take.
+
+    Raises:
+        ValueError: If it does not; the message says why.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") and (tags.get(_BITS, 16) not in (16, (16,)) or tags.get(_PHOTOMETRIC) == 0):
+        raise ValueError("grey of 12 bits, or of 16 bits where 0 is white; expected 8 bits, or 16 where 0 is black")
+    file = getattr(image, "fp", None)
+    if file is not None and image.info.get("progressive"):
+        position = file.tell()
+        file.seek(0)
+        _check_scans(file.read(MAX_BYTES))
+        file.seek(position)
+
+
+def reason(error: BaseException) -> str:
+    """Return in one short line what an error says."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Return a text as it is, or as Python would write it where it cannot be seen on one line."""
+    return text if text and text.isprintable() else repr(text)
+
+
+def _size(path: str | Path, name: str) -> int:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist; expected an image file") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, reason(error)) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{name} is a folder; expected an image file")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{name} is a pipe, a socket or a device; expected an image file")
+    return found.st_size
+
+
+def _stream(source: str | Path | bytes) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    return open(source, "rb")
+
+
+def _identify(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        _check_parts(file)
+        return Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"{name} is over the limit of {MAX_PIXELS} pixels ({reason(error)}); scale it down first"
+        ) from error
+    except _TooMuch as error:
+        raise _unreadable(name, reason(error)) from error
+    except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
+        raise _unreadable(name, f"expected one of {', '.join(FORMATS)}") from error
+
+
+def _unreadable(name: str, why: str) -> InputError:
+    return InputError(f"{name} is not an image that can be read ({why}); replace or remove it")
+
+
+def _check_scans(content: bytes) -> None:
+    """Make sure that a progressive JPEG does not paint its pixels over and over: each scan costs as much as an image.
+
+    Raises:
+        _TooMuch: If it has too many scans.
+    """
+    scans, place = 0, 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _JPEG_MARKER.search(content, place)
+        if found is None or found[0] == _END_OF_IMAGE:
+            return
+        place = found.end()
+        if found[0] not in _ALONE:
+            place += int.from_bytes(content[place : place + 2], "big")
+        scans += found[0] == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            raise _TooMuch(f"more than {_MAX_SCANS} scans")
+    raise _TooMuch(f"more than {_MAX_SEGMENTS} segments")
+
+
+def _check_parts(file: IO[bytes]) -> None:
+    """Make sure that a file has no more parts than Pillow, which makes Python objects of them, reads in a second.
+
+    Raises:
+        _TooMuch: If it has more.
+        struct.error: If it ends too early.
+    """
+    magic = file.read(4)
+    if magic == _PNG:
+        _check_chunks(file)
+    elif magic[:2] in _BYTE_ORDERS and {_CLASSIC, _BIG} & set(magic[2:]):
+        # Pillow takes the byte order from the first two bytes, and looks for a BigTIFF's number in the third alone.
+        _check_tags(file, _BYTE_ORDERS[magic[:2]], big=magic[2] == _BIG)
+
+
+def _check_chunks(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    if size < _MAX_CHUNKS * _SMALLEST_CHUNK:
+        return
+    place = 8
+    for _ in range(_MAX_CHUNKS):
+        if place + _SMALLEST_CHUNK > size:
+            return
+        file.seek(place)
+        place += _SMALLEST_CHUNK + _read(file, ">I")[0]
+    raise _TooMuch(f"more than {_MAX_CHUNKS} chunks")
+
+
+def _check_tags(file: IO[bytes], order: str, *, big: bool) -> None:
+    number, tags, size = ("Q", "Q", 8) if big else ("I", "H", 4)
+    file.seek(size)
+    file.seek(_read(file, order + number)[0])
+    count = _read(file, order + tags)[0]
+    if count > _MAX_TAGS:
+        raise _TooMuch(f"{count} tags")
+    for _ in range(count):
+        tag, kind, values = _read(file, f"{order}HH{number}")
+        file.seek(size, os.SEEK_CUR)
+        if values > _MAX_NUMBERS and kind not in _BYTES_AND_TEXT:
+            raise _TooMuch(f"{values} values of tag {tag}")
+
+
+def _read(file: IO[bytes], layout: str) -> tuple[int, ...]:
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))
