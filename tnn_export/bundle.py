@@ -24,7 +24,7 @@ from tnn_export.options import ExportOptions
 from tnn_export.parity import compare, proof_batch_sizes
 from tnn_export.precision import PRECISIONS
 from tnn_export.proof import write_proof
-from tnn_export.provenance import load_with_results, without_paths
+from tnn_export.provenance import is_untrained, load_with_results, without_paths
 from tnn_export.records import write_golden, write_head
 from tnn_export.reference import Reference
 from tnn_export.report import LOWERED, ParityReport
@@ -88,7 +88,8 @@ def export_bundle(
         checkpoint = load_with_results(Path(checkpoint))
     if images is None:
         images, labels = checkpoint.samples, checkpoint.labels
-    samples = make_samples(checkpoint.preprocessing, images, labels)
+    needs_real = not is_untrained(checkpoint.training)
+    samples = make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real)
     job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
     comparison = None if twin is None else _twin(Path(twin))
     with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tnn_export.provenance import is_untrained
 from tnn_export.report import ParityReport
 from tnn_runtime.manifest import (
     CARD_FILE,
@@ -69,6 +70,7 @@ def write_card(
         manifest=manifest,
         meanings=_MEANINGS,
         purposes=_PURPOSES,
+        is_untrained=is_untrained(manifest.training),
         data=_data(manifest.training),
         batch=_batch(manifest.batch),
         metrics=_rounded(manifest.metrics),
