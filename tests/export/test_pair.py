@@ -75,11 +75,14 @@ def test_deep_networks_neither_explode_nor_vanish() -> None:
     for checkpoint in pair.make_pair(ModelConfig("resnet50", num_classes=20, stem="imagenet"), 64).values():
         assert not any(module.training for module in checkpoint.model.modules())
         images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+        inputs = Normalize(checkpoint.preprocessing)(torch.from_numpy(images))
         with torch.no_grad():
-            embeddings = checkpoint.model.backbone(Normalize(checkpoint.preprocessing)(torch.from_numpy(images)))
+            embeddings = checkpoint.model.backbone(inputs)
             logits = checkpoint.model.head(embeddings)
+            moved = checkpoint.model.backbone(inputs + 1e-3 * torch.randn_like(inputs))
         assert 0.1 < embeddings.abs().mean() < 10
         assert 0.05 < logits.std(1).mean() < 50
+        assert (moved - embeddings).norm() < 2e-3 * embeddings.norm()
 
 
 def test_an_existing_pair_is_kept_unless_overwriting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
