@@ -129,6 +129,7 @@ def test_public_names() -> None:
         "InputError",
         "Manifest",
         "MetricsSnapshot",
+        "NearPrototype",
         "NotAnswered",
         "OutputExistsError",
         "Prediction",

@@ -92,9 +92,7 @@ class Classifier:
         self._making = threading.Lock()
         self._explainer: HeadExplainer | None = None
         if manifest.model["head"] == "tversky":
-            self._explainer = HeadExplainer(
-                folder / HEAD_FILE, manifest.model.get("tversky"), len(manifest.class_names)
-            )
+            self._explainer = HeadExplainer(folder / HEAD_FILE, manifest.model.get("tversky"), manifest.class_names)
 
     @classmethod
     def load(
@@ -217,20 +215,22 @@ class Classifier:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
         return self._run(images).embedding
 
-    def explain(self, images: Images, top_k: int = 3, num_features: int = 5) -> list[list[Explanation]]:
+    def explain(
+        self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3
+    ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into their Tversky parts.
 
         Args:
             images: As for `predict`.
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
+            num_prototypes: How many of the prototypes that the image is most like to list.
 
         Raises:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
-        explain = self._explanation(top_k, num_features)
-        answers = self._run(images)
-        return [explain(answers, row) for row in range(len(answers.logits))]
+        explain = self._explanation(top_k, num_features, num_prototypes)
+        return explain(self._run(images))
 
     def submit(self, image: ImageSource, top_k: int = 5, *, timeout_s: float | None = None) -> Future[list[Prediction]]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -282,12 +282,18 @@ class Classifier:
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
-        self, images: Images, top_k: int = 3, num_features: int = 5, *, timeout_s: float | None = None
+        self,
+        images: Images,
+        top_k: int = 3,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        *,
+        timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        explain = self._explanation(top_k, num_features)
+        explain = self._explanation(top_k, num_features, num_prototypes)
         answers = await self._answers(images, Answers.only, timeout_s)
-        return await asyncio.to_thread(lambda: [explain(answer, 0) for answer in answers])
+        return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
 
     @property
     def info(self) -> dict[str, Any]:
@@ -360,16 +366,16 @@ class Classifier:
             self.drain()
         self.close()
 
-    def _explanation(self, top_k: int, num_features: int) -> Callable[[Answers, int], list[Explanation]]:
-        """Return what explains one row of answers."""
-        at_least_one(top_k=top_k, num_features=num_features)
-        explainer, names = self._explainer, self._manifest.class_names
+    def _explanation(
+        self, top_k: int, num_features: int, num_prototypes: int
+    ) -> Callable[[Answers], list[list[Explanation]]]:
+        """Return what explains answers."""
+        at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
+        explainer = self._explainer
         if explainer is None:
             head = self._manifest.model["head"]
             raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
-        return lambda answers, row: [
-            explainer(answers.embedding[row], index, names[index], num_features) for index in answers.best(row, top_k)
-        ]
+        return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
 
     def _run(self, images: Images) -> Answers:
         """Run the model on all images now."""
