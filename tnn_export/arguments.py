@@ -11,8 +11,12 @@ from tnn_export.precision import PRECISIONS
 from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser
 from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.reject import SCORES
 
 __all__ = ["add_export_options", "export_options"]
+
+
+_DEFAULTS = ExportOptions()
 
 
 def add_export_options(parser: Parser) -> None:
@@ -30,6 +34,16 @@ def add_export_options(parser: Parser) -> None:
     add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
     add("--opset", type=int, default=20, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}")
+    add(
+        "--reject-score", default=_DEFAULTS.reject_score, metavar="NAME", help=f"what to reject by: {', '.join(SCORES)}"
+    )
+    add(
+        "--coverage",
+        type=float,
+        default=_DEFAULTS.coverage,
+        metavar="SHARE",
+        help="of images like the real ones of the proof that is not to be rejected",
+    )
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
@@ -45,4 +59,6 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         tuple(options.outputs),
         BatchBounds(options.min_batch, options.max_batch),
         options.opset,
+        options.reject_score,
+        options.coverage,
     )

@@ -32,6 +32,7 @@ from tnn_export.running import fresh_process
 from tnn_export.samples import make_samples
 from tnn_export.serving import ServingModel
 from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
+from tnn_runtime.reject import Reject, calibrate
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint
 
@@ -134,6 +135,7 @@ def export_bundle(
             training=without_paths(checkpoint.training),
             metrics=checkpoint.metrics,
             unproven=unproven,
+            reject=_reject(reference, options),
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)
@@ -168,6 +170,11 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
     }
     described = {f"tnn.{name}": json.dumps(value) for name, value in metadata.items()}
     return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
+
+
+def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
+    is_real = reference.samples.is_real
+    return calibrate(reference.logits[is_real], options.reject_score, options.coverage) if is_real.any() else None
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

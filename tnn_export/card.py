@@ -19,6 +19,7 @@ from tnn_runtime.manifest import (
     BatchBounds,
     Manifest,
 )
+from tnn_runtime.reject import fewest_samples
 from tnn_runtime.storage import write_text
 
 __all__ = ["write_card"]
@@ -41,6 +42,12 @@ _MEANINGS = {
     "common": "weighted measure of what image and prototype share",
     "input_only": "weighted measure of what only the image has",
     "prototype_only": "weighted measure of what only the prototype has",
+}
+
+_SCORES = {
+    "probability": "the largest softmax of its logits",
+    "logit": "its largest logit",
+    "energy": "log(sum(exp(logits)))",
 }
 
 
@@ -76,6 +83,8 @@ def write_card(
         metrics=_rounded(manifest.metrics),
         twin=twin[0] if twin else "",
         twin_metrics=_rounded(twin[1]) if twin else {},
+        fewest=fewest_samples(manifest.reject.coverage) if manifest.reject else 0,
+        score=_SCORES[manifest.reject.score] if manifest.reject else "",
         table=report.table(),
         stages=report.stages,
     )
