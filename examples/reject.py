@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing, find_images
-from tnn_runtime.reject import SCORES, calibrate
+from tnn_runtime.reject import SCORES, calibrate, check_threshold
 from tnn_train import Checkpoint, load_checkpoint, load_data
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample
@@ -104,15 +104,12 @@ def command(arguments: Sequence[str]) -> None:
         checkpoint = load_checkpoint(path)
         groups = groups_of(checkpoint, test, options.outside, options.limit)
         held_out = logits_of(checkpoint, checkpoint.samples)
-        for name, score in SCORES.items():
+        for name in SCORES:
             for kind in [kind for kind in groups if kind != "right"]:
                 telling[name][kind].append(auroc(groups["right"], groups[kind], name))
-            for rule in (calibrate(held_out, name, coverage) for coverage in COVERAGES):
-                if rule.threshold is None:
-                    raise UsageError(f"{path} has {len(held_out)} samples, too few for a coverage of {rule.coverage}")
+            for rule in (check_threshold(calibrate(held_out, name, coverage)) for coverage in COVERAGES):
                 for kind, logits in groups.items():
-                    share = float((score(logits) < rule.threshold).mean())
-                    rejected[f"{name}, coverage {rule.coverage}"][kind].append(share)
+                    rejected[f"{name}, coverage {rule.coverage}"][kind].append(float(rule.rejects(logits).mean()))
     show("score", telling)
     show("share rejected", rejected)
 

@@ -45,6 +45,7 @@ _MEANINGS = {
 }
 
 _SCORES = {
+    "lead": "twice its largest logit less the second",
     "probability": "the largest softmax of its logits",
     "logit": "its largest logit",
     "energy": "log(sum(exp(logits)))",

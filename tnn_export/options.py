@@ -39,7 +39,7 @@ class ExportOptions:
     outputs: tuple[str, ...] = ()
     batch: BatchBounds = dataclasses.field(default_factory=BatchBounds)
     opset: int = 20
-    reject_score: str = "energy"
+    reject_score: str = "lead"
     coverage: float = 0.99
 
     def __post_init__(self) -> None:

@@ -35,7 +35,19 @@ def energy(logits: Logits) -> Scores:
     return np.asarray(largest[:, 0] + np.log(np.exp(shifted).sum(axis=1)), np.float32)
 
 
-SCORES: dict[str, Callable[[Logits], Scores]] = {"probability": probability, "logit": logit, "energy": energy}
+def lead(logits: Logits) -> Scores:
+    """Return the largest logit of each row plus its lead over the second: high where a class fits, and fits alone."""
+    largest = logits.max(axis=1)
+    second = np.partition(logits, -2, axis=1)[:, -2] if logits.shape[1] > 1 else largest
+    return np.asarray(2 * largest - second, np.float32)
+
+
+SCORES: dict[str, Callable[[Logits], Scores]] = {
+    "lead": lead,
+    "probability": probability,
+    "logit": logit,
+    "energy": energy,
+}
 """For each name, what computes scores ``[N]`` from logits ``[N, C]``: the larger, the surer."""
 
 
@@ -57,7 +69,8 @@ class Reject:
 
     def scores(self, logits: Logits) -> Scores:
         """Return the score of each row of logits ``[N, C]``."""
-        return SCORES[self.score](logits)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return SCORES[self.score](logits)
 
     def rejects(self, logits: Logits) -> NDArray[np.bool_]:
         """Return which rows of logits ``[N, C]`` are rejected; none if there is no threshold."""
@@ -85,7 +98,7 @@ def check_threshold(rule: Reject | None) -> Reject:
     rule = check_score(rule)
     if rule.threshold is None:
         raise UsageError(
-            f"this bundle has no threshold to reject by: it was exported with {rule.samples} held-out images, and a "
+            f"there is no threshold to reject by: the bundle was made with {rule.samples} held-out images, and a "
             f"coverage of {rule.coverage:g} needs {fewest_samples(rule.coverage)}; export it with more --images, or "
             "with a smaller --coverage"
         )

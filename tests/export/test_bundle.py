@@ -230,7 +230,7 @@ def test_a_threshold_to_reject_by_follows_from_the_real_images(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"reject_score": "margin"}, UsageError, "unknown reject score 'margin'; choose from probability, logit"),
+        ({"reject_score": "margin"}, UsageError, "unknown reject score 'margin'; choose from lead, probability, logit"),
         ({"coverage": 1.0}, ExportError, "got a coverage of 1; expected a share between 0 and 1"),
         ({"coverage": 0.0}, ExportError, "got a coverage of 0; expected a share between 0 and 1"),
     ],

@@ -99,7 +99,7 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("model", "tversky"), None, "cannot be explained by this version"),
         (("golden_tolerance",), [float("nan")] * 8, "golden"),
         (("golden_tolerance",), [], "golden"),
-        (("reject", "score"), "margin", "a reject score that is none of probability, logit, energy"),
+        (("reject", "score"), "margin", "a reject score that is none of lead, probability, logit, energy"),
         (("reject", "threshold"), float("nan"), "reject.threshold: expected a number"),
         (("reject", "coverage"), 1.0, "a coverage that is not between 0 and 1"),
     ],

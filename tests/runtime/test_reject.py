@@ -33,6 +33,7 @@ def test_scores_are_what_they_are_called() -> None:
     expected = {
         "probability": softmax(extreme.astype(np.float64), axis=1).max(1),
         "logit": extreme.max(1),
+        "lead": 2.0 * np.sort(extreme.astype(np.float64))[:, -1] - np.sort(extreme.astype(np.float64))[:, -2],
         "energy": logsumexp(extreme.astype(np.float64), axis=1),
     }
     assert set(expected) == set(SCORES)
@@ -66,8 +67,11 @@ def test_unseen_images_of_the_same_kind_are_covered() -> None:
 
 
 def test_what_is_no_number_is_rejected() -> None:
-    rule = Reject("energy", -1e30, 0.9, 10)
-    assert rule.rejects(np.array([[np.nan, 1], [1, 2]], np.float32)).tolist() == [True, False]
+    logits = np.array([[np.nan, 1], [1, 2], [np.inf, np.inf], [3e38, 3e38]], np.float32)
+    for score in SCORES:
+        rejected = Reject(score, -1e30, 0.9, 10).rejects(logits)
+        assert rejected[:2].tolist() == [True, False]
+        assert rejected.shape == (4,)
 
 
 @pytest.mark.parametrize(("coverage", "count"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99), (0.999, 999)])
@@ -112,7 +116,7 @@ def test_a_bundle_that_cannot_reject_says_why(small_bundle: Path, capsys: pytest
     images = np.zeros((1, 8, 8, 3), np.uint8)
     set_rule(small_bundle, threshold=None, coverage=0.99)
     with Classifier.load(small_bundle, "cpu") as classifier:
-        with pytest.raises(UsageError, match=r"exported with 6 held-out images, and a coverage of 0.99 needs 99; "):
+        with pytest.raises(UsageError, match=r"made with 6 held-out images, and a coverage of 0.99 needs 99; "):
             classifier.predict(images, reject=True)
         assert classifier.reject_scores(images).shape == (1,)
     for bundle in (small_bundle, FIXTURES / "bundle-v2"):
