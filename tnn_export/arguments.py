@@ -35,7 +35,9 @@ def add_export_options(parser: Parser) -> None:
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
     add("--opset", type=int, default=20, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}")
     add(
-        "--reject-score", default=_DEFAULTS.reject_score, metavar="NAME", help=f"what to reject by: {', '.join(SCORES)}"
+        "--reject-score",
+        metavar="NAME",
+        help=f"what to reject by: {', '.join(SCORES)}; if not given, lead for a Tversky head and else probability",
     )
     add(
         "--coverage",

@@ -35,6 +35,7 @@ from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.reject import Reject, calibrate
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint
+from tnn_train.heads import TverskyHead
 
 __all__ = ["export_bundle"]
 
@@ -174,7 +175,8 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
 
 def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
     is_real = reference.samples.is_real
-    return calibrate(reference.logits[is_real], options.reject_score, options.coverage) if is_real.any() else None
+    score = options.reject_score or ("lead" if isinstance(reference.head, TverskyHead) else "probability")
+    return calibrate(reference.logits[is_real], score, options.coverage) if is_real.any() else None
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

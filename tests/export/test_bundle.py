@@ -210,7 +210,8 @@ def test_a_threshold_to_reject_by_follows_from_the_real_images(
     bundles: dict[str, Path], runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
 ) -> None:
     few, _ = Manifest.read(bundles["tversky"])
-    assert few.reject == Reject(ExportOptions().reject_score, None, 0.99, 6)
+    assert few.reject == Reject("lead", None, 0.99, 6)
+    assert Manifest.read(bundles["linear"])[0].reject == Reject("probability", None, 0.99, 6)
     card = (bundles["tversky"] / "README.md").read_text()
     assert "**no threshold**: 6 held-out images are too few for a coverage of 0.99, which needs 99." in card
     options = ExportOptions(("onnx",), reject_score="logit", coverage=0.75)
