@@ -73,13 +73,13 @@ class Together(nn.Module):
         return [head(x) for head in self.heads]
 
 
-def to_onnx(head: nn.Module, path: Path) -> Path:
-    """Write a head as one ONNX file with the input ``x [batch, SIZE]``."""
+def to_onnx(head: nn.Module, path: Path, size: int = SIZE) -> Path:
+    """Write a head as one ONNX file with the input ``x [batch, size]``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             head,
-            (torch.zeros(2, SIZE),),
+            (torch.zeros(2, size),),
             str(path),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),

@@ -23,7 +23,10 @@ LEAVES = {
     "tnn_runtime.decoding",
     "tnn_runtime.lazy",
 }
-MODEL = {f"tnn_train.{name}" for name in ("backbones", "checkpoint", "config", "heads", "layers", "models", "states")}
+MODEL = {
+    f"tnn_train.{name}"
+    for name in ("backbones", "checkpoint", "config", "errors", "heads", "layers", "models", "similarity", "states")
+}
 ALLOWED = {
     "tnn_runtime": lambda name: name.startswith("tnn_runtime"),
     "tnn_train": lambda name: name.startswith("tnn_train") or name in LEAVES,
@@ -126,6 +129,7 @@ def test_public_names() -> None:
         "InputError",
         "Manifest",
         "MetricsSnapshot",
+        "NearPrototype",
         "NotAnswered",
         "OutputExistsError",
         "Prediction",

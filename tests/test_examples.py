@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tnn_runtime.reject import SCORES
+from tnn_train import build_model, load_checkpoint, save_checkpoint
 from tnn_train.loop import TrainResult
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
@@ -228,3 +231,41 @@ class TestBenchmarkGpu:
         printed = capsys.readouterr().out
         assert printed.count("\n| cuda + graphs | ") == 4
         assert printed.count("\n| torch compile on cuda | ") == 4
+
+
+class TestReject:
+    @pytest.fixture
+    def checkpoint(self, runs: dict[str, TrainResult], tmp_path: Path) -> Path:
+        """An untrained model, which is not always right, with enough samples for a threshold."""
+        torch.manual_seed(0)
+        trained = load_checkpoint(runs["tversky"].best)
+        samples = np.random.default_rng(0).integers(0, 256, (120, *trained.preprocessing.shape), dtype=np.uint8)
+        untrained = dataclasses.replace(trained, model=build_model(trained.config), samples=samples, labels=None)
+        save_checkpoint(tmp_path / "checkpoint", untrained)
+        return tmp_path / "checkpoint"
+
+    def test_it_prints_both_tables(self, checkpoint: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        reject = load("reject")
+        arguments = ["--data", str(photos), "--outside", str(photos / "cat"), "--limit", "4"]
+        reject.command([str(checkpoint), str(checkpoint), *arguments])
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+        covered = [f"{score}, coverage {coverage}" for score in SCORES for coverage in (0.95, 0.99)]
+        assert rows == ["score", *SCORES, "share rejected", *covered]
+        kinds = ["wrong", "the folder", "noise", "inverted", "turned around"]
+        assert [cell.strip() for cell in lines[1].split("|")[2:-1]] == kinds
+        assert all(0 <= float(cell.split()[0]) <= 1 for line in lines[3:7] for cell in line.split("|")[2:-1])
+
+    def test_bad_input(
+        self, runs: dict[str, TrainResult], checkpoint: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        reject = load("reject")
+        for options, message in (
+            (["--outside", "nowhere"], "nowhere has no files; expected a folder of images for --outside"),
+            (["--outside", str(photos), "--limit", "0"], "got --limit 0; expected at least 1"),
+        ):
+            assert reject.run("reject", reject.command, [str(checkpoint), "--data", str(photos), *options]) == 1
+            assert message in capsys.readouterr().err
+        arguments = [str(runs["tversky"].best), "--data", str(photos), "--outside", str(photos)]
+        assert reject.run("reject", reject.command, arguments) == 1
+        assert "test images are alike, right or wrong; give a larger --limit" in capsys.readouterr().err

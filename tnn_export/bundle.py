@@ -24,7 +24,7 @@ from tnn_export.options import ExportOptions
 from tnn_export.parity import compare, proof_batch_sizes
 from tnn_export.precision import PRECISIONS
 from tnn_export.proof import write_proof
-from tnn_export.provenance import load_with_results, without_paths
+from tnn_export.provenance import is_untrained, load_with_results, without_paths
 from tnn_export.records import write_golden, write_head
 from tnn_export.reference import Reference
 from tnn_export.report import LOWERED, ParityReport
@@ -32,8 +32,10 @@ from tnn_export.running import fresh_process
 from tnn_export.samples import make_samples
 from tnn_export.serving import ServingModel
 from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
+from tnn_runtime.reject import Reject, calibrate
 from tnn_runtime.storage import describe_files, new_folder
 from tnn_train.checkpoint import Checkpoint
+from tnn_train.heads import TverskyHead
 
 __all__ = ["export_bundle"]
 
@@ -88,7 +90,8 @@ def export_bundle(
         checkpoint = load_with_results(Path(checkpoint))
     if images is None:
         images, labels = checkpoint.samples, checkpoint.labels
-    samples = make_samples(checkpoint.preprocessing, images, labels)
+    needs_real = not is_untrained(checkpoint.training)
+    samples = make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real)
     job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
     comparison = None if twin is None else _twin(Path(twin))
     with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:
@@ -133,6 +136,7 @@ def export_bundle(
             training=without_paths(checkpoint.training),
             metrics=checkpoint.metrics,
             unproven=unproven,
+            reject=_reject(reference, options),
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)
@@ -167,6 +171,12 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
     }
     described = {f"tnn.{name}": json.dumps(value) for name, value in metadata.items()}
     return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
+
+
+def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
+    is_real = reference.samples.is_real
+    score = options.reject_score or ("lead" if isinstance(reference.head, TverskyHead) else "probability")
+    return calibrate(reference.logits[is_real], score, options.coverage) if is_real.any() else None
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tnn_export.provenance import is_untrained
 from tnn_export.report import ParityReport
 from tnn_runtime.manifest import (
     CARD_FILE,
@@ -18,6 +19,7 @@ from tnn_runtime.manifest import (
     BatchBounds,
     Manifest,
 )
+from tnn_runtime.reject import fewest_samples
 from tnn_runtime.storage import write_text
 
 __all__ = ["write_card"]
@@ -40,6 +42,13 @@ _MEANINGS = {
     "common": "weighted measure of what image and prototype share",
     "input_only": "weighted measure of what only the image has",
     "prototype_only": "weighted measure of what only the prototype has",
+}
+
+_SCORES = {
+    "lead": "twice its largest logit less the second",
+    "probability": "the largest softmax of its logits",
+    "logit": "its largest logit",
+    "energy": "log(sum(exp(logits)))",
 }
 
 
@@ -69,11 +78,14 @@ def write_card(
         manifest=manifest,
         meanings=_MEANINGS,
         purposes=_PURPOSES,
+        is_untrained=is_untrained(manifest.training),
         data=_data(manifest.training),
         batch=_batch(manifest.batch),
         metrics=_rounded(manifest.metrics),
         twin=twin[0] if twin else "",
         twin_metrics=_rounded(twin[1]) if twin else {},
+        fewest=fewest_samples(manifest.reject.coverage) if manifest.reject else 0,
+        score=_SCORES[manifest.reject.score] if manifest.reject else "",
         table=report.table(),
         stages=report.stages,
     )

@@ -10,20 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_export import import_cli
+from tnn_export import import_cli, pair_cli
+from tnn_export.arguments import add_export_options, export_options
 from tnn_export.bundle import export_bundle
 from tnn_export.check import check_bundle
 from tnn_export.errors import ParityError
-from tnn_export.formats import FORMATS
-from tnn_export.formats.onnx import OPSETS
 from tnn_export.images import image_files
 from tnn_export.inspect import describe_bundle, inspect_bundle
-from tnn_export.options import ExportOptions
-from tnn_export.precision import PRECISIONS
 from tnn_export.provenance import load_with_results
-from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser
-from tnn_runtime.manifest import MANIFEST_FILE, BatchBounds
+from tnn_runtime.manifest import MANIFEST_FILE
 from tnn_runtime.storage import refuse_existing, write_json
 from tnn_train.checkpoint import Checkpoint
 
@@ -36,6 +32,7 @@ _EPILOG = """examples:
   tnn-export check runs/photos-bundle      the proof again, on this machine
   tnn-export inspect runs/photos-bundle    what is inside
   tnn-export import --help                 checkpoints trained with other Tversky layers
+  tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
 
 The bundle is written only if every artifact, read back from disk in a process of its own, gives the outputs of eager
@@ -60,20 +57,7 @@ def _export_parser() -> Parser:
         "checkpoint", type=Path, help="checkpoint folder that tnn-train wrote, such as runs/photos/best"
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="bundle folder to make")
-    parser.add_argument(
-        "--formats", nargs="+", default=["onnx", "torchscript"], metavar="FORMAT", help=", ".join(FORMATS)
-    )
-    parser.add_argument("--precision", default="fp32", help=f"of the backbone: {', '.join(PRECISIONS)}")
-    parser.add_argument(
-        "--outputs",
-        nargs="+",
-        default=[],
-        metavar="OUTPUT",
-        help=f"what to return beside logits and embedding: {', '.join(EXTRA_OUTPUTS)}",
-    )
-    parser.add_argument("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
-    parser.add_argument("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
-    parser.add_argument("--opset", type=int, default=20, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}")
+    add_export_options(parser)
     parser.add_argument(
         "--images",
         type=Path,
@@ -96,13 +80,7 @@ def _export_parser() -> Parser:
 
 
 def _export(options: argparse.Namespace) -> None:
-    how = ExportOptions(
-        tuple(options.formats),
-        options.precision,
-        tuple(options.outputs),
-        BatchBounds(options.min_batch, options.max_batch),
-        options.opset,
-    )
+    how = export_options(options)
     refuse_existing(options.out, MANIFEST_FILE, overwrite=options.overwrite)
     checkpoint = load_with_results(options.checkpoint)
     images, labels = _images(options.images, checkpoint)
@@ -205,6 +183,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     "check": (_check_parser, _check),
     "inspect": (_inspect_parser, _inspect),
     "import": (import_cli.make_parser, import_cli.run),
+    "pair": (pair_cli.make_parser, pair_cli.run),
     "sign": (_sign_parser, _sign),
 }
 """What makes the parser of each command, and what runs it; without the name of one, a checkpoint is exported."""

@@ -10,6 +10,7 @@ from tnn_export.formats import check_formats
 from tnn_export.formats.onnx import OPSETS
 from tnn_export.precision import PRECISIONS
 from tnn_runtime.manifest import MOST_IMAGES, BatchBounds
+from tnn_runtime.reject import SCORES
 from tnn_train.config import choose
 
 __all__ = ["ExportOptions"]
@@ -25,6 +26,9 @@ class ExportOptions:
         outputs: What artifacts return beside logits and embedding, of `tnn_export.serving.EXTRA_OUTPUTS`.
         batch: The batch sizes that they take.
         opset: The version of ONNX's operators.
+        reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.reject.SCORES`; ``None`` for
+            what was best for the head: lead for a Tversky head, probability for a linear one.
+        coverage: The share of images like those of the proof that reaches the threshold of this score.
 
     Raises:
         UsageError: If something is unknown or out of its range.
@@ -36,11 +40,17 @@ class ExportOptions:
     outputs: tuple[str, ...] = ()
     batch: BatchBounds = dataclasses.field(default_factory=BatchBounds)
     opset: int = 20
+    reject_score: str | None = None
+    coverage: float = 0.99
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, PRECISIONS)
         object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
         choose("opset", self.opset, OPSETS)
+        if self.reject_score is not None:
+            choose("reject score", self.reject_score, SCORES)
+        if not 0 < self.coverage < 1:
+            raise ExportError(f"got a coverage of {self.coverage:g}; expected a share between 0 and 1, such as 0.99")
         low, high = self.batch.smallest, self.batch.largest
         if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
             raise ExportError(

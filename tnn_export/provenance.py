@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tnn_runtime.storage import read_json
 from tnn_train.checkpoint import Checkpoint, load_checkpoint
 
-__all__ = ["load_with_results", "without_paths"]
+__all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]
 
 _RESULTS_FILE = "results.json"
 _NEWEST = 1
+_UNTRAINED = "untrained"
 _KEPT = ("test_accuracy", "test_loss", "ece", "val_accuracy", "best_epoch", "parameters")
 
 
@@ -32,6 +34,16 @@ def _results(checkpoint: Path) -> dict[str, Any]:
         return {}
     results = read_json(path, "run", _NEWEST)
     return {name: results[name] for name in _KEPT if name in results}
+
+
+def untrained(seed: int) -> dict[str, Any]:
+    """Return what the checkpoint of a model that was never trained says of its training."""
+    return {_UNTRAINED: True, "seed": seed}
+
+
+def is_untrained(training: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint says that its model was never trained."""
+    return training.get(_UNTRAINED) is True
 
 
 def without_paths(value: Any) -> Any:

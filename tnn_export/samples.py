@@ -45,7 +45,11 @@ class Samples:
 
 
 def make_samples(
-    preprocessing: Preprocessing, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None
+    preprocessing: Preprocessing,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None = None,
+    *,
+    needs_real: bool = True,
 ) -> Samples:
     """Return real images without repetitions, followed by random and adversarial ones.
 
@@ -53,12 +57,13 @@ def make_samples(
         preprocessing: Of the model, for the size of the images.
         images: Real images, uint8 ``[n, H, W, C]``.
         labels: Their classes, int64 ``[n]``; ``None`` where they are not known.
+        needs_real: Whether there must be a real one.
 
     Raises:
-        ExportError: If there is no image, or they are of another type or size.
+        ExportError: If there is no image where one is needed, or they are of another type or size.
     """
     shape = preprocessing.shape
-    if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
+    if images.dtype != np.uint8 or images.shape[1:] != shape or (needs_real and len(images) == 0):
         raise ExportError(
             f"got parity images of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, "
             f"{', '.join(map(str, shape))}] with N > 0"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         TnnError,
         UsageError,
     )
-    from tnn_runtime.explain import Explanation, FeatureParts
+    from tnn_runtime.explain import Explanation, FeatureParts, NearPrototype
     from tnn_runtime.manifest import Manifest
     from tnn_runtime.metrics import Distribution, MetricsSnapshot
     from tnn_runtime.results import Prediction
@@ -52,6 +52,7 @@ __all__ = [
     "InputError",
     "Manifest",
     "MetricsSnapshot",
+    "NearPrototype",
     "NotAnswered",
     "OutputExistsError",
     "Prediction",
@@ -85,7 +86,7 @@ __getattr__ = lazy_names(
             "TnnError",
             "UsageError",
         ],
-        "explain": ["Explanation", "FeatureParts"],
+        "explain": ["Explanation", "FeatureParts", "NearPrototype"],
         "manifest": ["Manifest"],
         "metrics": ["Distribution", "MetricsSnapshot"],
         "results": ["Prediction"],

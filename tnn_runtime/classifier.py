@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from tnn_runtime.manifest import HEAD_FILE, Manifest
 from tnn_runtime.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.options import at_least_one, device_list, seconds
 from tnn_runtime.preprocess import ImageSource
+from tnn_runtime.reject import check_score, check_threshold
 from tnn_runtime.replicas import Replica, Replicas
 from tnn_runtime.results import Answers, Prediction
 
@@ -92,9 +93,7 @@ class Classifier:
         self._making = threading.Lock()
         self._explainer: HeadExplainer | None = None
         if manifest.model["head"] == "tversky":
-            self._explainer = HeadExplainer(
-                folder / HEAD_FILE, manifest.model.get("tversky"), len(manifest.class_names)
-            )
+            self._explainer = HeadExplainer(folder / HEAD_FILE, manifest.model.get("tversky"), manifest.class_names)
 
     @classmethod
     def load(
@@ -187,24 +186,30 @@ class Classifier:
         queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
         return cls(manifest, folder, Replicas(replicas), queue, metrics, timeout_s=timeout_s, tracer=tracer)
 
-    def predict(self, images: Images, top_k: int = 5) -> list[list[Prediction]]:
+    def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[list[Prediction]]:
         """Classify images.
 
         Args:
             images: Paths, bytes of image files, PIL images, or uint8 arrays ``[H, W]``, ``[H, W, 1]`` or
                 ``[H, W, 3]``, mixed as you like and of any size; or one uint8 array ``[N, H, W, C]``.
             top_k: How many classes to return for each image; all of them if there are fewer.
+            reject: Whether to give no prediction for images whose `reject_scores` are below the bundle's threshold.
 
         Returns:
-            For each image, in order, its ``top_k`` predictions, best first.
+            For each image, in order, its ``top_k`` predictions, best first; none if it is rejected.
 
         Raises:
+            UsageError: If images are to be rejected, and the bundle has no threshold.
             InputError: If an image cannot be used; the message names it.
             NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
         at_least_one(top_k=top_k)
+        rule = check_threshold(self._manifest.reject) if reject else None
         answers = self._run(images)
-        return [answers.predictions(row, top_k) for row in range(len(answers.logits))]
+        if rule is None:
+            return [answers.predictions(row, top_k) for row in range(len(answers.logits))]
+        rejected = rule.rejects(answers.logits)
+        return [[] if rejected[row] else answers.predictions(row, top_k) for row in range(len(answers.logits))]
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits, float32 ``[N, classes]``, of the images that `predict` accepts.
@@ -217,20 +222,32 @@ class Classifier:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
         return self._run(images).embedding
 
-    def explain(self, images: Images, top_k: int = 3, num_features: int = 5) -> list[list[Explanation]]:
+    def reject_scores(self, images: Images) -> NDArray[np.float32]:
+        """Return how sure the model is of the images that `predict` accepts, ``[N]``: the larger, the surer.
+
+        ``info["reject"]`` tells which score it is, and the threshold below which `predict` can reject.
+
+        Raises:
+            UsageError: If the bundle does not say which score to use.
+        """
+        return check_score(self._manifest.reject).scores(self.logits(images))
+
+    def explain(
+        self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3
+    ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into their Tversky parts.
 
         Args:
             images: As for `predict`.
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
+            num_prototypes: How many of the prototypes that the image is most like to list.
 
         Raises:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
-        explain = self._explanation(top_k, num_features)
-        answers = self._run(images)
-        return [explain(answers, row) for row in range(len(answers.logits))]
+        explain = self._explanation(top_k, num_features, num_prototypes)
+        return explain(self._run(images))
 
     def submit(self, image: ImageSource, top_k: int = 5, *, timeout_s: float | None = None) -> Future[list[Prediction]]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -282,12 +299,18 @@ class Classifier:
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
-        self, images: Images, top_k: int = 3, num_features: int = 5, *, timeout_s: float | None = None
+        self,
+        images: Images,
+        top_k: int = 3,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        *,
+        timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        explain = self._explanation(top_k, num_features)
+        explain = self._explanation(top_k, num_features, num_prototypes)
         answers = await self._answers(images, Answers.only, timeout_s)
-        return await asyncio.to_thread(lambda: [explain(answer, 0) for answer in answers])
+        return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
 
     @property
     def info(self) -> dict[str, Any]:
@@ -308,6 +331,7 @@ class Classifier:
             "max_queue_size": self._queue.max_queue_size,
             "timeout_s": self._timeout_s,
             "batch_sizes": list(first.batch_sizes),
+            "reject": None if self._manifest.reject is None else asdict(self._manifest.reject),
             "versions": first.versions,
             "details": [replica.backend.details for replica in self._replicas],
         }
@@ -360,16 +384,16 @@ class Classifier:
             self.drain()
         self.close()
 
-    def _explanation(self, top_k: int, num_features: int) -> Callable[[Answers, int], list[Explanation]]:
-        """Return what explains one row of answers."""
-        at_least_one(top_k=top_k, num_features=num_features)
-        explainer, names = self._explainer, self._manifest.class_names
+    def _explanation(
+        self, top_k: int, num_features: int, num_prototypes: int
+    ) -> Callable[[Answers], list[list[Explanation]]]:
+        """Return what explains answers."""
+        at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
+        explainer = self._explainer
         if explainer is None:
             head = self._manifest.model["head"]
             raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
-        return lambda answers, row: [
-            explainer(answers.embedding[row], index, names[index], num_features) for index in answers.best(row, top_k)
-        ]
+        return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
 
     def _run(self, images: Images) -> Answers:
         """Run the model on all images now."""

@@ -23,6 +23,7 @@ from tnn_runtime.results import Prediction
 __all__ = ["command"]
 
 _CHUNK = 256
+_REJECTED = "rejected"
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -54,6 +55,9 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument("--top-k", type=int, default=1, help="classes to print for each image")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=int, help="CPU threads, all usable cores if not given")
+    parser.add_argument(
+        "--reject", action="store_true", help="answer 'rejected' where the score is below the bundle's threshold"
+    )
     _add_public_key(parser)
     parser.add_argument("--format", choices=("text", "csv", "jsonl"), default="text", help="how to print")
     parser.set_defaults(run=_predict)
@@ -76,7 +80,9 @@ def _predict(options: argparse.Namespace) -> None:
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for start in range(0, len(files), _CHUNK):
                 chunk = files[start : start + _CHUNK]
-                for file, ranked in zip(chunk, classifier.predict(chunk, options.top_k), strict=True):
+                for file, ranked in zip(
+                    chunk, classifier.predict(chunk, options.top_k, reject=options.reject), strict=True
+                ):
                     show(file, ranked)
                 progress.update(len(chunk))
 
@@ -97,12 +103,14 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]]
     if style == "text":
         width = max(len(str(file)) for file in files)
         return lambda file, ranked: print(
-            f"{file!s:{width}}  " + "  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked)
+            f"{file!s:{width}}  "
+            + ("  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked) or _REJECTED)
         )
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["path", "rank", "label", "score"])
     return lambda file, ranked: writer.writerows(
-        [file, rank, prediction.label, f"{prediction.score:.6f}"] for rank, prediction in enumerate(ranked, 1)
+        [[file, rank, prediction.label, f"{prediction.score:.6f}"] for rank, prediction in enumerate(ranked, 1)]
+        or [[file, "", _REJECTED, ""]]
     )
 
 

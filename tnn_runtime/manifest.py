@@ -11,6 +11,7 @@ from typing import Any
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.reject import SCORES, Reject
 from tnn_runtime.storage import existing_folder, read_json, verify_files, write_json
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "TensorSpec",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
 ONNX_FILE = "model.onnx"
@@ -73,7 +74,8 @@ class Manifest:
     """Everything a runtime needs to know about a bundle.
 
     The JSON Schema of each version of the file is in the folder ``schemas`` of this package. Version 2 added ``batch``,
-    ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32.
+    ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32; version 3
+    added ``reject``.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
@@ -90,6 +92,7 @@ class Manifest:
         training: The data, the model and the recipe that the checkpoint came from, for people to read.
         metrics: What was measured in training, for people to read.
         unproven: Files of models that could not be run where the bundle was made, each with the reason.
+        reject: Which images to reject; ``None`` in bundles of versions 1 and 2, and where there were no held-out ones.
     """
 
     model: dict[str, Any]
@@ -106,6 +109,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     unproven: dict[str, str] = field(default_factory=dict)
+    reject: Reject | None = None
 
     @classmethod
     def read(cls, bundle: str | Path, public_key: str | Path | None = None) -> tuple[Manifest, Path]:
@@ -169,6 +173,10 @@ class Manifest:
             return (
                 f"has batches from {low} to {high} images, expected at least 1 to {MOST_IMAGES} and no fewer at the end"
             )
+        if self.reject is not None and (
+            self.reject.score not in SCORES or not 0 < self.reject.coverage < 1 or self.reject.samples < 0
+        ):
+            return f"has a reject score that is none of {', '.join(SCORES)}, or a coverage that is not between 0 and 1"
         if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & set(self.files):
             return "lists no model file"
         needed = {GOLDEN_FILE} | ({HEAD_FILE} if self.model["head"] == "tversky" else set())

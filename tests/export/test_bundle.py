@@ -13,10 +13,11 @@ import pytest
 import torch
 from forms import name
 
-from tnn_export import ExportError, ParityError, Reference, export_bundle, lower_model, serving
+from tnn_export import ExportError, ExportOptions, ParityError, Reference, export_bundle, lower_model, serving
 from tnn_export import bundle as bundle_module
 from tnn_export.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
+from tnn_runtime.reject import Reject
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from tnn_train.loop import TrainResult
 from tnn_train.models import ImageModel, Normalize
@@ -169,7 +170,7 @@ class TestBadInput:
 
 def test_the_manifest_is_readable_json(bundles: dict[str, Path]) -> None:
     content = json.loads((bundles["tversky"] / "manifest.json").read_text())
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert content["parity"]["onnx"]["explained"] == 0
 
 
@@ -203,3 +204,38 @@ def test_other_forms_go_the_whole_way(
         for row, explanations in zip(expected, classifier.explain(data.test.pixels, top_k=2), strict=True):
             for e in explanations:
                 assert e.logit == pytest.approx(row[e.index], rel=1e-4, abs=1e-4)
+
+
+def test_a_threshold_to_reject_by_follows_from_the_real_images(
+    bundles: dict[str, Path], runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
+) -> None:
+    few, _ = Manifest.read(bundles["tversky"])
+    assert few.reject == Reject("lead", None, 0.99, 6)
+    assert Manifest.read(bundles["linear"])[0].reject == Reject("probability", None, 0.99, 6)
+    card = (bundles["tversky"] / "README.md").read_text()
+    assert "**no threshold**: 6 held-out images are too few for a coverage of 0.99, which needs 99." in card
+    options = ExportOptions(("onnx",), reject_score="logit", coverage=0.75)
+    export_bundle(runs["tversky"].best, tmp_path / "bundle", options=options, images=data.test.pixels)
+    manifest, _ = Manifest.read(tmp_path / "bundle")
+    with Classifier.load(tmp_path / "bundle", "cpu") as classifier:
+        largest = np.sort(classifier.logits(data.test.pixels).max(1))
+        assert len(largest) == 8
+        assert manifest.reject is not None
+        assert (manifest.reject.score, manifest.reject.coverage, manifest.reject.samples) == ("logit", 0.75, 8)
+        assert manifest.reject.threshold == pytest.approx(largest[1], abs=1e-4)
+        np.testing.assert_allclose(np.sort(classifier.reject_scores(data.test.pixels)), largest)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert f"where it is below {manifest.reject.threshold:.4g}; at least 75% of images like the 8 held-out ones" in card
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"reject_score": "margin"}, UsageError, "unknown reject score 'margin'; choose from lead, probability, logit"),
+        ({"coverage": 1.0}, ExportError, "got a coverage of 1; expected a share between 0 and 1"),
+        ({"coverage": 0.0}, ExportError, "got a coverage of 0; expected a share between 0 and 1"),
+    ],
+)
+def test_an_unusable_way_to_reject(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ExportOptions(**options)

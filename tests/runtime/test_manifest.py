@@ -58,9 +58,9 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_newer_schema(bundle: Path) -> None:
-    edit(bundle, "schema_version", value=3)
+    edit(bundle, "schema_version", value=4)
     with pytest.raises(
-        ArtifactError, match="schema version 3, and this installation reads up to 2; upgrade tnn-deploy"
+        ArtifactError, match="schema version 4, and this installation reads up to 3; upgrade tnn-deploy"
     ):
         Classifier.load(bundle)
 
@@ -99,6 +99,9 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("model", "tversky"), None, "cannot be explained by this version"),
         (("golden_tolerance",), [float("nan")] * 8, "golden"),
         (("golden_tolerance",), [], "golden"),
+        (("reject", "score"), "margin", "a reject score that is none of lead, probability, logit, energy"),
+        (("reject", "threshold"), float("nan"), "reject.threshold: expected a number"),
+        (("reject", "coverage"), 1.0, "a coverage that is not between 0 and 1"),
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from tnn_runtime import ArtifactError, Manifest
 from tnn_runtime.decoding import decode
 from tnn_runtime.manifest import SCHEMA_VERSION, BatchBounds, TensorSpec
 from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.reject import SCORES, Reject
 from tnn_train import ModelConfig, TverskyConfig
 
 SCHEMAS = {
@@ -72,6 +73,7 @@ def test_what_is_written_today_is_valid(bundles: dict[str, Path]) -> None:
         (NEWEST["$defs"]["tensor"], TensorSpec),
         (NEWEST["$defs"]["preprocessing"], Preprocessing),
         (NEWEST["properties"]["batch"], BatchBounds),
+        (NEWEST["properties"]["reject"], Reject),
         (NEWEST["$defs"]["parity"], StageParity),
         (NEWEST["$defs"]["model"], ModelConfig),
         (NEWEST["$defs"]["tversky"], TverskyConfig),
@@ -84,6 +86,10 @@ def test_the_properties_are_the_fields(schema: dict[str, Any], kind: Any) -> Non
     if schema.get("additionalProperties") is False:
         needed = {field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING}
         assert set(schema["required"]) - {"schema_version"} == needed
+
+
+def test_every_reject_score_is_in_the_schema() -> None:
+    assert NEWEST["properties"]["reject"]["properties"]["score"]["enum"] == list(SCORES)
 
 
 def paths(content: Any, *keys: str | int) -> Iterator[tuple[str | int, ...]]:
@@ -134,7 +140,7 @@ def test_what_the_reader_refuses_by_type_is_refused_by_the_schema() -> None:
 
 
 def test_what_is_missing_or_unknown_is_refused_by_both(small_bundle: Path) -> None:
-    for keys in [(), ("preprocessing",), ("inputs", 0), ("outputs", 1), ("batch",)]:
+    for keys in [(), ("preprocessing",), ("inputs", 0), ("outputs", 1), ("batch",), ("reject",)]:
         place = CURRENT
         for key in keys:
             place = place[key]
@@ -154,6 +160,11 @@ def test_what_is_missing_or_unknown_is_refused_by_both(small_bundle: Path) -> No
         (("precision",), "fp8"),
         (("batch", "smallest"), 0),
         (("batch", "largest"), 0),
+        (("reject", "score"), "margin"),
+        (("reject", "coverage"), 0),
+        (("reject", "coverage"), 1),
+        (("reject", "samples"), -1),
+        (("reject", "threshold"), "x"),
         (("parity",), {}),
         (("parity", "onnx", "passed"), False),
         (("model", "head"), None),

@@ -1,0 +1,66 @@
+"""The options that every command which exports has."""
+
+from __future__ import annotations
+
+import argparse
+
+from tnn_export.formats import FORMATS
+from tnn_export.formats.onnx import OPSETS
+from tnn_export.options import ExportOptions
+from tnn_export.precision import PRECISIONS
+from tnn_export.serving import EXTRA_OUTPUTS
+from tnn_runtime.console import Parser
+from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.reject import SCORES
+
+__all__ = ["add_export_options", "export_options"]
+
+
+_DEFAULTS = ExportOptions()
+
+
+def add_export_options(parser: Parser) -> None:
+    """Add an option for each field of `ExportOptions`."""
+    add = parser.add_argument
+    add("--formats", nargs="+", default=["onnx", "torchscript"], metavar="FORMAT", help=", ".join(FORMATS))
+    add("--precision", default="fp32", help=f"of the backbone: {', '.join(PRECISIONS)}")
+    add(
+        "--outputs",
+        nargs="+",
+        default=[],
+        metavar="OUTPUT",
+        help=f"what to return beside logits and embedding: {', '.join(EXTRA_OUTPUTS)}",
+    )
+    add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
+    add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
+    add("--opset", type=int, default=20, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}")
+    add(
+        "--reject-score",
+        metavar="NAME",
+        help=f"what to reject by: {', '.join(SCORES)}; if not given, lead for a Tversky head and else probability",
+    )
+    add(
+        "--coverage",
+        type=float,
+        default=_DEFAULTS.coverage,
+        metavar="SHARE",
+        help="of images like the real ones of the proof that is not to be rejected",
+    )
+
+
+def export_options(options: argparse.Namespace) -> ExportOptions:
+    """Return what was given for them.
+
+    Raises:
+        UsageError: As `ExportOptions`.
+        ExportError: As `ExportOptions`.
+    """
+    return ExportOptions(
+        tuple(options.formats),
+        options.precision,
+        tuple(options.outputs),
+        BatchBounds(options.min_batch, options.max_batch),
+        options.opset,
+        options.reject_score,
+        options.coverage,
+    )
