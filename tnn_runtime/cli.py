@@ -17,13 +17,19 @@ from tnn_runtime.doctor import examine
 from tnn_runtime.errors import InputError
 from tnn_runtime.preprocess import find_images
 
-__all__ = ["command"]
+__all__ = ["build_parser", "command"]
 
 _CHUNK = 256
 
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-runtime``."""
+    options = build_parser().parse_args(arguments)
+    options.run(options)
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
     parser = Parser("tnn-runtime", "Run exported bundles, without torch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_predict(commands)
@@ -34,8 +40,7 @@ def command(arguments: Sequence[str]) -> None:
         description="Print versions, the devices that really run a model, and what is missing.",
     )
     doctor.set_defaults(run=_doctor)
-    options = parser.parse_args(arguments)
-    options.run(options)
+    return parser
 
 
 def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:

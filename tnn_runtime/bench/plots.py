@@ -16,6 +16,8 @@ RATIO_FILE = "ratio.png"
 
 _COLORS = {"A": "#0072b2", "B": "#d55e00", "control": "#777777"}
 _OUTCOMES = {"shown": "#009e73", "not shown": "#a04000", "too noisy": "#777777"}
+_LINES = {"A": "o-", "B": "s--"}
+_BESIDE = {"A": 0.97, "B": 1.03}
 _LONGEST_NAME = 48
 _DPI = 144
 
@@ -83,9 +85,10 @@ def _draw_latency(axes: Any, name: str, batches: list[int], latencies: list[Late
     color = _COLORS[name]
     median = [found.p50.value for found in latencies]
     p90, p99 = ([getattr(found, part).value for found in latencies] for part in ("p90", "p99"))
-    axes.plot(batches, median, "o-", color=color, markersize=4, label=f"{name}: p50")
+    axes.plot(batches, median, _LINES[name], color=color, markersize=4, label=f"{name}: p50")
     axes.fill_between(batches, p90, p99, color=color, alpha=0.2, linewidth=0, label=f"{name}: p90 to p99")
-    axes.vlines(batches, p90, p99, color=color, alpha=0.35, linewidth=3)
+    beside = [batch * _BESIDE[name] for batch in batches]
+    axes.vlines(beside, p90, p99, color=color, alpha=0.8, linewidth=2.5)
 
 
 def _ratio_figure(report: Report) -> Any:
