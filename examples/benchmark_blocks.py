@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tnn_export import lower_head
 from tnn_export.lowering import tversky
 from tnn_runtime.backends.onnxruntime import open_session
-from tnn_runtime.benchmark import interleave, machine
+from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, run
 from tnn_train import TverskyConfig, TverskyHead, similarity
 

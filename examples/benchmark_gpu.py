@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from tnn_runtime import Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.backends import Backend, BackendOptions, open_backend
-from tnn_runtime.benchmark import interleave, machine
+from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, run
 from tnn_runtime.decoding import decode
 from tnn_runtime.storage import write_json

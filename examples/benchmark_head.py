@@ -27,7 +27,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tnn_export import lower_head
-from tnn_runtime.benchmark import interleave, machine
+from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, run
 from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.loop import pick_device

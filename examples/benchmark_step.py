@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from tnn_runtime.benchmark import interleave, machine, median_ratio
+from tnn_runtime.bench import Estimate, interleave, machine, ratio
 from tnn_runtime.console import Parser, run
 from tnn_train import ModelConfig, build_model
 from tnn_train.loop import pick_device
@@ -34,17 +34,15 @@ LEARNING_RATE = 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One size: median milliseconds of a step, and ratios of these with their 95% bootstrap intervals."""
+    """One size: median milliseconds of a step, and ratios in pairs of blocks with their 95% bootstrap intervals."""
 
     batch: int
     side: int
     stem: str
     tversky_ms: float
     linear_ms: float
-    ratio: float
-    ratio_ci95: tuple[float, float]
-    aa_ratio: float
-    aa_ratio_ci95: tuple[float, float]
+    ratio: Estimate
+    control: Estimate
     samples_ms: dict[str, list[list[float]]]
 
 
@@ -71,18 +69,14 @@ def measure(
     random = np.random.default_rng(0)
     samples = interleave(steps, inputs, rounds, random, progress)
     milliseconds = {name: [[1e3 * value for value in turn] for turn in turns] for name, turns in samples.items()}
-    ratio, interval = median_ratio(samples["tversky"], samples["linear"], random)
-    aa_ratio, aa_interval = median_ratio(samples["control"], samples["linear"], random)
     return Row(
         batch,
         side,
         stem,
         float(np.median(milliseconds["tversky"])),
         float(np.median(milliseconds["linear"])),
-        ratio,
-        interval,
-        aa_ratio,
-        aa_interval,
+        ratio([samples["tversky"]], [samples["linear"]], random),
+        ratio([samples["control"]], [samples["linear"]], random),
         milliseconds,
     )
 
@@ -111,10 +105,9 @@ def table(rows: Sequence[Row]) -> str:
     """Return the measurements as Markdown."""
     lines = ["| images, stem | linear, ms | Tversky, ms | Tversky / linear | control |", "|---|---|---|---|---|"]
     for row in rows:
-        (low, high), (aa_low, aa_high) = row.ratio_ci95, row.aa_ratio_ci95
         lines.append(
             f"| {row.batch} of {row.side}x{row.side}, {row.stem} | {row.linear_ms:.2f} | {row.tversky_ms:.2f} "
-            f"| {row.ratio:.4f} ({low:.4f} to {high:.4f}) | {row.aa_ratio:.4f} ({aa_low:.4f} to {aa_high:.4f}) |"
+            f"| {row.ratio.text(4)} | {row.control.text(4)} |"
         )
     return "\n".join(lines)
 

@@ -61,14 +61,17 @@ with Classifier.load({str(bundles["tversky"])!r}) as classifier:
     answers = classifier.predict([{str(photos / "cat" / "0.png")!r}], top_k=1)
     classifier.explain([{str(photos / "cat" / "0.png")!r}])
 assert main(["predict", {str(bundles["tversky"])!r}, {str(photos / "cat")!r}, "--format", "jsonl"]) == 0
-assert main(["bench", {str(bundles["tversky"])!r}, {str(bundles["linear"])!r}, "--blocks", "1", "--batch", "1"]) == 0
+quick = ["--blocks", "1", "--batch", "1", "--threads", "1", "--processes", "1"]
+assert main(["bench", {str(bundles["tversky"])!r}, {str(bundles["linear"])!r}, *quick]) == 0
 assert main(["doctor"]) == 0
 print(json.dumps(answers[0][0].label))
 """
     assert json.loads(run(program).splitlines()[-1]) == "cat"
 
 
-@pytest.mark.parametrize("module", ["tnn_runtime", "tnn_runtime.engines"])
+@pytest.mark.parametrize(
+    "module", ["tnn_runtime", "tnn_runtime.engines", "tnn_runtime.cli", "tnn_runtime.bench", "tnn_runtime.bench.worker"]
+)
 def test_importing_the_runtime_is_light(module: str) -> None:
     program = f"import sys, {module}; print(' '.join(sys.modules))"
     loaded = {name.split(".")[0] for name in run(program).split()}

@@ -14,6 +14,7 @@ import pytest
 from conftest import draw_photos
 
 from tnn_export.cli import COMMANDS, EXPORT
+from tnn_runtime.cli import build_parser
 from tnn_train.arguments import parse
 from tnn_train.cli import _Training
 from tnn_train.sweep import _Sweep
@@ -65,6 +66,17 @@ def test_the_options_of_documented_exports_exist() -> None:
                 COMMANDS[name][0]().parse_args(words[words[0] in COMMANDS :])
                 count += 1
     assert count > 8
+
+
+def test_the_options_of_documented_runtime_commands_exist() -> None:
+    count = 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            text = block.replace("\\\n", "")
+            for line in re.findall(r"^ *(?:taskset -c \S+ )?tnn-runtime (.*)$", text, flags=re.MULTILINE):
+                build_parser().parse_args(shlex.split(line.partition(">")[0], comments=True))
+                count += 1
+    assert count > 7
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def go(data: list[str], test_images: Path | None, tmp_path: Path, capsys: pytest
             right = sum(Path(row["path"]).parent.name == row["label"] for row in rows)
             assert right / len(rows) == accuracy[head]
     bundles = [str(tmp_path / f"{head}-bundle") for head in accuracy]
-    assert tnn_runtime(["bench", *bundles, "--batch", "2", "--threads", "1", "--blocks", "2"]) == 0
+    assert tnn_runtime(["bench", *bundles, "--batch", "2", "--threads", "1", "--processes", "1", "--blocks", "2"]) == 0
     return accuracy["tversky"]
 
 

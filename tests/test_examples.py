@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.reject import SCORES
-from tnn_train import build_model, load_checkpoint, save_checkpoint
+from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
 from tnn_train.loop import TrainResult
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
@@ -119,12 +120,64 @@ def test_the_cost_of_a_training_step(
     assert report["machine"]["amp"] == report["machine"]["compile"] == bool(options)
     assert [row["side"] for row in report["rows"]] == ([8] if options else [8, 12])
     for row in report["rows"]:
-        assert row["ratio"] == pytest.approx(row["tversky_ms"] / row["linear_ms"])
-        for ratio in ("ratio", "aa_ratio"):
-            assert row[f"{ratio}_ci95"][0] <= row[ratio] <= row[f"{ratio}_ci95"][1]
+        for estimate in (row["ratio"], row["control"]):
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
         assert {len(turns) for turns in row["samples_ms"].values()} == {2}
     assert benchmark.run("benchmark_step", benchmark.command, ["--rounds", "0"]) == 1
     assert "expected --threads and --rounds of at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained checkpoint that processes without the backbones of the tests can load."""
+    preprocessing = Preprocessing(16, 16, 3, (0.5,) * 3, (0.25,) * 3)
+    images = np.random.default_rng(0).integers(0, 256, (8, *preprocessing.shape), np.uint8)
+    config = ModelConfig(backbone="resnet18", num_classes=5, stem="small")
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    folder = tmp_path_factory.mktemp("engines") / "checkpoint"
+    save_checkpoint(folder, Checkpoint(model, config, preprocessing, tuple("abcde"), images))
+    return folder
+
+
+@pytest.mark.slow
+def test_ours_against_other_engines(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = load("benchmark_engines")
+    options = ["--batch", "2", "--threads", "1", "--processes", "2", "--blocks", "2"]
+    against = ["--against", "eager", "onnxruntime", "openvino"]
+    engines.command([str(small), *options, *against, "--json", str(tmp_path / "engines.json")])
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "engines.json").read_text())
+    assert [row["engine"] for row in content["rows"]] == ["ours", "control", "eager", "onnxruntime", "openvino"]
+    assert set(content["versions"]) == {"onnxruntime", "torch", "openvino"}
+    for row in content["rows"]:
+        assert len(row["samples_ms"]) == 2
+        assert f"{row['latency']['p50']['value']:.3f}" in printed
+        assert (row["ours_over_it"] is None) == (row["engine"] == "ours")
+    assert all(
+        sorted(run["load_order"]) == sorted(engines.ENGINES.keys() - {"compile"} | {"ours", "control"})
+        for run in content["runs"]
+    )
+
+    assert engines.run("benchmark_engines", engines.command, [str(small), "--blocks", "0"]) == 1
+    assert "--blocks of at least 1" in capsys.readouterr().err
+    monkeypatch.setitem(engines.ENGINES, "openvino", (engines.openvino, "no_such_package"))
+    assert engines.run("benchmark_engines", engines.command, [str(small), "--against", "openvino"]) == 1
+    assert "openvino needs no_such_package, which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_engines_that_do_not_run_the_same_model_are_not_timed(
+    small: Path, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = load("benchmark_engines")
+    other = [str(small), "--bundle", str(bundles["linear"]), "--against", "eager", "--batch", "2", "--threads", "1"]
+    assert engines.run("benchmark_engines", engines.command, other) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "gives other logits than ours at batch 2" in captured.err.splitlines()[-1]
 
 
 @pytest.mark.slow

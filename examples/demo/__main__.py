@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, TnnError
-from tnn_runtime.benchmark import Comparison, compare_bundles, machine
+from tnn_runtime.bench import Comparison, Latency, compare_bundles
 from tnn_runtime.console import Parser, run
 from tnn_runtime.cores import usable_cores
 from tnn_runtime.storage import refuse_existing, write_json
@@ -31,6 +31,7 @@ from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
 
 HEADS = ("tversky", "linear")
 BATCHES = (1, 32)
+PROCESSES = 3
 _IMAGES = "test-images"
 
 
@@ -73,14 +74,15 @@ def _demo(arguments: Sequence[str]) -> None:
             )
 
     _say("timing tversky against linear")
+    latency, machine = _latency(out, options.blocks)
     summary = {
         "dataset": data.name,
         "images": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
         "backbone": options.backbone,
         "image_size": options.image_size,
         "heads": heads,
-        "latency": _latency(out, options.blocks),
-        "machine": machine(),
+        "latency": latency,
+        "machine": machine,
         "seconds": time.perf_counter() - started,
     }
     write_json(out / "summary.json", summary)
@@ -99,7 +101,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training set, for each head")
     parser.add_argument("--image-size", type=int, default=16, help="height and width of the model's input in pixels")
     parser.add_argument("--limit", type=int, help="use at most so many images for training and validation")
-    parser.add_argument("--blocks", type=int, default=30, help="turns that each model gets in the timing")
+    parser.add_argument("--blocks", type=int, default=10, help="turns that each model gets in each process that times")
     return parser.parse_args(arguments)
 
 
@@ -122,35 +124,38 @@ def _runtime_accuracy(bundle: Path, files: list[Path], labels: list[str]) -> flo
     return sum(ranked[0].label == label for ranked, label in zip(answers, labels, strict=True)) / len(files)
 
 
-def _latency(out: Path, blocks: int) -> dict[str, Any]:
-    """Time both bundles with one thread and with all; the raw samples go into a file of their own."""
+def _latency(out: Path, blocks: int) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Time both bundles with one thread and with all, and describe the machine; every sample goes into a file."""
     counts = list(dict.fromkeys((1, usable_cores())))
     a, b = (out / f"bundle-{head}" for head in HEADS)
-    with tqdm(total=len(counts) * len(BATCHES) * blocks, desc="timing", unit="block", disable=None) as progress:
-        results = [
-            compare_bundles(a, b, BATCHES, threads=count, blocks=blocks, progress=progress.update) for count in counts
-        ]
-    raw = [dataclasses.asdict(comparison) for comparisons in results for comparison in comparisons]
+    total = len(counts) * PROCESSES * len(BATCHES) * blocks
+    with tqdm(total=total, desc="timing", unit="block", disable=None) as progress:
+        report = compare_bundles(
+            a, b, BATCHES, threads=counts, processes=PROCESSES, blocks=blocks, memory=False, progress=progress.update
+        )
+    raw = [dataclasses.asdict(comparison) for comparison in report.comparisons]
     (out / "latency-samples.json").write_text(json.dumps(raw) + "\n", encoding="utf-8")
     single, every = (
-        {
-            "threads": comparisons[0].threads,
-            "batch": {str(comparison.batch): _entry(comparison) for comparison in comparisons},
-        }
-        for comparisons in (results[0], results[-1])
+        {"threads": count, "batch": {str(c.batch): _entry(c) for c in report.comparisons if c.threads == count}}
+        for count in (counts[0], counts[-1])
     )
-    return {**single, "all_threads": every}
+    return {**single, "all_threads": every}, report.machine
 
 
 def _entry(comparison: Comparison) -> dict[str, Any]:
+    ratio, control = comparison.ratio, comparison.control
     return {
-        "tversky_ms": comparison.a_ms,
-        "linear_ms": comparison.b_ms,
-        "ratio": comparison.ratio,
-        "ratio_ci95": comparison.ratio_ci95,
-        "aa_ratio": comparison.aa_ratio,
-        "aa_ratio_ci95": comparison.aa_ratio_ci95,
+        "tversky_ms": _percentiles(comparison.a),
+        "linear_ms": _percentiles(comparison.b),
+        "ratio": ratio.value,
+        "ratio_ci95": (ratio.low, ratio.high),
+        "aa_ratio": control.value,
+        "aa_ratio_ci95": (control.low, control.high),
     }
+
+
+def _percentiles(found: Latency) -> dict[str, float]:
+    return {"p50": found.p50.value, "p90": found.p90.value, "p99": found.p99.value}
 
 
 def _farewell(out: Path, summary: dict[str, Any]) -> None:

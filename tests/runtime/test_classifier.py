@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from tnn_train.loop import TrainResult
 
 
 @pytest.fixture(scope="module")
-def classifier(bundles: dict[str, Path]) -> Classifier:
-    return Classifier.load(bundles["tversky"], "cpu")
+def classifier(bundles: dict[str, Path]) -> Iterator[Classifier]:
+    with Classifier.load(bundles["tversky"], "cpu") as loaded:
+        yield loaded
 
 
 def test_predictions_are_those_of_eager_pytorch(

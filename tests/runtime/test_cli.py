@@ -40,18 +40,6 @@ def test_predict_takes_folders(bundles: dict[str, Path], photos: Path, capsys: p
     assert len(capsys.readouterr().out.splitlines()) == 40
 
 
-def test_bench_prints_a_table_and_keeps_the_samples(
-    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["bench", str(bundles["tversky"]), str(bundles["linear"]), "--batch", "1", "2", "--threads", "1"]
-    assert main([*arguments, "--blocks", "3", "--json", str(tmp_path / "bench.json")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[-2:]] == [["1", "1"], ["1", "2"]]
-    content = json.loads((tmp_path / "bench.json").read_text())
-    assert len(content["results"]) == 2
-    assert f"{content['results'][0]['ratio']:.3f}" in lines[-2]
-
-
 def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -80,7 +68,11 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
             "gone/x.json is a folder, or its folder does not exist",
         ),
         (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
-        (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "batch sizes are [0] and blocks 30; expected at least 1"),
+        (["bench", "BUNDLE", "BUNDLE", "--plots", "note.txt"], "note.txt is a file; choose a folder for --plots"),
+        (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "batches is 0; expected at least 1"),
+        (["bench", "BUNDLE", "BUNDLE", "--batch", "x"], "argument --batch: invalid int value: 'x'"),
+        (["bench", "BUNDLE", "BUNDLE", "--margin", "2"], "margin is 2.0; expected a share above 0 and up to 1"),
+        (["bench", "BUNDLE", "BUNDLE", "--device", "tpu"], "unknown device 'tpu'; choose"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_1(
