@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.backends import Outputs
 from tnn_runtime.errors import (
     ClassifierClosed,
     DeadlineExceeded,
@@ -113,7 +114,7 @@ class Batcher:
 
     Args:
         replicas: The models.
-        class_names: One name for each logit.
+        answers: Makes answers of the outputs for a batch.
         options: How images wait.
         lifecycle: Where requests are counted from acceptance to answer.
         metrics: Where everything is counted.
@@ -122,12 +123,12 @@ class Batcher:
     def __init__(
         self,
         replicas: Replicas,
-        class_names: Sequence[str],
+        answers: Callable[[Outputs], Answers],
         options: QueueOptions,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
-        self._class_names = class_names
+        self._answers = answers
         self._options = options
         self._lifecycle = lifecycle
         self._metrics = metrics
@@ -296,7 +297,7 @@ class Batcher:
         links = [request.link for request in batch if request.link is not None]
         try:
             images = np.stack([request.pixels for request in batch if request.pixels is not None])
-            answers = Answers(replica.run(images, links), self._class_names)
+            answers = self._answers(replica.run(images, links))
         except TnnError as error:
             _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
             for request in batch:

@@ -87,6 +87,7 @@ class Classifier:
         self._settings = settings
         self._timeout_s: float | None = settings["timeout_s"]
         self._tracer = settings["tracer"]
+        self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
         self._lifecycle = Lifecycle()
         self._decoders = Decoders(manifest.preprocessing, usable_cores())
         self._batcher: Batcher | None = None
@@ -203,13 +204,9 @@ class Classifier:
             InputError: If an image cannot be used; the message names it.
             NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
-        at_least_one(top_k=top_k)
-        rule = check_threshold(self._manifest.reject) if reject else None
+        predictions = self._predictions(top_k, reject)
         answers = self._run(images)
-        if rule is None:
-            return [answers.predictions(row, top_k) for row in range(len(answers.logits))]
-        rejected = rule.rejects(answers.logits)
-        return [[] if rejected[row] else answers.predictions(row, top_k) for row in range(len(answers.logits))]
+        return [predictions(answers, row) for row in range(len(answers.logits))]
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits, float32 ``[N, classes]``, of the images that `predict` accepts.
@@ -249,7 +246,9 @@ class Classifier:
         explain = self._explanation(top_k, num_features, num_prototypes)
         return explain(self._run(images))
 
-    def submit(self, image: ImageSource, top_k: int = 5, *, timeout_s: float | None = None) -> Future[list[Prediction]]:
+    def submit(
+        self, image: ImageSource, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
+    ) -> Future[list[Prediction]]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
 
         Files are decoded in the background. Callbacks of the future run in the thread that runs the batches: keep them
@@ -258,6 +257,7 @@ class Classifier:
         Args:
             image: An image as `predict` accepts it.
             top_k: How many classes to return.
+            reject: As for `predict`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
@@ -269,12 +269,11 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        at_least_one(top_k=top_k)
-        (request,) = self._enqueue([image], partial(Answers.predictions, top_k=top_k), timeout_s)
+        (request,) = self._enqueue([image], self._predictions(top_k, reject), timeout_s)
         return request
 
     async def predict_async(
-        self, images: Images, top_k: int = 5, *, timeout_s: float | None = None
+        self, images: Images, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
     ) -> list[list[Prediction]]:
         """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
 
@@ -285,8 +284,7 @@ class Classifier:
             DeadlineExceeded: If a batch did not begin in time.
             InputError, NotAnswered: As `predict`.
         """
-        at_least_one(top_k=top_k)
-        return await self._answers(images, partial(Answers.predictions, top_k=top_k), timeout_s)
+        return await self._answers(images, self._predictions(top_k, reject), timeout_s)
 
     async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `logits` returns; see `predict_async`."""
@@ -384,6 +382,13 @@ class Classifier:
             self.drain()
         self.close()
 
+    def _predictions(self, top_k: int, reject: bool) -> Callable[[Answers, int], list[Prediction]]:
+        """Return what makes the predictions for one row of answers."""
+        at_least_one(top_k=top_k)
+        if reject:
+            check_threshold(self._manifest.reject)
+        return partial(Answers.predictions, top_k=top_k, reject=reject)
+
     def _explanation(
         self, top_k: int, num_features: int, num_prototypes: int
     ) -> Callable[[Answers], list[list[Explanation]]]:
@@ -409,7 +414,7 @@ class Classifier:
             raise
         if len(outputs) != 1:
             outputs = [Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))]
-        return Answers(outputs[0], self._manifest.class_names)
+        return self._make_answers(outputs[0])
 
     def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -462,8 +467,7 @@ class Classifier:
         with self._making:
             if self._batcher is None:
                 self._lifecycle.check()
-                names = self._manifest.class_names
-                self._batcher = Batcher(self._replicas, names, self._queue, self._lifecycle, self._metrics)
+                self._batcher = Batcher(self._replicas, self._make_answers, self._queue, self._lifecycle, self._metrics)
                 weakref.finalize(self, self._batcher.close)
             return self._batcher
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends import Outputs
+from tnn_runtime.reject import Reject, check_threshold
 
 __all__ = ["Answers", "Prediction"]
 
@@ -35,24 +36,32 @@ class Answers:
     Args:
         outputs: What the model gave.
         class_names: One name for each logit.
+        rule: Which images may be rejected, if the bundle tells.
     """
 
-    def __init__(self, outputs: Outputs, class_names: Sequence[str]) -> None:
+    def __init__(self, outputs: Outputs, class_names: Sequence[str], rule: Reject | None = None) -> None:
         self.logits, self.embedding = outputs
         self._class_names = class_names
+        self._rule = rule
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names)
+        return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names, self._rule)
 
     def best(self, row: int, count: int) -> list[int]:
         """Return the positions of the ``count`` largest logits of an image, largest first."""
         return [int(index) for index in self._order[row, :count]]
 
-    def predictions(self, row: int, top_k: int) -> list[Prediction]:
-        """Return the ``top_k`` best classes of an image, best first."""
+    def predictions(self, row: int, top_k: int, reject: bool = False) -> list[Prediction]:
+        """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
+        if reject and self._rejected[row]:
+            return []
         scores = self._scores[row]
         return [Prediction(self._class_names[index], float(scores[index]), index) for index in self.best(row, top_k)]
+
+    @cached_property
+    def _rejected(self) -> NDArray[np.bool_]:
+        return check_threshold(self._rule).rejects(self.logits)
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:

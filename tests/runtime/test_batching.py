@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,13 @@ class Queue:
     def __init__(self, *models: Model, size: int = 4, delay: float = 0.0, limit: int = 100) -> None:
         self.metrics, self.lifecycle = Metrics(), Lifecycle()
         self.replicas = Replicas([Replica(model, 1, "as asked", self.metrics) for model in models])
-        self.batcher = Batcher(self.replicas, ["a"], QueueOptions(size, delay, limit), self.lifecycle, self.metrics)
+        self.batcher = Batcher(
+            self.replicas,
+            partial(Answers, class_names=["a"]),
+            QueueOptions(size, delay, limit),
+            self.lifecycle,
+            self.metrics,
+        )
 
     def send(self, value: int, timeout: float | None = None, answer: Callable[..., Any] | None = None) -> Request:
         request = Request(answer or (lambda answers, row: int(answers.logits[row, 0])), timeout)

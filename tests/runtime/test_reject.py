@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import csv
 import dataclasses
 import io
@@ -96,6 +97,9 @@ def test_rejected_images_have_no_predictions(small_bundle: Path) -> None:
         kept = [ranked for ranked in classifier.predict(images) if ranked in answers]
         assert kept == [ranked for ranked in answers if ranked]
         assert classifier.predict([], reject=True) == []
+        queued = [classifier.submit(image, reject=True).result(30) for image in images]
+        waited = asyncio.run(classifier.predict_async(images, reject=True))
+        assert [bool(ranked) for ranked in queued] == [bool(ranked) for ranked in waited] == (scores >= middle).tolist()
 
 
 def test_the_command_prints_rejected(small_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
