@@ -14,9 +14,9 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -24,7 +24,6 @@ from starlette.requests import ClientDisconnect
 
 from tnn_runtime import Classifier, DeadlineExceeded, InputError, NotAnswered, Prediction, TnnError, UsageError
 from tnn_runtime.classifier import Health
-from tnn_runtime.explain import Explanation
 from tnn_runtime.prometheus import prometheus_text
 
 MAX_BODY = 16 << 20
@@ -50,7 +49,7 @@ class Answer:
     """What is known about an image."""
 
     predictions: list[Prediction]
-    explanations: list[Explanation] | None = None
+    explanations: list[dict[str, Any]] | None = None
 
 
 @asynccontextmanager
@@ -107,7 +106,7 @@ async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] 
     (explanations,), (predictions,) = await asyncio.gather(
         classifier.explain_async([image], top_k), classifier.predict_async([image], top_k)
     )
-    return Answer(predictions, explanations)
+    return Answer(predictions, [asdict(explanation) for explanation in explanations])
 
 
 @app.get("/health/live")

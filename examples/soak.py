@@ -1,11 +1,13 @@
 """Soak a bundle: many threads submit images, some of them bad, late or cancelled, and every single answer is checked.
 
-    python examples/soak.py runs/demo/bundle-tversky --threads 64 --images 200000
+    MALLOC_ARENA_MAX=1 python examples/soak.py runs/demo/bundle-tversky --threads 64 --images 800000
 
 Each accepted image must be answered once, with the answer that the same image gets when it is alone, or with the error
 that fits what was done to it. Memory is measured between many rounds, when no image is on its way; in the last half of
-the rounds it must not grow: the 95% interval of its slope must reach down to 0. The exit code is 1 if anything fails.
-``--leak`` keeps so many bytes of each answer, to see that it is found.
+the rounds it must not grow: the 95% interval of its slope must reach down to 0. Until then the caches of the allocator
+(one for all threads, if the environment says so), of NumPy and of ONNX Runtime fill up, which takes some 300,000 images;
+for fewer, ``--tolerance`` allows some bytes an image. ``--leak`` keeps so many bytes of each answer, to be found.
+The exit code is 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -203,15 +205,16 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak test and print what was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=64)
-    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--images", type=int, default=800_000)
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="BYTES")
     parser.add_argument("--leak", type=int, default=0, metavar="BYTES")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with Classifier.load(
         options.bundle,
         options.device,
@@ -247,8 +250,8 @@ def main() -> int:
         problems.append(f"{options.images} images were accepted, {record.answered} were answered")
     if metrics.waiting or metrics.running:
         problems.append(f"{metrics.waiting} images wait and {metrics.running} batches run after the end")
-    if low > 0:
-        problems.append("memory grows")
+    if low > options.tolerance:
+        problems.append(f"memory grows by {low:.0f} bytes an image at least")
     for problem in problems:
         print(f"FAILED: {problem}")
     print("failed" if problems else "passed: every image was answered once, with its own answer")

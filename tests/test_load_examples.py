@@ -1,0 +1,97 @@
+"""The examples that put a classifier under load: what they find, and that they find what is planted."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import FIXTURES
+
+from tnn_runtime.batching import Request
+from tnn_runtime.results import Answers, Prediction
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BUNDLE = str(FIXTURES / "bundle-v2")
+
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module("soak")
+    monkeypatch.setattr(module, "ROUNDS", 12)
+    return module
+
+
+def few(images: int = 3000, leak: int = 0) -> list[str]:
+    return [BUNDLE, "--images", str(images), "--tolerance", "300", "--leak", str(leak)]
+
+
+@pytest.mark.slow
+def test_every_image_is_answered_once_with_its_own_answer(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(few(40_000)) == 0
+    printed = capsys.readouterr().out
+    for outcome in ("answered", "cancelled", "deadline exceeded", "bad image refused", "refused: queue full"):
+        assert f"  {outcome}\n" in printed
+    assert "WRONG" not in printed
+    assert printed.endswith("passed: every image was answered once, with its own answer\n")
+
+
+@pytest.mark.slow
+def test_a_leak_is_found(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main(few(40_000, leak=1000)) == 1
+    assert "FAILED: memory grows by" in capsys.readouterr().out
+
+
+def test_an_answer_of_another_image_is_found(
+    soak: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions = Answers.predictions
+
+    def misrouted(self: Answers, row: int, *arguments: int, **options: int) -> list[Prediction]:
+        return predictions(self, max(row - 1, 0), *arguments, **options)
+
+    monkeypatch.setattr(Answers, "predictions", misrouted)
+    assert soak.main(few()) == 1
+    assert "FAILED: WRONG: image" in capsys.readouterr().out
+
+
+def test_a_lost_answer_is_found(
+    soak: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed, count = Request.succeed, 0
+
+    def forgetful(self: Request, answers: Answers, row: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 500:
+            self.set_exception = lambda error: None  # type: ignore[method-assign]
+            late.append((self, answers, row))
+        else:
+            succeed(self, answers, row)
+
+    late: list[tuple[Request, Answers, int]] = []
+    monkeypatch.setattr(soak, "PATIENCE_S", 1)
+    monkeypatch.setattr(Request, "succeed", forgetful)
+    original = soak.check
+
+    def check(kind: str, future: Request, *rest: object) -> str:
+        outcome: str = original(kind, future, *rest)
+        if "was not answered" in outcome:
+            succeed(*late[0])
+        return outcome
+
+    monkeypatch.setattr(soak, "check", check)
+    assert soak.main(few()) == 1
+    assert "image was not answered in 1 s" in capsys.readouterr().out
+
+
+def test_the_cost_of_batching(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    program = importlib.import_module("benchmark_serving")
+    program.command([BUNDLE, "--blocks", "3", "--seconds", "0.1", "--callers", "8", "--batch", "4"])
+    printed = capsys.readouterr().out
+    for line in ("throughput, callers / offline: ", "throughput, control / offline: ", "half load, ", "latency p50 "):
+        assert line in printed
+    assert "in batches of" in printed
