@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from tnn_train.sweep import _Sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SERVING = (ROOT / "docs" / "serving.md").read_text()
 BIN = Path(sys.executable).parent
 
 
@@ -33,6 +35,20 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def shell_of_serving() -> list[str]:
+    return [line for block in re.findall(r"```sh\n(.*?)```", SERVING, flags=re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.fixture
+def serving(tmp_path: Path, bundles: dict[str, Path]) -> Path:
+    """A folder as the page on serving takes it: photos, their bundle, and the examples."""
+    draw_photos(tmp_path / "photos")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "photos-bundle").symlink_to(bundles["tversky"])
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
 
 
 def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
@@ -87,6 +103,46 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
     assert result.stdout.count("passed") == 6
     assert "A/B" in result.stdout
+
+
+def test_the_python_of_serving_runs(serving: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
+    printed = run(sys.executable, "-c", block, cwd=serving).stdout.splitlines()
+    assert len(printed) == 2
+    assert all("Prediction(label=" in line for line in printed)
+
+
+@pytest.mark.slow
+def test_the_commands_of_serving_run(serving: Path) -> None:
+    lines = shell_of_serving()
+    for line in lines:
+        if line.startswith("python "):
+            run("bash", "-c", line, cwd=serving)
+    assert len((serving / "labels.csv").read_text().splitlines()) == 41
+    assert (serving / "explanation.png").exists()
+    assert sum(line.startswith("python ") for line in lines) == 6
+
+
+def test_the_service_of_serving_runs(serving: Path) -> None:
+    (serve,) = [line for line in shell_of_serving() if "uvicorn" in line]
+    (curl,) = [line for line in shell_of_serving() if line.startswith("curl")]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    serve = (
+        serve.split("#")[0].replace("TNN_BUNDLE=", "TNN_DEVICE=cpu TNN_BUNDLE=").replace(" uvicorn", " exec uvicorn")
+    )
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    server = subprocess.Popen(["bash", "-c", f"{serve} --port {port}"], cwd=serving, env=environment)
+    try:
+        command = curl.replace("8000", port).replace("curl ", "curl --fail --silent --retry 60 --retry-connrefused ")
+        answer = json.loads(
+            run("bash", "-c", command.replace("--retry 60", "--retry 60 --retry-delay 1"), cwd=serving).stdout
+        )
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert len(answer["predictions"]) == len(answer["explanations"]) == 2
 
 
 @pytest.mark.slow

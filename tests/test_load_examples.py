@@ -95,3 +95,15 @@ def test_the_cost_of_batching(capsys: pytest.CaptureFixture[str], monkeypatch: p
     for line in ("throughput, callers / offline: ", "throughput, control / offline: ", "half load, ", "latency p50 "):
         assert line in printed
     assert "in batches of" in printed
+
+
+def test_threads_that_spin_and_threads_that_sleep(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    program = importlib.import_module("benchmark_threads")
+    program.command([BUNDLE, BUNDLE, "--threads", "1", "2", "--calls", "3"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        [threads, idle, calls] for threads in "12" for idle in ("sleep", "spin") for calls in "13"
+    ]
