@@ -28,6 +28,8 @@ from tnn_runtime.bench import machine, ratio
 from tnn_runtime.console import Parser, run
 
 WARM_UP_S = 1.0
+GAP_S = 0.002
+"""Callers of one batch see their answers within so many seconds of each other."""
 
 
 def offline_rate(classifier: Classifier, batch: NDArray[np.uint8], seconds: float) -> float:
@@ -40,27 +42,29 @@ def offline_rate(classifier: Classifier, batch: NDArray[np.uint8], seconds: floa
 
 
 def callers_rate(classifier: Classifier, image: NDArray[np.uint8], callers: int, seconds: float) -> float:
-    """Return the images/s of many threads that each wait for one answer after the other."""
-    counts = [0] * callers
+    """Return the images/s of many threads that each wait for one answer after the other.
+
+    Answers come in batches: counted are those after the first batch, up to the last one, in the time between the two.
+    """
+    answered: list[float] = []
     begin, end = threading.Barrier(callers + 1), threading.Event()
 
-    def call(number: int) -> None:
+    def call() -> None:
         begin.wait()
         while not end.is_set():
             classifier.submit(image, top_k=1).result()
-            counts[number] += 1
+            answered.append(time.perf_counter())
 
     with ThreadPoolExecutor(callers) as pool:
-        running = [pool.submit(call, number) for number in range(callers)]
+        running = [pool.submit(call) for _ in range(callers)]
         begin.wait()
-        time.sleep(min(0.2, seconds / 5))  # the first batches are not full
-        started, before = time.perf_counter(), sum(counts)
         time.sleep(seconds)
-        elapsed, count = time.perf_counter() - started, sum(counts) - before
+        times = np.sort(answered)
         end.set()
         for future in running:
             future.result()
-    return count / elapsed
+    first = times[0] + GAP_S
+    return float((times > first).sum() / (times[-1] - times[times <= first][-1]))
 
 
 def latencies_at(classifier: Classifier, image: NDArray[np.uint8], rate: float, seconds: float) -> NDArray[np.float64]:

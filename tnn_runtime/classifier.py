@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from tnn_runtime.replicas import Replica, Replicas
 from tnn_runtime.results import Answers, Prediction
 
 __all__ = ["Classifier", "Health"]
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Images = Sequence[ImageSource] | NDArray[np.uint8]
@@ -184,6 +187,8 @@ class Classifier:
             Replicas(replicas).close()
             raise
         metrics.reset()
+        for replica in replicas:
+            _LOG.info("%s runs on %s: %s", folder, replica.backend.device, replica.reason)
         queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
         return cls(manifest, folder, Replicas(replicas), queue, metrics, timeout_s=timeout_s, tracer=tracer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from tnn_runtime.errors import DeviceLost
 from tnn_runtime.metrics import Metrics
 
 __all__ = ["Replica", "Replicas"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class Replica:
@@ -62,6 +65,7 @@ class Replica:
                 outputs = self.backend.run(padded)
         except DeviceLost as error:
             self.lost = error
+            _LOG.error("%s is lost: %s", self.backend.device, error)
             raise
         finally:
             self._metrics.run_ends(count, time.perf_counter() - started)

@@ -29,6 +29,11 @@ def classifier(bundles: dict[str, Path]) -> Iterator[Classifier]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
 
 
+def test_loading_is_logged(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "tnn_runtime"), Classifier.load(small_bundle, "cpu"):
+        assert f"{small_bundle} runs on cpu: as asked" in caplog.text
+
+
 def test_submitted_images_get_what_predict_returns(classifier: Classifier, data: ImageData) -> None:
     sources = data.test.sources
     images = [*sources, sources[0].read_bytes(), Image.open(sources[1]), np.asarray(Image.open(sources[2]))]
@@ -177,7 +182,9 @@ def test_a_fork_says_that_it_has_no_threads(classifier: Classifier, data: ImageD
     process.join()
 
 
-def test_a_lost_device_ends_readiness_for_good(classifier: Classifier, data: ImageData) -> None:
+def test_a_lost_device_ends_readiness_for_good(
+    classifier: Classifier, data: ImageData, caplog: pytest.LogCaptureFixture
+) -> None:
     (replica,) = classifier._replicas
     run = replica.backend.run
 
@@ -188,6 +195,7 @@ def test_a_lost_device_ends_readiness_for_good(classifier: Classifier, data: Ima
     with pytest.raises(DeviceLost):
         classifier.submit(data.test.pixels[0]).result(FOREVER)
     replica.backend.run = run  # type: ignore[method-assign]
+    assert "cpu is lost: cuda:0 is lost (cudaErrorIllegalAddress)" in caplog.text
     assert not classifier.health.ready
     assert "cudaErrorIllegalAddress" in classifier.health.reason
     for call in (classifier.submit, lambda image: classifier.logits(image[None])):

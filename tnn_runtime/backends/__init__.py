@@ -138,14 +138,9 @@ def open_backend(folder: Path, manifest: Manifest, device: str, options: Backend
         ArtifactError: If the bundle has no model for this backend, or one that it refuses.
     """
     wanted = parse_device(device)
-    return (
-        _open_best(folder, manifest, options)
-        if wanted.kind == "auto"
-        else (
-            _open(folder, manifest, wanted, options),
-            "as asked",
-        )
-    )
+    if wanted.kind == "auto":
+        return _open_best(folder, manifest, options)
+    return _open(folder, manifest, wanted, options), "as asked"
 
 
 def probe_device(device: Device) -> str:
