@@ -216,9 +216,14 @@ class Batcher:
         """
         if threading.current_thread() in self._threads:
             raise UsageError("a callback of a future closes its own classifier; close it from another thread")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Do as `close` for a classifier that nobody holds any more, from whichever thread lets go of it last."""
         self._stop(ClassifierClosed("this classifier was closed while the image waited; drain it before you close it"))
         for thread in self._threads:
-            thread.join()
+            if thread is not threading.current_thread():
+                thread.join()
 
     def _stop(self, end: NotAnswered) -> None:
         """Take no more images, and fail those that wait."""

@@ -283,6 +283,8 @@ class Classifier:
         """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
 
         Either all images are accepted or none. If the task is cancelled or an image fails, the others are cancelled.
+        Files are decoded in the background; Pillow images, and arrays of another size than the model's, are scaled
+        at once, in the calling thread.
 
         Raises:
             QueueFull: If there is no room for all images.
@@ -473,7 +475,7 @@ class Classifier:
             if self._batcher is None:
                 self._lifecycle.check()
                 self._batcher = Batcher(self._replicas, self._make_answers, self._queue, self._lifecycle, self._metrics)
-                weakref.finalize(self, self._batcher.close)
+                weakref.finalize(self, self._batcher.abandon)
             return self._batcher
 
     def _link(self) -> Any:

@@ -160,6 +160,19 @@ def test_a_forgotten_classifier_leaves_no_thread(bundles: dict[str, Path], data:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
 
 
+def test_a_classifier_that_is_forgotten_in_a_callback_leaves_no_thread(
+    bundles: dict[str, Path], data: ImageData
+) -> None:
+    holder = [Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=50)]
+    future = holder[0].submit(data.test.pixels[0])
+    future.add_done_callback(lambda future: holder.clear())
+    assert len(future.result(FOREVER)) == 2
+    for thread in threading.enumerate():
+        if thread.name.startswith("tnn-"):
+            thread.join(FOREVER)
+            assert not thread.is_alive()
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_says_that_it_has_no_threads(classifier: Classifier, data: ImageData) -> None:
     image = data.test.pixels[0]
