@@ -4,8 +4,8 @@
 
 Throughput: callers that submit one image after the other take turns, for a second each and in random order, with a loop
 that calls `Classifier.logits` on ready batches of the same size ("offline") and with a second such loop, the control.
-Latency: images arrive at random (a Poisson process) at half of the offline rate; measured is the time from the planned
-arrival to the answer, against the bound that the design promises: the queue's delay and the time of two full batches.
+Latency: images arrive at random (a Poisson process) at half of the lower of the two rates; measured is the time from
+the planned arrival to the answer, against what the design promises: the queue's delay and the time of two full batches.
 """
 
 from __future__ import annotations
@@ -119,22 +119,23 @@ def command(arguments: Sequence[str]) -> None:
         for _ in tqdm(range(options.blocks), desc="throughput", unit="block", disable=None):
             for name in random.permutation(list(turns)):
                 rates[name].append(turns[name]())
-        offline = float(np.median(rates["offline"]))
+        offline, callers = (float(np.median(rates[name])) for name in ("offline", "callers"))
+        rate = min(offline, callers) / 2
         # `ratio` compares seconds, so the rates are turned around: seconds an image.
         samples = {name: [[[1 / rate] for rate in found]] for name, found in rates.items()}
         for name in ("callers", "control"):
             found = ratio(samples["offline"], samples[name], random)
             print(f"throughput, {name} / offline: {found.value:.3f} ({found.low:.3f} to {found.high:.3f})")
         size = classifier.metrics.batch_sizes
-        print(f"offline {offline:.0f} images/s, callers {np.median(rates['callers']):.0f} images/s")
+        print(f"offline {offline:.0f} images/s, callers {callers:.0f} images/s")
 
-        latencies = latencies_at(classifier, batch[0], offline / 2, options.blocks * options.seconds)
+        latencies = latencies_at(classifier, batch[0], rate, options.blocks * options.seconds)
         after = classifier.metrics.batch_sizes
         batch_s = options.batch / offline
         bound = options.delay_ms / 1e3 + 2 * batch_s
         p50, p90, p99 = 1e3 * np.percentile(latencies, [50, 90, 99])
         print(
-            f"half load, {len(latencies)} images at {offline / 2:.0f} a second, in batches of "
+            f"half load, {len(latencies)} images at {rate:.0f} a second, in batches of "
             f"{(after.total - size.total) / (after.count - size.count):.1f} on average"
         )
         print(
