@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from explanations import check_explanations
 from forms import FORMS, MEASURES, Together, forms, name, random_head, seeds, to_onnx
 from hypothesis import given, settings
 from torch import nn
@@ -70,7 +71,7 @@ def test_degenerate_inputs_give_numbers(config: TverskyConfig) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(0, len(FORMS), 24))
-def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size(start: int, tmp_path: Path) -> None:
+def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size_and_is_explained(start: int, tmp_path: Path) -> None:
     heads = [random_head(config)[0] for config in FORMS[start : start + 24]]
     x = torch.randn(200, 5)
     x = x[torch.stack([(h.project(x).abs() > 1e-3 * h.reach(x)).all(1) for h in heads]).all(0)][:6]
@@ -88,6 +89,8 @@ def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size(start: int, t
             for head, one, other in zip(heads, found, expected, strict=True):
                 _, magnitude = definitions.logits(head, x[:size].double().numpy())
                 assert (np.abs(np.asarray(one) - other) <= 2e-5 * (magnitude + 1)).all(), name(head.config)
+    for head, logits in zip(heads, session.run(None, {"x": x.numpy()}), strict=True):
+        check_explanations(head, x, logits, tmp_path)
 
 
 def test_a_prototype_on_the_membership_boundary_stays_on_its_side() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from explanations import NAMES_OF_CLASSES, check_explanations, explainer_of
 from forms import CLASSES, FORMS, MEASURES, SIZE, Together, name, random_head, to_onnx
 
 from tnn_export import lower_head
-from tnn_export.bundle import write_head
 from tnn_runtime import ArtifactError, Classifier, UsageError, measures
 from tnn_runtime.explain import HeadExplainer
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
@@ -21,7 +21,6 @@ from tnn_train.loop import TrainResult
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS
 
 NAMES = ("tversky", "jumping", "ratio")
-NAMES_OF_CLASSES = tuple(f"class {index}" for index in range(CLASSES))
 
 
 @pytest.mark.parametrize("run", NAMES)
@@ -67,13 +66,6 @@ def test_parts_are_the_measures_of_the_paper(
         assert len(e.features) == 5
 
 
-def explainer_of(head: TverskyHead, folder: Path) -> HeadExplainer:
-    folder.mkdir(exist_ok=True)
-    write_head(head, folder)
-    config = json.loads(json.dumps(dataclasses.asdict(head.config)))
-    return HeadExplainer(folder / "head.npz", config, NAMES_OF_CLASSES)
-
-
 @pytest.mark.parametrize("config", FORMS, ids=name)
 def test_every_form_is_split_into_parts_that_add_up(config: TverskyConfig, tmp_path: Path) -> None:
     head, x = random_head(config)
@@ -96,29 +88,6 @@ def test_every_form_is_split_into_parts_that_add_up(config: TverskyConfig, tmp_p
                 assert e.logit == pytest.approx(parts[0] + e.bias, rel=1e-9)
 
 
-def check_against_graph(heads: list[TverskyHead], x: torch.Tensor, folder: Path) -> None:
-    """Compare explanations with the logits of ONNX Runtime: relative to the largest terms, within 1e-5."""
-    file = to_onnx(Together([lower_head(head) for head in heads]), folder / "heads.onnx", x.shape[1])
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for head, logits in zip(heads, session.run(None, {"x": x.numpy()}), strict=True):
-        _, magnitude = definitions.logits(head, x.double().numpy())
-        explained = explainer_of(head, folder / "head")(x.numpy(), logits, CLASSES, 5)
-        for number, explanations in enumerate(explained):
-            for e in explanations:
-                error = abs(e.logit - logits[number, e.index]) / magnitude[number, e.index]
-                assert error <= 1e-5, (name(head.config), number, e.index, error)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, len(FORMS), 24))
-def test_parts_of_every_form_add_up_to_the_logits_of_onnx_runtime(start: int, tmp_path: Path) -> None:
-    heads = [random_head(config)[0] for config in FORMS[start : start + 24]]
-    x = torch.randn(300, SIZE)
-    x = x[torch.stack([(head.project(x).abs() > 1e-3 * head.reach(x)).all(1) for head in heads]).all(0)][:6]
-    assert len(x) == 6
-    check_against_graph(heads, x, tmp_path)
-
-
 def test_parts_of_larger_heads_add_up_to_the_logits_of_onnx_runtime(tmp_path: Path) -> None:
     heads = []
     for number, config in enumerate(MEASURES):
@@ -128,7 +97,11 @@ def test_parts_of_larger_heads_add_up_to_the_logits_of_onnx_runtime(tmp_path: Pa
     # business of the proof of an export.
     x = torch.randn(20_000, 48).relu()
     away = torch.stack([(head.project(x).abs() > 1e-6 * head.reach(x)).all(1) for head in heads]).all(0)
-    check_against_graph(heads, x[away][:8], tmp_path)
+    x = x[away][:8]
+    file = to_onnx(Together([lower_head(head) for head in heads]), tmp_path / "heads.onnx", x.shape[1])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for head, logits in zip(heads, session.run(None, {"x": x.numpy()}), strict=True):
+        check_explanations(head, x, logits, tmp_path)
 
 
 @pytest.mark.parametrize("config", FORMS, ids=name)

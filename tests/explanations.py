@@ -1,0 +1,36 @@
+"""Explanations against the logits that they explain."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import definitions
+import numpy as np
+from forms import CLASSES, name
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tnn_export.bundle import write_head
+from tnn_runtime.explain import HeadExplainer
+from tnn_train import TverskyHead
+
+NAMES_OF_CLASSES = tuple(f"class {index}" for index in range(CLASSES))
+
+
+def explainer_of(head: TverskyHead, folder: Path) -> HeadExplainer:
+    folder.mkdir(exist_ok=True)
+    write_head(head, folder)
+    config = json.loads(json.dumps(dataclasses.asdict(head.config)))
+    return HeadExplainer(folder / "head.npz", config, NAMES_OF_CLASSES)
+
+
+def check_explanations(head: TverskyHead, x: Tensor, logits: NDArray[np.float32], folder: Path) -> None:
+    """Compare the sums of the parts with the logits of a graph: relative to the largest terms, within 1e-5."""
+    _, magnitude = definitions.logits(head, x.double().numpy())
+    explained = explainer_of(head, folder / "head")(x.numpy(), logits, CLASSES, 5)
+    for number, explanations in enumerate(explained):
+        for e in explanations:
+            error = abs(e.logit - logits[number, e.index]) / magnitude[number, e.index]
+            assert error <= 1e-5, (name(head.config), number, e.index, error)
