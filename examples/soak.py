@@ -5,7 +5,7 @@
 Each accepted image must be answered once, with the answer that the same image gets when it is alone, or with the error
 that fits what was done to it. Memory is measured between many rounds, when no image is on its way; in the last half of
 the rounds it must not grow: the 95% interval of its slope must reach down to 0. Until then the caches of the allocator
-(a single one for all threads), of NumPy and of ONNX Runtime fill up, which takes 300,000 images or so; for fewer,
+(a single one for all threads), of NumPy and of ONNX Runtime fill up, for some hundred thousand images; for fewer,
 ``--tolerance`` allows some bytes an image. ``--leak`` keeps so many bytes of each answer, to be found.
 The exit code is 1 if anything fails.
 """

@@ -48,16 +48,13 @@ class Answers:
         """Return the answers for one image, without the batch that it was in."""
         return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names, self._rule)
 
-    def best(self, row: int, count: int) -> list[int]:
-        """Return the positions of the ``count`` largest logits of an image, largest first."""
-        return [int(index) for index in self._order[row, :count]]
-
     def predictions(self, row: int, top_k: int, reject: bool = False) -> list[Prediction]:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
         if reject and self._rejected[row]:
             return []
         scores = self._scores[row]
-        return [Prediction(self._class_names[index], float(scores[index]), index) for index in self.best(row, top_k)]
+        best = self._order[row, :top_k].tolist()
+        return [Prediction(self._class_names[index], float(scores[index]), index) for index in best]
 
     @cached_property
     def _rejected(self) -> NDArray[np.bool_]:

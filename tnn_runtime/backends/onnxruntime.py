@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from tnn_runtime.errors import (
 from tnn_runtime.manifest import ONNX_FILE, Manifest
 
 __all__ = ["OnnxRuntimeBackend", "cuda_problems", "node_counts", "open_session", "probe", "require_cuda"]
+
+_LOG = logging.getLogger(__name__)
 
 _FATAL = 4
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
@@ -125,6 +128,7 @@ class OnnxRuntimeBackend:
             if options.cuda_graphs:
                 raise
             self.details["memory"] = f"pageable: {error}"
+            _LOG.warning("%s copies through pageable memory, which is slower: %s", self.device, error)
             return
         self.details |= {"memory": "page-locked", "gpu": cuda.name(), "cuda_graphs": options.cuda_graphs}
         self.versions |= cuda.versions()
