@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from tnn_runtime import Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.backends import Backend, BackendOptions, open_backend
+from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, run
 from tnn_runtime.decoding import decode
@@ -76,9 +77,7 @@ class Contender:
 
 def logits(backend: Backend, images: Any) -> Any:
     """Return logits for as many images as there are, as `Classifier` does."""
-    size = next((size for size in backend.batch_sizes if size >= len(images)), len(images))
-    padded = images if size == len(images) else np.resize(images, (size, *images.shape[1:]))
-    return backend.run(padded).logits[: len(images)]
+    return backend.run(fill_up(images, backend.batch_sizes)).logits[: len(images)]
 
 
 def eager(manifest: Manifest, device: str, compiled: bool) -> Call:

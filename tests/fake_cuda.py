@@ -36,11 +36,15 @@ class FakeCuda:
         self.streams: dict[int, deque[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
         self.graphs: dict[int, list[Work]] = {}
+        self.events: dict[int, float] = {}
+        self.milliseconds = 0.0
+        """Each copy and each computation takes one."""
         self.launches = 0
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
         self.lost = 0
         self.devices: dict[int, int] = {}
+        self._recorded: dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._local = threading.local()
 
@@ -65,7 +69,7 @@ class FakeCuda:
 
     @property
     def leaks(self) -> list[object]:
-        return [*self.memory, *self.streams, *self.graphs]
+        return [*self.memory, *self.streams, *self.graphs, *self.events]
 
     def cudaGetErrorName(self, code: Any) -> Any:  # noqa: N802
         return real.cudaGetErrorName(code)
@@ -118,6 +122,31 @@ class FakeCuda:
         queue = self.streams[int(stream)]
         while queue:
             queue.popleft()()
+            self.milliseconds += 1
+        return (0,)
+
+    def cudaEventCreate(self) -> Any:  # noqa: N802
+        event = next(self._numbers)
+        self.events[event] = -1
+        return 0, event
+
+    def cudaEventRecord(self, event: int, stream: Any) -> Any:  # noqa: N802
+        def stamp() -> None:
+            self.events[event] = self.milliseconds
+            self.milliseconds -= 1
+
+        self._recorded[event] = stream
+        return self.queue(int(stream), stamp)
+
+    def cudaEventSynchronize(self, event: int) -> Any:  # noqa: N802
+        return self.cudaStreamSynchronize(self._recorded[event])
+
+    def cudaEventElapsedTime(self, first: int, last: int) -> Any:  # noqa: N802
+        assert min(self.events[first], self.events[last]) >= 0
+        return 0, self.events[last] - self.events[first]
+
+    def cudaEventDestroy(self, event: int) -> Any:  # noqa: N802
+        del self.events[event]
         return (0,)
 
     def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Any) -> Any:  # noqa: N802

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends import Backend, Outputs
+from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.errors import DeviceLost
 from tnn_runtime.metrics import Metrics
 
@@ -54,22 +55,19 @@ class Replica:
         """
         if self.lost is not None:
             raise DeviceLost(str(self.lost))
-        count = len(images)
-        size = self._size(count)
-        # Rows are repeated: they cost no more than zeros, and give no overflow that the images themselves do not give.
-        padded = images if size == count else np.resize(images, (size, *images.shape[1:]))
+        count, filled = len(images), fill_up(images, self.backend.batch_sizes, self._smallest)
         started = time.perf_counter()
         self._metrics.run_begins()
         try:
-            with self._span(count, size, links):
-                outputs = self.backend.run(padded)
+            with self._span(count, len(filled), links):
+                outputs = self.backend.run(filled)
         except DeviceLost as error:
             self.lost = error
             _LOG.error("%s is lost: %s", self.backend.device, error)
             raise
         finally:
             self._metrics.run_ends(count, time.perf_counter() - started)
-        return outputs if size == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
+        return outputs if len(filled) == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
 
     def warm_up(self, shape: Sequence[int]) -> None:
         """Run every batch size that the backend is prepared for, or the smallest where it takes any.
@@ -79,9 +77,6 @@ class Replica:
         """
         for size in self.backend.batch_sizes or (self._smallest,):
             self.backend.run(np.zeros((size, *shape), np.uint8))
-
-    def _size(self, count: int) -> int:
-        return next((size for size in self.backend.batch_sizes if size >= count), max(count, self._smallest))
 
     def _span(self, count: int, size: int, links: Sequence[Any]) -> Any:
         if self._tracer is None:

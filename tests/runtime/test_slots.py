@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 
 from tnn_runtime import ClassifierClosed, DeviceLost, Manifest, ProviderUnavailable, RunError
-from tnn_runtime.backends import BackendOptions, Device, cuda
+from tnn_runtime.backends import BackendOptions, Device, cuda, open_device_timer
 from tnn_runtime.backends import onnxruntime as module
 from tnn_runtime.backends.binding import BoundSlot
 from tnn_runtime.backends.cuda import Buffer, Cuda
@@ -121,6 +121,19 @@ def test_a_recording_that_fails_ends(fake: FakeCuda) -> None:
         gpu.record(stream, work)
     assert fake.capturing == {}
     assert fake.graphs == {}
+
+
+def test_the_clock_of_the_gpu_tells_how_long_work_takes(fake: FakeCuda) -> None:
+    gpu = Cuda(0)
+    gpu.use()
+    stream, buffer = gpu.stream(), Buffer(gpu, (3, 2), np.float32)
+    buffer.upload(3, stream)
+    assert gpu.seconds(stream, lambda: [buffer.upload(1, stream), buffer.download(1, stream)]) == 2e-3
+    assert fake.events == {}
+    fake.failing["cudaEventSynchronize"] = 2
+    with pytest.raises(RunError, match="cudaEventSynchronize failed"):
+        gpu.seconds(stream, lambda: None)
+    assert fake.events == {}
 
 
 # Bound calls
@@ -270,4 +283,57 @@ def test_too_little_memory_for_the_buffers_is_an_error_that_leaves_nothing(
         ProviderUnavailable, match=r"'cuda:1' has no room for batches of 8 \(cudaHostAlloc failed .*\);"
     ):
         opened()
+    assert fake.leaks == []
+
+
+class OnStream:
+    """A session of the CPU whose runs wait in the stream that it was given, as those of CUDA do."""
+
+    def __init__(self, fake: FakeCuda, session: Any, stream: int) -> None:
+        self._fake, self._session, self._stream = fake, session, stream
+
+    def io_binding(self) -> Any:
+        return self._session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._fake.queue(self._stream, lambda: self._session.run_with_iobinding(binding, options))
+
+
+def test_the_device_time_is_that_of_the_computation_alone(
+    fake: FakeCuda, manifest: Manifest, session: Any, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def open_session(model: str, device: Device, providers: list[Any], threads: int, spin: bool) -> OnStream:
+        asked.extend(providers)
+        return OnStream(fake, session, int(providers[0][1]["user_compute_stream"]))
+
+    monkeypatch.setattr(module, "_session", open_session)
+    monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
+    options = BackendOptions(max_batch_size=8, tf32=True)
+    with open_device_timer(small_bundle, manifest, "cuda:1", options) as timed:
+        for count in (1, 3, 8):
+            seconds, logits = timed(images(count, count))
+            assert seconds == 1e-3
+            assert np.array_equal(logits, session.run(["logits"], {"images": images(count, count)})[0])
+        with pytest.raises(RunError, match="got a batch of 9"):
+            timed(images(9))
+    assert [(name, {**had, "user_compute_stream": "1"}) for name, had in asked] == [
+        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "1", "user_compute_stream": "1"})
+    ]
+    assert fake.leaks == []
+
+
+def test_a_device_timer_that_cannot_be_opened_leaves_nothing(
+    fake: FakeCuda, manifest: Manifest, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise ProviderUnavailable("no such luck")
+
+    monkeypatch.setattr(module, "_session", refuse)
+    with (
+        pytest.raises(ProviderUnavailable, match="no such luck"),
+        open_device_timer(small_bundle, manifest, "cuda", BackendOptions()),
+    ):
+        pass
     assert fake.leaks == []

@@ -26,7 +26,16 @@ from tnn_runtime import (
     RunError,
     UsageError,
 )
-from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs, cuda, open_backend, probe_device
+from tnn_runtime.backends import (
+    PROBE,
+    BackendOptions,
+    Device,
+    Outputs,
+    cuda,
+    open_backend,
+    open_device_timer,
+    probe_device,
+)
 from tnn_runtime.backends import tensorrt as module
 from tnn_runtime.engines import Library, engine_folder, find_tensorrt
 from tnn_runtime.engines import build as engines
@@ -106,6 +115,24 @@ def test_batches_of_all_sizes_and_threads_get_their_own_answers(
     assert fake.leaks == []
     with pytest.raises(ClassifierClosed):
         backend.run(images(1))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_device_time_is_that_of_the_engine_alone(
+    trt: FakeTensorRt,
+    fake: FakeCuda,
+    small_bundle: Path,
+    tmp_path: Path,
+    expected: Callable[[Any], Outputs],
+    graphs: bool,
+) -> None:
+    options = BackendOptions(max_batch_size=8, cache_dir=tmp_path, cuda_graphs=graphs)
+    with open_device_timer(small_bundle, Manifest.read(small_bundle)[0], "tensorrt:1", options) as timed:
+        for count in (1, 3, 8):
+            seconds, logits = timed(images(count, count))
+            assert seconds == 1e-3
+            assert np.array_equal(logits, expected(images(count, count)).logits)
+    assert fake.leaks == []
 
 
 def test_the_probe_runs(trt: FakeTensorRt, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,9 @@ __all__ = [
     "BackendOptions",
     "Device",
     "Outputs",
+    "TimedRun",
     "open_backend",
+    "open_device_timer",
     "parse_device",
     "probe_device",
 ]
@@ -40,8 +43,12 @@ BACKENDS = {
 }
 """For each kind of device the module of this package and the class that runs on it.
 
-The module also has a function ``probe(device)``, which runs the model `PROBE` and tells with what, or raises an error.
+The module also has a function ``probe(device)``, which runs the model `PROBE` and tells with what, or raises an error,
+and for GPUs ``device_timer(folder, manifest, device, options)``, see `open_device_timer`.
 """
+
+TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.float32]]]
+"""From images ``[N, H, W, C]`` to the seconds that the GPU computes, by its own clock, and to the logits."""
 
 PROBE = Path(__file__).parents[1] / "probe.onnx"
 """A model that adds two float32 numbers ``x`` to themselves and gives ``y``."""
@@ -141,6 +148,23 @@ def open_backend(folder: Path, manifest: Manifest, device: str, options: Backend
     if wanted.kind == "auto":
         return _open_best(folder, manifest, options)
     return _open(folder, manifest, wanted, options), "as asked"
+
+
+def open_device_timer(
+    folder: Path, manifest: Manifest, device: str, options: BackendOptions
+) -> AbstractContextManager[TimedRun]:
+    """Load the model in ``folder`` on a GPU so that the clock of the GPU can be read, which serving has no need of.
+
+    The time runs from when the images have arrived to when the outputs are there to be copied back. The moments in
+    which the GPU waits for the host to queue more are part of it.
+
+    Raises:
+        ProviderUnavailable: If the device does not work on this machine, or cuda-bindings is missing.
+    """
+    wanted = parse_device(device)
+    module = importlib.import_module(f"{__name__}.{BACKENDS[wanted.kind][0]}")
+    timer: AbstractContextManager[TimedRun] = module.device_timer(folder, manifest, wanted, options)
+    return timer
 
 
 def probe_device(device: Device) -> str:

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from numpy.typing import NDArray
-
 from tnn_runtime.backends.cuda import Cuda
 from tnn_runtime.backends.failures import failure
 from tnn_runtime.backends.ort import ort
-from tnn_runtime.backends.slots import Tensors
-from tnn_runtime.errors import RunError
+from tnn_runtime.backends.slots import Slot, Tensors
 from tnn_runtime.manifest import Manifest
 
 __all__ = ["BoundSlot", "failed_run"]
 
 
-class BoundSlot:
+class BoundSlot(Slot):
     """Inputs and outputs bound once for each batch size; they share the memory of the largest.
 
-    ONNX Runtime computes on streams of its own, so that images must have arrived before it starts, and outputs are
-    there when it returns.
+    ONNX Runtime computes on streams of its own unless it is given one, so that images must have arrived before it
+    starts, and outputs are there when it returns.
 
     Args:
         session: The session.
@@ -30,6 +27,7 @@ class BoundSlot:
         sizes: The batch sizes, smallest first.
         graphs: Whether the session records CUDA graphs, one for each size.
         memory: What ONNX Runtime calls the memory of the device: ``"cuda"``.
+        stream: The stream that the session was given to compute on, if it was.
     """
 
     def __init__(
@@ -41,11 +39,12 @@ class BoundSlot:
         *,
         graphs: bool = False,
         memory: str = "cuda",
+        stream: Any = None,
     ) -> None:
-        self._session = session
-        self._cuda = cuda
         (images,), outputs = manifest.inputs, manifest.outputs[:2]
-        self._tensors = Tensors(cuda, images, outputs, sizes[-1])
+        super().__init__(cuda, Tensors(cuda, images, outputs, sizes[-1], stream=stream), sizes)
+        self._session: Any = session
+        self._wait_for_images = stream is None
         self._bindings: dict[int, tuple[Any, Any]] = {}
         index = cuda.index if memory == "cuda" else 0
         for size in sizes:
@@ -62,30 +61,21 @@ class BoundSlot:
                 options.add_run_config_entry("gpu_graph_id", str(size))
             self._bindings[size] = binding, options
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return logits and embeddings of a batch of one of the sizes.
+    def close(self) -> None:
+        """Release the bindings, the memory, and the hold on the session."""
+        self._bindings.clear()
+        self._session = None
+        super().close()
 
-        Raises:
-            RunError: If the model fails on it.
-            DeviceLost: If the device failed for good.
-        """
-        if len(images) not in self._bindings:
-            raise RunError(f"got a batch of {len(images)}; expected one of {sorted(self._bindings)}: fill it up")
-        binding, options = self._bindings[len(images)]
-        tensors = self._tensors
-        tensors.fill(images)
-        self._cuda.wait(tensors.stream)
+    def _compute(self, count: int) -> None:
+        binding, options = self._bindings[count]
+        if self._wait_for_images:
+            self._cuda.wait(self._tensors.stream)
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
-            self._cuda.wait(tensors.stream)  # says so if the device is lost, where the message does not
-            raise failed_run(len(images), error) from error
-        return tensors.read(len(images))
-
-    def close(self) -> None:
-        """Release the bindings and the memory."""
-        self._bindings.clear()
-        self._tensors.close()
+            self._cuda.wait(self._tensors.stream)  # says so if the device is lost, where the message does not
+            raise failed_run(count, error) from error
 
 
 def failed_run(count: int, error: Exception) -> Exception:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,19 @@ class Cuda:
         """
         self._call("cudaStreamSynchronize", stream)
 
+    def seconds(self, stream: Any, work: Callable[[], None]) -> float:
+        """Return how long the GPU takes for the work that a function queues on a stream, by its own clock.
+
+        What the function waits for counts too, where the GPU waits with it.
+        """
+        with self._event() as first, self._event() as last:
+            self._call("cudaEventRecord", first, stream)
+            work()
+            self._call("cudaEventRecord", last, stream)
+            self._call("cudaEventSynchronize", last)
+            (milliseconds,) = self._call("cudaEventElapsedTime", first, last)
+        return float(milliseconds) / 1e3
+
     def destroy(self, stream: Any) -> None:
         """Release a stream."""
         self._call("cudaStreamDestroy", stream)
@@ -139,6 +153,15 @@ class Cuda:
         """Return the name of the GPU."""
         (properties,) = self._call("cudaGetDeviceProperties", self.index)
         return bytes(properties.name).split(b"\0")[0].decode(errors="replace")
+
+    @contextmanager
+    def _event(self) -> Iterator[Any]:
+        (event,) = self._call("cudaEventCreate")
+        try:
+            yield event
+        finally:
+            with contextlib.suppress(NotAnswered):  # what the work failed with is told, or the device is lost
+                self._call("cudaEventDestroy", event)
 
     def _call(self, function: str, *arguments: object) -> tuple[Any, ...]:
         code, *values = getattr(self._runtime, function)(*arguments)

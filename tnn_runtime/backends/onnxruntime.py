@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs
+from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.binding import BoundSlot, failed_run
 from tnn_runtime.backends.cuda import Cuda
@@ -32,7 +33,15 @@ from tnn_runtime.errors import (
 )
 from tnn_runtime.manifest import ONNX_FILE, Manifest
 
-__all__ = ["OnnxRuntimeBackend", "cuda_problems", "node_counts", "open_session", "probe", "require_cuda"]
+__all__ = [
+    "OnnxRuntimeBackend",
+    "cuda_problems",
+    "device_timer",
+    "node_counts",
+    "open_session",
+    "probe",
+    "require_cuda",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -164,6 +173,32 @@ class OnnxRuntimeBackend:
                 raise ArtifactError(
                     f"{folder / ONNX_FILE} has {graph} where the manifest has {listed}; export the bundle again"
                 )
+
+
+@contextmanager
+def device_timer(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
+    """Run the model on a stream of ours, whose time can be taken; see `open_device_timer`."""
+    cuda = Cuda(device.index)
+    cuda.use()
+    stream = cuda.stream()
+    try:
+        ours = {"user_compute_stream": str(int(stream))}
+        providers = [(name, asked | ours) for name, asked in chosen_providers(device, manifest, options)]
+        sizes = bucket_sizes(manifest.batch, options.max_batch_size)
+        slot = BoundSlot(
+            _session(str(folder / ONNX_FILE), device, providers, options.threads, options.spin),
+            cuda,
+            manifest,
+            sizes,
+            graphs=options.cuda_graphs,
+            stream=stream,
+        )
+        try:
+            yield slot.timed_run
+        finally:
+            slot.close()  # and with it the session, which must not outlive its stream
+    finally:
+        cuda.destroy(stream)
 
 
 def open_session(model: str | bytes, device: str, threads: int, spin: bool = False) -> Any:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.errors import ClassifierClosed, NotAnswered, RunError
 from tnn_runtime.manifest import TensorSpec
@@ -19,16 +21,54 @@ from tnn_runtime.manifest import TensorSpec
 __all__ = ["Slot", "Slots", "Tensors"]
 
 
-class Slot(Protocol):
-    """Where one call at a time runs."""
+class Slot(ABC):
+    """Where one call at a time runs.
+
+    Args:
+        cuda: The GPU.
+        tensors: Its inputs and outputs.
+        sizes: The batch sizes that it is prepared for, smallest first.
+    """
+
+    def __init__(self, cuda: Cuda, tensors: Tensors, sizes: Sequence[int]) -> None:
+        self._cuda = cuda
+        self._tensors = tensors
+        self._sizes = sizes
 
     def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return the outputs for a batch of a size that it is prepared for, in memory of their own."""
-        ...
+        """Return the outputs for a batch of one of the sizes, in memory of their own.
+
+        Raises:
+            RunError: If the model fails on it.
+            DeviceLost: If the device failed for good.
+        """
+        self._fill(images)
+        self._compute(len(images))
+        return self._tensors.read(len(images))
+
+    def timed_run(self, images: NDArray[Any]) -> tuple[float, NDArray[Any]]:
+        """Return for how many seconds the GPU computes, and the first of the outputs.
+
+        The batch is filled up to the next of the sizes. The time is that of the tensors' stream, without the copies:
+        what computes must do so on this stream.
+        """
+        filled = fill_up(images, self._sizes)
+        self._fill(filled)
+        seconds = self._cuda.seconds(self._tensors.stream, lambda: self._compute(len(filled)))
+        return seconds, self._tensors.read(len(images))[0]
 
     def close(self) -> None:
         """Release it."""
-        ...
+        self._tensors.close()
+
+    @abstractmethod
+    def _compute(self, count: int) -> None:
+        """Compute the outputs for the first images that the tensors have, or queue that on their stream."""
+
+    def _fill(self, images: NDArray[Any]) -> None:
+        if len(images) not in self._sizes:
+            raise RunError(f"got a batch of {len(images)}; expected one of {list(self._sizes)}: fill it up")
+        self._tensors.fill(images)
 
 
 AnySlot = TypeVar("AnySlot", bound=Slot)
@@ -89,15 +129,23 @@ class Tensors:
         outputs: The outputs.
         largest: The largest batch.
         wanted: How many of the outputs, from the first on, come back to the host.
+        stream: The stream, which stays the caller's; by default one of its own.
     """
 
     def __init__(
-        self, cuda: Cuda, images: TensorSpec, outputs: Sequence[TensorSpec], largest: int, wanted: int = 2
+        self,
+        cuda: Cuda,
+        images: TensorSpec,
+        outputs: Sequence[TensorSpec],
+        largest: int,
+        wanted: int = 2,
+        stream: Any = None,
     ) -> None:
         self._cuda = cuda
         self._made: list[Buffer] = []
         cuda.use()
-        self.stream = cuda.stream()
+        self._owns_stream = stream is None
+        self.stream = cuda.stream() if stream is None else stream
         try:
             for spec in (images, *outputs):
                 shape = [size or 1 for size in spec.shape[1:]]
@@ -135,4 +183,5 @@ class Tensors:
         self._cuda.use()
         for buffer in self._made:
             buffer.close()
-        self._cuda.destroy(self.stream)
+        if self._owns_stream:
+            self._cuda.destroy(self.stream)

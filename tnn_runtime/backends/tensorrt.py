@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs
+from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
-from tnn_runtime.backends.slots import Slots, Tensors
+from tnn_runtime.backends.slots import Slot, Slots, Tensors
 from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt
 from tnn_runtime.engines.library import collecting_logger
 from tnn_runtime.errors import ArtifactError, EngineError, NotAnswered, ProviderUnavailable, RunError, UsageError
@@ -51,44 +52,20 @@ class TensorRtBackend:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> None:
-        if ONNX_FILE not in manifest.files:
-            raise ArtifactError(
-                f"{folder} lists no {ONNX_FILE}, which engines are built from; export with --formats onnx"
-            )
-        if options.providers is not None or options.provider_options:
-            raise UsageError(
-                f"device {str(device)!r} is TensorRT itself and has no execution providers; leave providers and their "
-                "options out, or choose device 'cuda' with providers=['TensorrtExecutionProvider']"
-            )
-        library = require_tensorrt(device)
-        cuda = Cuda(device.index)
-        cuda.use()
+        engine = _load(folder, manifest, device, options)
         self.device = str(device)
         self.threads = options.threads
-        self.batch_sizes = bucket_sizes(manifest.batch, options.max_batch_size)
+        self.batch_sizes = sizes = bucket_sizes(manifest.batch, options.max_batch_size)
         self.concurrency = _AT_ONCE
-        self.versions = {library.kind: library.version} | cuda.versions()
-        (images,) = manifest.inputs
-        sizes = self.batch_sizes
-        path = build_engine(
-            folder / ONNX_FILE,
-            engine_folder(options.cache_dir),
-            input_name=images.name,
-            shape=manifest.preprocessing.shape,
-            batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
-            library=library,
-            tf32=options.tf32,
-            gpu=device.index,
-        )
-        engine = LoadedEngine(library, cuda, path)
-        engine.check(images, manifest.outputs)
+        self.versions = {engine.library.kind: engine.library.version} | engine.cuda.versions()
         self.details = {
-            "engine": str(path),
-            "gpu": cuda.name(),
+            "engine": str(engine.path),
+            "gpu": engine.cuda.name(),
             "memory": "page-locked",
             "tf32": options.tf32,
             "cuda_graphs": options.cuda_graphs,
         }
+        (images,) = manifest.inputs
         made: list[EngineSlot] = []
         try:
             for _ in range(self.concurrency):
@@ -117,6 +94,48 @@ class TensorRtBackend:
         self._slots.close()
 
 
+@contextmanager
+def device_timer(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
+    """Run the engine of the backend in a slot whose time is taken; see `open_device_timer`."""
+    engine = _load(folder, manifest, device, options)
+    (images,) = manifest.inputs
+    sizes = bucket_sizes(manifest.batch, options.max_batch_size)
+    slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
+    try:
+        slot.warm_up()
+        yield slot.timed_run
+    finally:
+        slot.close()
+
+
+def _load(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> LoadedEngine:
+    if ONNX_FILE not in manifest.files:
+        raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which engines are built from; export with --formats onnx")
+    if options.providers is not None or options.provider_options:
+        raise UsageError(
+            f"device {str(device)!r} is TensorRT itself and has no execution providers; leave providers and their "
+            "options out, or choose device 'cuda' with providers=['TensorrtExecutionProvider']"
+        )
+    library = require_tensorrt(device)
+    cuda = Cuda(device.index)
+    cuda.use()
+    (images,) = manifest.inputs
+    sizes = bucket_sizes(manifest.batch, options.max_batch_size)
+    path = build_engine(
+        folder / ONNX_FILE,
+        engine_folder(options.cache_dir),
+        input_name=images.name,
+        shape=manifest.preprocessing.shape,
+        batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+        library=library,
+        tf32=options.tf32,
+        gpu=device.index,
+    )
+    engine = LoadedEngine(library, cuda, path)
+    engine.check(images, manifest.outputs)
+    return engine
+
+
 class LoadedEngine:
     """An engine on a GPU.
 
@@ -130,11 +149,11 @@ class LoadedEngine:
     """
 
     def __init__(self, library: Library, cuda: Cuda, path: Path) -> None:
+        self.library = library
         self.cuda = cuda
+        self.path = path
         self.complaints: deque[str] = deque(maxlen=5)
         """What TensorRT said last."""
-        self._library = library
-        self._path = path
         trt = library.module
         self._logger = collecting_logger(trt, self.complaints)
         cuda.use()
@@ -159,7 +178,7 @@ class LoadedEngine:
         Raises:
             ArtifactError: If they are different.
         """
-        engine, modes = self._engine, self._library.module.TensorIOMode
+        engine, modes = self._engine, self.library.module.TensorIOMode
         found = {
             name: (
                 engine.get_tensor_mode(name) == modes.INPUT,
@@ -173,7 +192,7 @@ class LoadedEngine:
         }
         if found != expected:
             raise ArtifactError(
-                f"{self._path} has the tensors {found} where the manifest has {expected}; export the bundle again"
+                f"{self.path} has the tensors {found} where the manifest has {expected}; export the bundle again"
             )
 
     def scratch_size(self) -> int:
@@ -189,7 +208,7 @@ class LoadedEngine:
         Raises:
             RunError: If there is not enough memory for what else it needs.
         """
-        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = self.library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise RunError(f"{self} makes no execution context ({self.said()}); free memory of the GPU")
@@ -197,10 +216,10 @@ class LoadedEngine:
         return context
 
     def __str__(self) -> str:
-        return str(self._library)
+        return str(self.library)
 
 
-class EngineSlot:
+class EngineSlot(Slot):
     """An execution context with a stream and buffers of its own.
 
     Args:
@@ -221,11 +240,11 @@ class EngineSlot:
         graphs: bool,
         wanted: int = 2,
     ) -> None:
+        super().__init__(engine.cuda, Tensors(engine.cuda, images, outputs, sizes[-1], wanted), sizes)
         self._engine = engine
         self._input = images.name
         self._shaped: dict[int, int] = {}
         self._graphs: dict[int, Graph] | None = {} if graphs else None
-        self._tensors = Tensors(engine.cuda, images, outputs, sizes[-1], wanted)
         self._scratch = 0
         self._contexts: dict[int, Any] = {}
         try:
@@ -238,39 +257,27 @@ class EngineSlot:
             self.close()
             raise
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return the outputs for a batch of one of the sizes.
+    def warm_up(self) -> None:
+        """Run each batch size once, since its first run compiles, allocates and records."""
+        for size in self._sizes:
+            self.run(np.zeros((size, *self._tensors.images.host.shape[1:]), self._tensors.images.dtype))
 
-        Raises:
-            RunError: If TensorRT fails on it.
-            DeviceLost: If the device failed for good.
-        """
-        count = len(images)
-        if count not in self._contexts:
-            raise RunError(f"got a batch of {count}; expected one of {sorted(self._contexts)}: fill it up")
-        self._tensors.fill(images)
+    def close(self) -> None:
+        """Release the contexts and the memory."""
+        self._cuda.use()
+        for graph in (self._graphs or {}).values():
+            graph.close()
+        self._contexts.clear()
+        self._cuda.free(self._scratch)
+        super().close()
+
+    def _compute(self, count: int) -> None:
         if self._graphs is None:
             self._queue(count)
         else:
             if count not in self._graphs:
                 self._graphs[count] = self._record(count)
             self._graphs[count].launch(self._tensors.stream)
-        return self._tensors.read(count)
-
-    def warm_up(self) -> None:
-        """Run each batch size once, since its first run compiles, allocates and records."""
-        for size in self._contexts:
-            self.run(np.zeros((size, *self._tensors.images.host.shape[1:]), self._tensors.images.dtype))
-
-    def close(self) -> None:
-        """Release the contexts and the memory."""
-        cuda = self._engine.cuda
-        cuda.use()
-        for graph in (self._graphs or {}).values():
-            graph.close()
-        self._contexts.clear()
-        cuda.free(self._scratch)
-        self._tensors.close()
 
     def _context(self) -> Any:
         context = self._engine.context(self._scratch)
@@ -280,7 +287,7 @@ class EngineSlot:
         return context
 
     def _record(self, count: int) -> Graph:
-        cuda, stream = self._engine.cuda, self._tensors.stream
+        cuda, stream = self._cuda, self._tensors.stream
         # The first run with a shape allocates and chooses, which cannot be recorded.
         self._queue(count)
         cuda.wait(stream)
@@ -297,7 +304,7 @@ class EngineSlot:
         self._shaped[key] = count if shaped else 0
         if not shaped or not context.execute_async_v3(int(stream)):
             said = engine.said()
-            engine.cuda.wait(stream)  # says so if the device is lost
+            self._cuda.wait(stream)  # says so if the device is lost
             raise failure(
                 said, f"{engine} cannot run the model on {count} images", "use a smaller batch, or device 'cuda'"
             )
