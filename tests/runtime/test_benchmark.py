@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tnn_runtime.bench import (
     BenchmarkError,
     Estimate,
     Job,
+    Report,
     compare_bundles,
     difference_us,
     interleave,
@@ -35,11 +37,13 @@ from tnn_runtime.bench import (
     ratio,
     run_job,
 )
+from tnn_runtime.bench import comparison as comparison_module
 from tnn_runtime.bench import environment as environment_module
 from tnn_runtime.bench import intervals as intervals_module
 from tnn_runtime.bench import memory as memory_module
 from tnn_runtime.bench import timing as timing_module
-from tnn_runtime.bench.timing import repeats_for, take_turns, warm_up
+from tnn_runtime.bench.report import table, write_report
+from tnn_runtime.bench.timing import by_wall_clock, repeats_for, take_turns, warm_up
 from tnn_train import ModelConfig, TrainConfig, load_data, train
 
 SCHEMA = json.loads((files("tnn_runtime") / "schemas" / "bench-1.json").read_text())
@@ -211,7 +215,7 @@ class TestTiming:
         rounds: list[int] = []
         checked: list[tuple[str, int, object]] = []
         samples = take_turns(
-            calls,
+            by_wall_clock(calls),
             list(range(4)),
             6,
             3,
@@ -380,6 +384,76 @@ def bad(images):
     def test_errors_keep_their_class(self, tmp_path: Path) -> None:
         with pytest.raises(SelfCheckError, match="^wrong$"):
             run_job(JOB, program(tmp_path, 'def bad(images):\n    raise SelfCheckError("wrong")'))
+
+
+TIMED = """
+import contextlib, sys, time
+from tnn_runtime import ProviderUnavailable
+from tnn_runtime.bench import Offer, Opened, serve
+
+SPEED = {"a": 3e-3, "b": 2e-3, "control": 2e-3}
+
+def logits(images):
+    time.sleep(0.005)
+    return images[:, 0, 0] * 1.0
+
+def timer(name):
+    @contextlib.contextmanager
+    def opened():
+        FIRST
+        yield lambda images: (SPEED[name], logits(images) ANSWER)
+    return opened
+
+def offer(job):
+    about = {"device": "cuda:0", "versions": {"fake": "1"}}
+    openers = {name: lambda name=name: Opened(logits, about, timer(name)) for name in SPEED}
+    return Offer(openers, tuple(job.what["shape"]), alike=("b", "control"))
+
+sys.exit(serve(offer))
+"""
+
+
+class TestDeviceTime:
+    @pytest.fixture
+    def compare(
+        self, tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Report]:
+        def compare(first: str = "pass", answer: str = "") -> Report:
+            path = tmp_path / "timed.py"
+            path.write_text(TIMED.replace("FIRST", first).replace("ANSWER", answer))
+            monkeypatch.setattr(comparison_module, "run_job", partial(run_job, program=[str(path)]))
+            return compare_bundles(bundles["tversky"], bundles["linear"], (1, 2), processes=2, blocks=3, memory=False)
+
+        return compare
+
+    def test_it_stands_beside_the_time_of_the_wall(self, compare: Callable[..., Report], tmp_path: Path) -> None:
+        report = compare()
+        for comparison in report.comparisons:
+            told = comparison.device_time
+            assert told is not None
+            assert told.a.p50.value == pytest.approx(3)
+            assert told.ratio.value == pytest.approx(1.5)
+            assert told.control.value == pytest.approx(1)
+            assert np.shape(told.samples_ms["a"]) == np.shape(comparison.samples_ms["a"])
+            assert comparison.ratio.value != pytest.approx(1.5)
+        printed = table(report)
+        assert printed.count("3.000 (3.000 to 3.000)  2.000 (2.000 to 2.000)  1.500 (1.500 to 1.500)") == 2
+        assert "was not taken" not in printed
+        write_report(report, tmp_path / "bench.json")
+        content = json.loads((tmp_path / "bench.json").read_text())
+        assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(content)] == []
+
+    def test_why_it_is_missing_is_told(self, compare: Callable[..., Report], tmp_path: Path) -> None:
+        report = compare('raise ProviderUnavailable("no clock today")')
+        assert {comparison.device_time for comparison in report.comparisons} == {None}
+        assert table(report).endswith("the time of the GPU alone was not taken: no clock today")
+        write_report(report, tmp_path / "bench.json")
+        content = json.loads((tmp_path / "bench.json").read_text())
+        assert [error.message for error in Draft202012Validator(SCHEMA).iter_errors(content)] == []
+
+    def test_its_outputs_are_checked(self, compare: Callable[..., Report]) -> None:
+        with pytest.raises(BenchmarkError, match="gives other logits at batch . while it is timed than before"):
+            compare(answer="+ 1")
 
 
 def children(pid: int) -> list[int]:

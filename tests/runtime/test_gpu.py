@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,16 @@ import pytest
 
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, Manifest, ProviderUnavailable, RunError, UsageError
-from tnn_runtime.backends import Backend, BackendOptions, Device, open_backend, probe_device, providers
+from tnn_runtime.__main__ import main
+from tnn_runtime.backends import (
+    Backend,
+    BackendOptions,
+    Device,
+    open_backend,
+    open_device_timer,
+    probe_device,
+    providers,
+)
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.failures import FATAL
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT
@@ -144,6 +154,31 @@ def test_a_batch_that_does_not_fit_fails_alone(
 def test_a_gpu_that_is_not_there_is_an_error(bundles: dict[str, Path], opened: Callable[..., Any], device: str) -> None:
     with pytest.raises(ProviderUnavailable), opened(bundles["tversky"], f"{device}:99"):
         pass
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["no graphs", "graphs"])
+def test_the_clock_of_the_gpu_agrees_with_the_wall(
+    bundles: dict[str, Path], device: str, graphs: bool, tmp_path: Path
+) -> None:
+    manifest, folder = Manifest.read(bundles["tversky"])
+    options = BackendOptions(max_batch_size=16, cache_dir=tmp_path, cuda_graphs=graphs)
+    with open_device_timer(folder, manifest, device, options) as timed, Classifier.load(folder, "cpu") as cpu:
+        for count in (*SIZES, 3) * 3:
+            started = time.perf_counter()
+            seconds, logits = timed(images(count))
+            assert 0 < seconds < time.perf_counter() - started
+            assert_close([logits], [cpu.logits(images(count))], "fp32")
+
+
+def test_the_benchmark_reads_the_clock_of_the_gpu(
+    bundles: dict[str, Path], device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(bundles[head]) for head in ("tversky", "linear")]
+    numbers = ["--batch", "1", "3", "--threads", "1", "--processes", "1", "--blocks", "3"]
+    assert main(["bench", *pair, "--device", device, *numbers]) == 0
+    printed = capsys.readouterr().out
+    assert "GPU time of A, p50 ms" in printed
+    assert "was not taken" not in printed
 
 
 # ONNX Runtime

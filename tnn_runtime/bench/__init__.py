@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_runtime.bench.comparison import Comparison, Report, compare_bundles
+    from tnn_runtime.bench.comparison import Comparison, DeviceTime, Report, compare_bundles
     from tnn_runtime.bench.environment import machine
     from tnn_runtime.bench.errors import BenchmarkError
     from tnn_runtime.bench.intervals import Claim, Estimate, Latency, difference_us, latency, no_slower, ratio
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tnn_runtime.bench.worker import Job, Offer, Opened, serve
 
 _MODULES = {
-    "comparison": ["Comparison", "Report", "compare_bundles"],
+    "comparison": ["Comparison", "DeviceTime", "Report", "compare_bundles"],
     "environment": ["machine"],
     "errors": ["BenchmarkError"],
     "intervals": ["Claim", "Estimate", "Latency", "difference_us", "latency", "no_slower", "ratio"],
@@ -33,6 +33,7 @@ __all__ = [
     "BenchmarkError",
     "Claim",
     "Comparison",
+    "DeviceTime",
     "Estimate",
     "Job",
     "Latency",

@@ -40,7 +40,7 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads of each"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, tensorrt or tensorrt:N")
     parser.add_argument("--processes", type=int, default=5, metavar="N", help="fresh processes for each thread count")
     parser.add_argument(
         "--blocks", type=int, default=12, metavar="N", help="turns that each gets in a process, at each batch size"

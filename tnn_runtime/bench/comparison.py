@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tnn_runtime.bench.worker import Job
 from tnn_runtime.errors import UsageError
 from tnn_runtime.manifest import Manifest
 
-__all__ = ["Comparison", "Memory", "Report", "compare_bundles"]
+__all__ = ["Comparison", "DeviceTime", "Memory", "Report", "compare_bundles"]
 
 _CONTENDERS = ("a", "b", "control")
 _MOST_MARGIN = 1.0
@@ -45,6 +45,25 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class DeviceTime:
+    """A against B by the clock of the GPU: from the arrival of the images to the outputs, both in its own memory.
+
+    Args:
+        a: Times of A.
+        b: Times of B.
+        ratio: Of A to B.
+        control: The ratio of a second copy of B to B.
+        samples_ms: Every call, as in `Comparison`.
+    """
+
+    a: Latency
+    b: Latency
+    ratio: Estimate
+    control: Estimate
+    samples_ms: Mapping[str, Sequence[Sequence[Sequence[float]]]]
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A against B at one batch size and thread count.
 
@@ -61,6 +80,7 @@ class Comparison:
         b_memory: Memory of B.
         unstable: How many of the warm-ups, of all contenders in all processes, did not become stable.
         samples_ms: Every call: milliseconds of ``a``, ``b`` and ``control``, by process, block and call.
+        device_time: The same by the clock of the GPU; None on the CPU, or where it was not taken.
     """
 
     threads: int
@@ -75,6 +95,12 @@ class Comparison:
     b_memory: Memory | None
     unstable: int
     samples_ms: Mapping[str, Sequence[Sequence[Sequence[float]]]]
+    device_time: DeviceTime | None
+
+    @property
+    def place(self) -> str:
+        """Thread count and batch size in words."""
+        return f"{self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,7 @@ class Report:
         clock_mhz: ``min``, ``mean`` and ``max`` of the CPU clock during the timing; None where it cannot be read.
         comparisons: One for each thread count and batch size.
         runs: What each process tells: its order of loading, its warm-ups, its thread settings.
+        no_device_time: Why the clock of the GPU was not read, where it was not.
     """
 
     a: str
@@ -107,7 +134,8 @@ class Report:
     versions: Mapping[str, str]
     clock_mhz: Mapping[str, float] | None
     comparisons: Sequence[Comparison]
-    runs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    runs: Sequence[Mapping[str, Any]]
+    no_device_time: str | None
 
 
 def compare_bundles(
@@ -191,6 +219,7 @@ def compare_bundles(
         _clock([run["clock_mhz"] for run in runs]),
         comparisons,
         [_without_samples(run) for run in runs],
+        next((run["no_device_time"] for run in runs if run["no_device_time"]), None),
     )
 
 
@@ -222,7 +251,7 @@ def _compare(
 ) -> Comparison:
     threads = runs[0]["threads"]
     timed = [next(found for found in run["batches"] if found["batch"] == batch) for run in runs]
-    seconds: dict[str, Samples] = {name: [found["seconds"][name] for found in timed] for name in _CONTENDERS}
+    seconds = _by_contender([one["seconds"] for one in timed])
     found = ratio(seconds["a"], seconds["b"], random)
     control = ratio(seconds["control"], seconds["b"], random)
     a_memory, b_memory = (grown[threads, name][batch] if grown else None for name in "ab")
@@ -238,11 +267,36 @@ def _compare(
         a_memory,
         b_memory,
         sum(not warmed["stable"] for one in timed for warmed in one["warm_up"].values()),
-        {
-            name: [[[1e3 * call for call in block] for block in process] for process in samples]
-            for name, samples in seconds.items()
-        },
+        _milliseconds(seconds),
+        _device_time([one["device_seconds"] for one in timed], batch, random),
     )
+
+
+def _device_time(
+    runs: Sequence[Mapping[str, Any] | None], batch: int, random: np.random.Generator
+) -> DeviceTime | None:
+    told = [run for run in runs if run is not None]
+    if len(told) < len(runs):
+        return None
+    seconds = _by_contender(told)
+    return DeviceTime(
+        latency(seconds["a"], batch, random),
+        latency(seconds["b"], batch, random),
+        ratio(seconds["a"], seconds["b"], random),
+        ratio(seconds["control"], seconds["b"], random),
+        _milliseconds(seconds),
+    )
+
+
+def _by_contender(runs: Sequence[Mapping[str, Any]]) -> dict[str, Samples]:
+    return {name: [run[name] for run in runs] for name in _CONTENDERS}
+
+
+def _milliseconds(seconds: Mapping[str, Samples]) -> dict[str, list[list[list[float]]]]:
+    return {
+        name: [[[1e3 * call for call in block] for block in process] for process in samples]
+        for name, samples in seconds.items()
+    }
 
 
 def _clock(summaries: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
@@ -258,5 +312,6 @@ def _clock(summaries: Sequence[Mapping[str, float] | None]) -> dict[str, float] 
 
 
 def _without_samples(run: Mapping[str, Any]) -> dict[str, Any]:
-    batches = [{name: value for name, value in found.items() if name != "seconds"} for found in run["batches"]]
+    samples = {"seconds", "device_seconds"}
+    batches = [{name: value for name, value in found.items() if name not in samples} for found in run["batches"]]
     return {**run, "batches": batches}

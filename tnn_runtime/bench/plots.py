@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.bench.comparison import Comparison, Report
+from tnn_runtime.bench.comparison import Report
 from tnn_runtime.bench.intervals import Estimate, Latency
 from tnn_runtime.errors import UsageError
 
@@ -119,7 +119,7 @@ def _ratio_figure(report: Report) -> Any:
             fontsize=8.5,
             va="center",
         )
-    axes.set_yticks(range(len(comparisons)), [_place(c) for c in comparisons])
+    axes.set_yticks(range(len(comparisons)), [c.place for c in comparisons])
     axes.set_ylim(len(comparisons) - 0.4, -0.6)
     axes.set_xlabel("ratio of latencies (below 1: A is faster)")
     axes.grid(alpha=0.3, axis="x")
@@ -141,10 +141,6 @@ def _draw_ratio(axes: Any, place: float, found: Estimate, name: str, marker: str
         capsize=3,
         label=label,
     )
-
-
-def _place(comparison: Comparison) -> str:
-    return f"{comparison.threads} thread{'s' * (comparison.threads > 1)}, batch {comparison.batch}"
 
 
 def _title(report: Report) -> str:

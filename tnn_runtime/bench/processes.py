@@ -34,9 +34,10 @@ def run_job(
         progress: Called after each block.
 
     Returns:
-        For a timing: ``threads``, ``seed``, ``load_order``, what each contender is ``about``, ``clock_mhz``,
-        ``affinity``, ``environment``, and ``batches``: each with ``batch``, ``distinct_inputs``, the `WarmUp` of each
-        contender, and the ``seconds`` by contender, block and call. For a measurement of memory: ``batches``, each with
+        For a timing: ``threads``, ``seed``, ``load_order``, what each contender is ``about``, ``no_device_time`` with
+        the reason if the clock of a GPU was not read, ``clock_mhz``, ``affinity``, ``environment``, and ``batches``:
+        each with ``batch``, ``distinct_inputs``, the `WarmUp` of each contender, the ``seconds`` by contender, block
+        and call, and ``device_seconds`` likewise, or None. For a measurement of memory: ``batches``, each with
         ``batch``, ``resident_bytes`` and ``device_bytes``.
 
     Raises:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tnn_runtime.bench.comparison import Comparison, Memory, Report
+from tnn_runtime.bench.comparison import Memory, Report
 from tnn_runtime.bench.intervals import Latency
 from tnn_runtime.storage import write_text
 
@@ -44,7 +44,8 @@ def table(report: Report) -> str:
                 [*where, "A/B (95% interval)", "control B/B", "A - B in us", f"no slower by {100 * report.margin:g}%?"],
                 ratios,
             ),
-            "\n".join([*(f"{_place(c)}: {c.claim.text}" for c in comparisons), *_notes(report)]),
+            *_device_times(report),
+            "\n".join([*(f"{c.place}: {c.claim.text}" for c in comparisons), *_notes(report)]),
         ]
     )
 
@@ -96,13 +97,23 @@ def _memory(memory: Memory | None) -> str:
     return f"{memory.resident_mib:.0f}{device}"
 
 
+def _device_times(report: Report) -> list[str]:
+    """Return the table of the times that the GPU told, if it did."""
+    rows = [
+        [str(c.threads), str(c.batch), *(found.text() for found in (told.a.p50, told.b.p50, told.ratio, told.control))]
+        for c in report.comparisons
+        if (told := c.device_time) is not None
+    ]
+    heads = ["threads", "batch", "GPU time of A, p50 ms", "of B, p50 ms", "A/B (95% interval)", "control B/B"]
+    return [columns(heads, rows)] if rows else []
+
+
 def _notes(report: Report) -> list[str]:
-    return [
-        f"{_place(c)}: {c.unstable} of {3 * report.processes} warm-ups did not become stable"
+    notes = [
+        f"{c.place}: {c.unstable} of {3 * report.processes} warm-ups did not become stable"
         for c in report.comparisons
         if c.unstable
     ]
-
-
-def _place(comparison: Comparison) -> str:
-    return f"{comparison.threads} thread{'s' * (comparison.threads > 1)}, batch {comparison.batch}"
+    if report.no_device_time is not None:
+        notes.append(f"the time of the GPU alone was not taken: {report.no_device_time}")
+    return notes

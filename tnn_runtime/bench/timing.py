@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["Call", "WarmUp", "interleave", "repeats_for", "take_turns", "warm_up"]
+__all__ = ["Call", "TimedCall", "WarmUp", "by_wall_clock", "interleave", "repeats_for", "take_turns", "warm_up"]
 
 Call: TypeAlias = Callable[[Any], Any]
+TimedCall: TypeAlias = Callable[[Any], tuple[float, Any]]
+"""A call that gives its seconds and its output."""
 
 _WINDOW_SECONDS = 0.05
 _WINDOWS = 3
@@ -63,8 +66,13 @@ def repeats_for(warm_ups: Mapping[str, WarmUp]) -> int:
     return min(max(1, round(_BLOCK_SECONDS / slowest)), _MOST_CALLS)
 
 
+def by_wall_clock(calls: Mapping[str, Call]) -> dict[str, TimedCall]:
+    """Return calls that give the time that passes for whoever waits for them."""
+    return {name: partial(_time, call) for name, call in calls.items()}
+
+
 def take_turns(
-    calls: Mapping[str, Call],
+    calls: Mapping[str, TimedCall],
     inputs: Sequence[Any],
     blocks: int,
     repeats: int,
@@ -78,7 +86,7 @@ def take_turns(
     Within a block all get the same inputs in the same order, another one for each call.
 
     Args:
-        calls: The contenders.
+        calls: The contenders, which give their own seconds: `by_wall_clock`, or by that of a GPU.
         inputs: What they are called with.
         blocks: How many turns each gets.
         repeats: How many calls make a turn.
@@ -95,7 +103,7 @@ def take_turns(
         for name in _shuffled(calls, random):
             turn = []
             for number in numbers:
-                elapsed, output = _time(calls[name], inputs[number])
+                elapsed, output = calls[name](inputs[number])
                 turn.append(elapsed)
                 check(name, number, output)
             seconds[name].append(turn)
@@ -115,7 +123,7 @@ def interleave(
     For programs that measure in their own process: the luck of its memory layout is in all their samples.
     """
     warm_ups = {name: warm_up(calls[name], inputs) for name in _shuffled(calls, random)}
-    return take_turns(calls, inputs, blocks, repeats_for(warm_ups), random, after_block=progress)
+    return take_turns(by_wall_clock(calls), inputs, blocks, repeats_for(warm_ups), random, after_block=progress)
 
 
 def _shuffled(calls: Mapping[str, Call], random: np.random.Generator) -> list[str]:

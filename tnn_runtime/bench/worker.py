@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -22,12 +23,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.backends import BackendOptions, TimedRun, open_device_timer
 from tnn_runtime.bench.environment import Clock, thread_settings
 from tnn_runtime.bench.errors import BenchmarkError
 from tnn_runtime.bench.memory import device_bytes, peak_bytes, resident_bytes
-from tnn_runtime.bench.timing import repeats_for, take_turns, warm_up
+from tnn_runtime.bench.timing import TimedCall, by_wall_clock, repeats_for, take_turns, warm_up
 from tnn_runtime.classifier import Classifier
-from tnn_runtime.errors import TnnError
+from tnn_runtime.errors import ProviderUnavailable, RunError, TnnError
+from tnn_runtime.manifest import Manifest
 
 __all__ = ["Job", "Offer", "Opened", "serve"]
 
@@ -69,10 +72,12 @@ class Opened:
     Args:
         call: From images, uint8 ``[N, H, W, C]``, to logits ``[N, classes]``; returns when they are computed.
         about: What tells how it runs, such as versions.
+        device_timer: Opens a call that also gives the seconds by the clock of the GPU, where there is one.
     """
 
     call: Callable[[Images], NDArray[Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
+    device_timer: Callable[[], AbstractContextManager[TimedRun]] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,12 @@ def _bundles(job: Job) -> Offer:
         classifier = Classifier.load(
             path, device, threads=job.threads, max_batch_size=largest, public_key=what["public_key"]
         )
-        return Opened(classifier.logits, {key: value for key, value in classifier.info.items() if key != "class_names"})
+        about = {key: value for key, value in classifier.info.items() if key != "class_names"}
+        if about["device"] == "cpu":
+            return Opened(classifier.logits, about)
+        manifest, folder = Manifest.read(path, what["public_key"])
+        options = BackendOptions(threads=job.threads, max_batch_size=largest)
+        return Opened(classifier.logits, about, partial(open_device_timer, folder, manifest, about["device"], options))
 
     openers = {name: partial(open_bundle, what[path]) for name, path in (("a", "a"), ("b", "b"), ("control", "b"))}
     return Offer(openers, tuple(what["shape"]), alike=("b", "control"), device=device)
@@ -143,25 +153,37 @@ def _measure_time(job: Job, offer: Offer, after_block: Callable[[], object]) -> 
         clock.read()
         after_block()
 
-    timed = [
-        _measure_batch(int(batch), job.blocks, opened, offer, random, end_block)
-        for batch in random.permutation(job.batches)
-    ]
+    with contextlib.ExitStack() as stack:
+        timers, untimed = _open_timers(opened, stack)
+        timed = [
+            _measure_batch(int(batch), job.blocks, opened, timers, offer, random, end_block)
+            for batch in random.permutation(job.batches)
+        ]
     return {
         "threads": job.threads,
         "seed": job.seed,
         "load_order": order,
         "about": {name: dict(one.about) for name, one in opened.items()},
+        "no_device_time": untimed,
         "clock_mhz": clock.summary(),
         **thread_settings(),
         "batches": timed,
     }
 
 
+def _open_timers(opened: Mapping[str, Opened], stack: contextlib.ExitStack) -> tuple[dict[str, TimedCall], str | None]:
+    """Return calls that are timed by the GPU, or none of them and the reason."""
+    try:
+        return {name: stack.enter_context(one.device_timer()) for name, one in opened.items() if one.device_timer}, None
+    except (ProviderUnavailable, RunError) as error:
+        return {}, str(error)
+
+
 def _measure_batch(
     batch: int,
     blocks: int,
     opened: Mapping[str, Opened],
+    timers: Mapping[str, TimedCall],
     offer: Offer,
     random: np.random.Generator,
     after_block: Callable[[], object],
@@ -191,12 +213,15 @@ def _measure_batch(
                 )
     warm_ups = {str(name): warm_up(calls[name], inputs) for name in random.permutation(list(calls))}
     repeats = repeats_for(warm_ups)
-    seconds = take_turns(calls, inputs, blocks, repeats, random, after_block=after_block, check=check)
+    seconds = take_turns(by_wall_clock(calls), inputs, blocks, repeats, random, after_block=after_block, check=check)
+    take_turns(timers, inputs, 1, len(inputs), random)  # the first calls are slower
+    device_seconds = take_turns(timers, inputs, blocks, repeats, random, check=check)
     return {
         "batch": batch,
         "distinct_inputs": len(inputs),
         "warm_up": {name: dataclasses.asdict(warmed) for name, warmed in warm_ups.items()},
         "seconds": seconds,
+        "device_seconds": device_seconds or None,
     }
 
 
