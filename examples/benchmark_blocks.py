@@ -23,7 +23,7 @@ from tnn_export import lower_head
 from tnn_export.lowering import tversky
 from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import interleave, machine
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead, similarity
 
 EMBEDDING = 64
@@ -97,11 +97,9 @@ def _row(name: str, calls: dict[str, Callable[[Any], object]], x: Any, rounds: i
 def command(arguments: Sequence[str]) -> None:
     """Run the example."""
     parser = Parser("benchmark_blocks", __doc__ or "")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=10, help="in which each variant gets its turn")
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads")
+    parser.add_argument("--rounds", type=positive_int, default=10, help="in which each variant gets its turn")
     options = parser.parse_args(arguments)
-    if options.threads < 1 or options.rounds < 1:
-        parser.error("expected --threads and --rounds of at least 1")
     torch.set_num_threads(options.threads)
     about = {**machine(), "torch": torch.__version__, "threads": options.threads}
     print(", ".join(f"{key} {value}" for key, value in about.items()))

@@ -26,7 +26,7 @@ from tnn_runtime import Classifier, Manifest, UsageError
 from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import Estimate, Job, Latency, Offer, Opened, latency, machine, ratio, run_job, serve
 from tnn_runtime.bench.report import columns
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.cores import usable_cores
 from tnn_runtime.manifest import ONNX_FILE
 from tnn_runtime.storage import write_json
@@ -241,14 +241,18 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--against", nargs="+", choices=list(ENGINES), help="what to compare with, all that is installed if not given"
     )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="images a call")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads")
-    parser.add_argument("--processes", type=int, default=3, metavar="N", help="fresh processes for each thread count")
-    parser.add_argument("--blocks", type=int, default=10, metavar="N", help="turns that each gets in a process")
+    parser.add_argument("--batch", type=positive_int, nargs="+", default=[1, 8, 32], metavar="N", help="images a call")
+    parser.add_argument(
+        "--threads", type=positive_int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads"
+    )
+    parser.add_argument(
+        "--processes", type=positive_int, default=3, metavar="N", help="fresh processes for each thread count"
+    )
+    parser.add_argument(
+        "--blocks", type=positive_int, default=10, metavar="N", help="turns that each gets in a process"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, raw samples included")
     options = parser.parse_args(arguments)
-    if min(*options.batch, *options.threads, options.processes, options.blocks) < 1:
-        parser.error("expected --batch, --threads, --processes and --blocks of at least 1")
     if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
         parser.error(f"{options.json} is a folder, or its folder does not exist; choose another file for --json")
     return options

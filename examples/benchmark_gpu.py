@@ -28,7 +28,7 @@ from tnn_runtime import Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.backends import Backend, BackendOptions, open_backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.bench import interleave, machine
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.decoding import decode
 from tnn_runtime.storage import write_json
 from tnn_train import ModelConfig, build_model
@@ -183,13 +183,11 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("a", type=Path, help="bundle, the numerator of the ratio")
     parser.add_argument("b", type=Path, help="bundle, the denominator")
     parser.add_argument("--devices", nargs="+", default=["cuda", "tensorrt"], help="as in Classifier.load")
-    parser.add_argument("--batch", nargs="+", type=int, default=list(BATCHES), help="images a call")
-    parser.add_argument("--blocks", type=int, default=20, help="rounds in which each takes its turn")
+    parser.add_argument("--batch", nargs="+", type=positive_int, default=list(BATCHES), help="images a call")
+    parser.add_argument("--blocks", type=positive_int, default=20, help="rounds in which each takes its turn")
     parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch")
     parser.add_argument("--json", type=Path, help="file for all samples")
     options = parser.parse_args(arguments)
-    if min(*options.batch, options.blocks) < 1:
-        raise UsageError("expected --batch and --blocks of at least 1")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     precisions = {Manifest.read(bundle)[0].precision for bundle in (options.a, options.b)}
     if len(precisions) > 1:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tnn_runtime import Classifier
 from tnn_runtime.bench import machine, ratio
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 
 WARM_UP_S = 1.0
 GAP_S = 0.002
@@ -91,11 +91,11 @@ def command(arguments: Sequence[str]) -> None:
     parser = Parser("benchmark_serving", (__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
-    parser.add_argument("--callers", type=int, default=64, help="threads that submit images")
-    parser.add_argument("--batch", type=int, default=32, help="images a batch, at most")
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads of the model")
+    parser.add_argument("--callers", type=positive_int, default=64, help="threads that submit images")
+    parser.add_argument("--batch", type=positive_int, default=32, help="images a batch, at most")
     parser.add_argument("--delay-ms", type=float, default=5.0, help="how long an image waits for others")
-    parser.add_argument("--blocks", type=int, default=20, help="turns of each, one second long")
+    parser.add_argument("--blocks", type=positive_int, default=20, help="turns of each, one second long")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
     options: argparse.Namespace = parser.parse_args(arguments)
 

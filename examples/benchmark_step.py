@@ -21,7 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tnn_runtime.bench import Estimate, interleave, machine, ratio
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import ModelConfig, build_model
 from tnn_train.loop import pick_device
 
@@ -115,15 +115,15 @@ def table(rows: Sequence[Row]) -> str:
 def command(arguments: Sequence[str]) -> None:
     """Run the example."""
     parser = Parser("benchmark_step", __doc__ or "")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds in which each of the three gets its turn")
+    parser.add_argument("--threads", type=positive_int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=20, help="rounds in which each of the three gets its turn"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--compile", action="store_true", help="measure the models under torch.compile")
     parser.add_argument("--amp", action="store_true", help="measure them in mixed precision (bfloat16)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_step"), help="folder to write to")
     options = parser.parse_args(arguments)
-    if options.threads < 1 or options.rounds < 1:
-        parser.error("expected --threads and --rounds of at least 1")
     device = pick_device(options.device)
     torch.set_num_threads(options.threads)
     with tqdm(total=len(SIZES) * options.rounds, desc="timing", unit="round", disable=None) as progress:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime import Classifier
 from tnn_runtime.bench import machine
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.cores import usable_cores
 
 
@@ -44,9 +44,9 @@ def command(arguments: Sequence[str]) -> None:
     parser = Parser("benchmark_threads", (__doc__ or "").splitlines()[0])
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, usable_cores()])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--calls", type=int, default=30, help="calls that each median is of")
+    parser.add_argument("--threads", type=positive_int, nargs="+", default=[1, usable_cores()])
+    parser.add_argument("--batch", type=positive_int, default=1)
+    parser.add_argument("--calls", type=positive_int, default=30, help="calls that each median is of")
     options: argparse.Namespace = parser.parse_args(arguments)
     random = np.random.default_rng(0)
     print(f"{machine()['cpu']}, {usable_cores()} cores, batch {options.batch}")

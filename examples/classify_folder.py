@@ -21,7 +21,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from tnn_runtime import Classifier, InputError, Prediction, UsageError
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 
 IN_FLIGHT = 256
 """Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
@@ -86,7 +86,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder that tnn-export wrote")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with subfolders")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .csv or .jsonl")
-    parser.add_argument("--top-k", type=int, default=1, help="classes to write for each image")
+    parser.add_argument("--top-k", type=positive_int, default=1, help="classes to write for each image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
     if options.out.suffix not in WRITERS or not options.folder.is_dir():

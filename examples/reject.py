@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing, find_images
 from tnn_runtime.reject import SCORES, calibrate, check_threshold
@@ -93,10 +93,10 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", required=True, metavar="NAME|FOLDER", help="as for tnn-train")
     parser.add_argument("--data-root", type=Path, default="data", help="as for tnn-train")
     parser.add_argument("--outside", type=Path, required=True, metavar="FOLDER", help="images of something else")
-    parser.add_argument("--limit", type=int, default=1000, help="images of each kind, twice as many for the test")
+    parser.add_argument(
+        "--limit", type=positive_int, default=1000, help="images of each kind, twice as many for the test"
+    )
     options = parser.parse_args(arguments)
-    if options.limit < 1:
-        raise UsageError(f"got --limit {options.limit}; expected at least 1")
     test = load_data(options.data, root=options.data_root).test
     telling: Table = defaultdict(lambda: defaultdict(list))
     rejected: Table = defaultdict(lambda: defaultdict(list))

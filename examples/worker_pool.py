@@ -25,7 +25,7 @@ from tnn_runtime import (
     RunError,
     UsageError,
 )
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.preprocess import find_images
 
 TRY_AGAIN = (QueueFull, DeadlineExceeded, RunError)
@@ -108,15 +108,12 @@ def command(arguments: Sequence[str]) -> None:
     parser = Parser("worker_pool", __doc__ or "")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder that tnn-export wrote")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with subfolders")
-    parser.add_argument("--workers", type=int, default=8, help="threads that take work")
-    parser.add_argument("--max-queue-size", type=int, default=64, help="images that may wait for their batch")
+    parser.add_argument("--workers", type=positive_int, default=8, help="threads that take work")
+    parser.add_argument("--max-queue-size", type=positive_int, default=64, help="images that may wait for their batch")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
-    if options.workers < 1 or not options.folder.is_dir():
-        raise UsageError(
-            f"got the folder {options.folder} and --workers {options.workers}; expected a folder that exists, "
-            "and 1 worker or more"
-        )
+    if not options.folder.is_dir():
+        raise UsageError(f"got {options.folder}; expected a folder that exists, with images in it")
     messages: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for path in find_images(options.folder):
         messages.put(path)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from tnn_runtime.console import Parser, run
+from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.inits import INITS
 from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
@@ -117,17 +117,17 @@ def table(seeds: range) -> None:
 def command(arguments: Sequence[str]) -> None:
     """Run the example."""
     parser = Parser("xor", __doc__ or "")
-    parser.add_argument("--seeds", type=int, default=10, help="how many seeds to try")
+    parser.add_argument("--seeds", type=positive_int, default=10, help="how many seeds to try")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--noise", type=float, default=0.25, help="standard deviation of the noisy samples")
     parser.add_argument("--no-plots", action="store_true", help="print only")
     parser.add_argument("--out", type=Path, default=Path("runs/xor"), help="folder for the plot")
     parser.add_argument("--table", action="store_true", help="print a table over all forms and inits, and nothing else")
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or not 0 <= options.first_seed < 2**62 or not 0 < options.noise < math.inf:
+    if not 0 <= options.first_seed < 2**62 or not 0 < options.noise < math.inf:
         parser.error(
-            f"got --seeds {options.seeds}, --first-seed {options.first_seed} and --noise {options.noise}; expected "
-            "--seeds of at least 1, --first-seed from 0 to 2^62 and a finite --noise above 0"
+            f"got --first-seed {options.first_seed} and --noise {options.noise}; expected --first-seed from 0 to 2^62 "
+            "and a finite --noise above 0"
         )
     torch.set_num_threads(1)
     seeds = range(options.first_seed, options.first_seed + options.seeds)

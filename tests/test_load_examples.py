@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 from conftest import FIXTURES
 
+from tnn_runtime import UsageError
 from tnn_runtime.batching import Request
 from tnn_runtime.results import Answers, Prediction
 
@@ -24,13 +25,13 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def few(images: int = 3000, leak: int = 0) -> list[str]:
-    return [BUNDLE, "--images", str(images), "--tolerance", "300", "--leak", str(leak)]
+def few(images: int = 3000) -> list[str]:
+    return [BUNDLE, "--images", str(images), "--tolerance", "300"]
 
 
 @pytest.mark.slow
 def test_every_image_is_answered_once_with_its_own_answer(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(few(40_000)) == 0
+    soak.command(few(40_000))
     printed = capsys.readouterr().out
     for outcome in ("answered", "cancelled", "deadline exceeded", "bad image refused", "refused: queue full"):
         assert f"  {outcome}\n" in printed
@@ -39,27 +40,23 @@ def test_every_image_is_answered_once_with_its_own_answer(soak: ModuleType, caps
 
 
 @pytest.mark.slow
-def test_a_leak_is_found(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main(few(40_000, leak=1000)) == 1
-    assert "FAILED: memory grows by" in capsys.readouterr().out
+def test_a_leak_is_found(soak: ModuleType) -> None:
+    with pytest.raises(soak.SoakError, match=r"memory grows by \d+ bytes an image at least"):
+        soak.command([*few(40_000), "--leak", "1000"])
 
 
-def test_an_answer_of_another_image_is_found(
-    soak: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_of_another_image_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     predictions = Answers.predictions
 
     def misrouted(self: Answers, row: int, *arguments: int, **options: int) -> list[Prediction]:
         return predictions(self, max(row - 1, 0), *arguments, **options)
 
     monkeypatch.setattr(Answers, "predictions", misrouted)
-    assert soak.main(few()) == 1
-    assert "FAILED: WRONG: image" in capsys.readouterr().out
+    with pytest.raises(soak.SoakError, match=r"WRONG: image \d+ got the answer of image \d+"):
+        soak.command(few())
 
 
-def test_a_lost_answer_is_found(
-    soak: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_answer_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     succeed, count = Request.succeed, 0
 
     def forgetful(self: Request, answers: Answers, row: int) -> None:
@@ -83,8 +80,8 @@ def test_a_lost_answer_is_found(
         return outcome
 
     monkeypatch.setattr(soak, "check", check)
-    assert soak.main(few()) == 1
-    assert "image was not answered in 1 s" in capsys.readouterr().out
+    with pytest.raises(soak.SoakError, match=r"image was not answered in 1 s"):
+        soak.command(few())
 
 
 def test_the_cost_of_batching(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +104,20 @@ def test_threads_that_spin_and_threads_that_sleep(
     assert [row[:3] for row in rows] == [
         [threads, idle, calls] for threads in "12" for idle in ("sleep", "spin") for calls in "13"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "wrong"),
+    [
+        ("soak", [BUNDLE, "--images", "0"], "--images: got '0'"),
+        ("soak", [BUNDLE, "--threads", "-1"], "--threads: got '-1'"),
+        ("benchmark_serving", [BUNDLE, "--callers", "0"], "--callers: got '0'"),
+        ("benchmark_threads", [BUNDLE, BUNDLE, "--calls", "none"], "--calls: got 'none'"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    name: str, arguments: list[str], wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(UsageError, match=f"argument {wrong}; expected an integer of at least 1; see {name} --help"):
+        importlib.import_module(name).command(arguments)

@@ -365,7 +365,7 @@ class TestWorkers:
 
     def test_wrong_arguments(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         example = load("worker_pool", monkeypatch)
-        with pytest.raises(UsageError, match="expected a folder that exists, and 1 worker or more"):
+        with pytest.raises(UsageError, match="argument --workers: got '0'; expected an integer of at least 1"):
             example.command([str(BUNDLE), str(folder), "--workers", "0"])
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from tnn_runtime.errors import TnnError, UsageError
 
-__all__ = ["INTERRUPTED", "Parser", "run", "tell"]
+__all__ = ["INTERRUPTED", "Parser", "positive_int", "run", "tell"]
 
 Command: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -45,6 +45,18 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})".replace("%", "%%")
+
+
+def positive_int(text: str) -> int:
+    """Return a number of things that an argument asks for: the ``type`` of an option.
+
+    Raises:
+        ArgumentTypeError: If it is no integer of at least 1.
+    """
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer of at least 1")
 
 
 def tell(line: str, code: int) -> None:
