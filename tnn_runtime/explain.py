@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.measures import DISTINCTIVE, MEMBERSHIPS, Features, Values, common_of
+from tnn_runtime.ranking import largest
 from tnn_runtime.storage import read_arrays
 
 __all__ = ["Explanation", "FeatureParts", "HeadExplainer", "NearPrototype"]
@@ -218,7 +219,7 @@ class HeadExplainer:
             For each image its explanations, the class with the largest logit first.
         """
         values = self._project(embeddings.astype(np.float64))
-        ranked = np.argsort(-logits, axis=1, kind="stable")
+        ranked = largest(logits, max(top_k, num_prototypes))
         explain = self._explain if self._linear is None else self._explain_map
         return [
             explain(self._membership(a, self._sharpness), order, top_k, num_features, num_prototypes)
@@ -229,17 +230,16 @@ class HeadExplainer:
         self, a: Features, ranked: NDArray[np.int64], top_k: int, num_features: int, num_prototypes: int
     ) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
-        rows = ranked[: max(top_k, num_prototypes)]
-        parts = self._parts(a, rows)
+        parts = self._parts(a, ranked)
         similarities = _similarity(parts.sum(2), self._offset)
         near = np.argsort(-similarities, kind="stable")[:num_prototypes]
         explanations = []
-        for place, index in enumerate(rows[:top_k].tolist()):
+        for place, index in enumerate(ranked[:top_k].tolist()):
             features = _strongest(parts[:, place], num_features)
             prototypes = tuple(
                 NearPrototype(
-                    int(rows[other]),
-                    self._names[rows[other]],
+                    int(ranked[other]),
+                    self._names[ranked[other]],
                     float(similarities[other]),
                     self._scale * float(similarities[other]) if other == place else 0.0,
                 )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends import Outputs
+from tnn_runtime.ranking import largest
 from tnn_runtime.reject import Reject, check_threshold
 
 __all__ = ["Answers", "Prediction"]
@@ -43,6 +44,7 @@ class Answers:
         self.logits, self.embedding = outputs
         self._class_names = class_names
         self._rule = rule
+        self._ranked: dict[int, NDArray[np.int64]] = {}
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
@@ -53,16 +55,17 @@ class Answers:
         if reject and self._rejected[row]:
             return []
         scores = self._scores[row]
-        best = self._order[row, :top_k].tolist()
+        best = self._best(top_k)[row].tolist()
         return [Prediction(self._class_names[index], float(scores[index]), index) for index in best]
 
     @cached_property
     def _rejected(self) -> NDArray[np.bool_]:
         return check_threshold(self._rule).rejects(self.logits)
 
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        return np.argsort(-self.logits, axis=1, kind="stable")
+    def _best(self, top_k: int) -> NDArray[np.int64]:
+        if top_k not in self._ranked:
+            self._ranked[top_k] = largest(self.logits, top_k)
+        return self._ranked[top_k]
 
     @cached_property
     def _scores(self) -> NDArray[np.float64]:
