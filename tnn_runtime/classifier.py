@@ -83,6 +83,7 @@ class Classifier:
     ) -> None:
         """Take parts that `load` has made and checked."""
         self._manifest = manifest
+        self._shape = manifest.preprocessing.shape
         self._folder = folder
         self._replicas = replicas
         self._queue = queue
@@ -425,17 +426,13 @@ class Classifier:
 
     def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
-        if isinstance(images, np.ndarray) and self._is_ready(images[:1]):
+        if self._is_ready(images):
             return (np.ascontiguousarray(images[start : start + size]) for start in range(0, len(images), size))
         return self._decoders.batches(list(images), size)
 
     def _is_ready(self, images: Any) -> bool:
         """Whether images ``[N, H, W, C]`` are what the model takes."""
-        return (
-            isinstance(images, np.ndarray)
-            and images.dtype == np.uint8
-            and images.shape[1:] == self._manifest.preprocessing.shape
-        )
+        return isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape
 
     def _nothing(self) -> Outputs:
         """Return the outputs for no images."""
@@ -490,11 +487,12 @@ class Classifier:
 
 def _container(images: Any) -> Any:
     """Return images as they are, after a look at what they came in."""
-    if isinstance(images, str | bytes) or not isinstance(images, Sequence | np.ndarray):
+    if isinstance(images, np.ndarray):
+        if images.ndim != 4:
+            raise InputError(
+                f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C], or "
+                "a list of images"
+            )
+    elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
         raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
-    if isinstance(images, np.ndarray) and images.ndim != 4:
-        raise InputError(
-            f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C], or a "
-            "list of images"
-        )
     return images

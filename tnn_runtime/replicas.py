@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,8 +58,11 @@ class Replica:
         started = time.perf_counter()
         self._metrics.run_begins()
         try:
-            with self._span(count, len(filled), links):
+            if self._tracer is None:
                 outputs = self.backend.run(filled)
+            else:
+                with self._span(count, len(filled), links):
+                    outputs = self.backend.run(filled)
         except DeviceLost as error:
             self.lost = error
             _LOG.error("%s is lost: %s", self.backend.device, error)
@@ -79,8 +81,6 @@ class Replica:
             self.backend.run(np.zeros((size, *shape), np.uint8))
 
     def _span(self, count: int, size: int, links: Sequence[Any]) -> Any:
-        if self._tracer is None:
-            return nullcontext()
         attributes = {"tnn.device": self.backend.device, "tnn.images": count, "tnn.batch_size": size}
         return self._tracer.start_as_current_span("tnn_runtime.run", attributes=attributes, links=list(links))
 
@@ -102,6 +102,8 @@ class Replicas:
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Run a batch on the replica that has the least to do, and whose device is not lost if there is one."""
+        if len(self._replicas) == 1:
+            return self._replicas[0].run(images)
         with self._lock:
             replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
             replica.running += 1

@@ -82,7 +82,7 @@ class OnnxRuntimeBackend:
         self.batch_sizes: tuple[int, ...] = ()
         self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
-        self._sizes = [spec.shape[1] for spec in manifest.outputs[:2]]
+        self._num_classes, self._embedding_size = (spec.shape[1] for spec in manifest.outputs[:2])
         providers = chosen_providers(device, manifest, options)
         self._session: Any = _session(str(folder / ONNX_FILE), device, providers, options.threads, options.spin)
         self.details: dict[str, Any] = {
@@ -105,12 +105,10 @@ class OnnxRuntimeBackend:
             ArtifactError: If the model gives something else than the manifest says.
         """
         logits, embedding = self._run(images)
-        expected = [(len(images), size) for size in self._sizes]
-        if [logits.shape, embedding.shape] != expected:
-            raise ArtifactError(
-                f"the model gives {[logits.shape, embedding.shape]} where the manifest has {expected}; export the "
-                "bundle again"
-            )
+        count = len(images)
+        found, expected = (logits.shape, embedding.shape), ((count, self._num_classes), (count, self._embedding_size))
+        if found != expected:
+            raise ArtifactError(f"the model gives {found} where the manifest has {expected}; export the bundle again")
         return Outputs(logits, embedding)
 
     def close(self) -> None:
