@@ -6,13 +6,13 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Images = Sequence[ImageSource] | NDArray[np.uint8]
 
+_UINT8 = np.dtype(np.uint8)
 _CLOSED = "this classifier is closed; load the bundle again"
 _DRAINING = "this classifier drains: it answers what it has accepted, and takes nothing new; send it elsewhere"
 
@@ -211,7 +212,7 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
         predictions = self._predictions(top_k, reject)
-        answers = self._run(images)
+        answers = self._make_answers(self._run(images))
         return [predictions(answers, row) for row in range(len(answers.logits))]
 
     def logits(self, images: Images) -> NDArray[np.float32]:
@@ -250,7 +251,7 @@ class Classifier:
             UsageError: If the bundle has a linear head, which has no such parts.
         """
         explain = self._explanation(top_k, num_features, num_prototypes)
-        return explain(self._run(images))
+        return explain(self._make_answers(self._run(images)))
 
     def submit(
         self, image: ImageSource, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
@@ -408,31 +409,33 @@ class Classifier:
             raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
         return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
 
-    def _run(self, images: Images) -> Answers:
+    def _run(self, images: Images) -> Outputs:
         """Run the model on all images now."""
         self._metrics.request()
         try:
             self._lifecycle.accept()
             try:
-                outputs = [self._replicas.run(batch) for batch in self._batches(_container(images))]
+                outputs = [self._replicas.run(batch) for batch in self._batches(images)]
             finally:
                 self._lifecycle.answered()
         except Exception as error:
             self._metrics.failed(type(error).__name__)
             raise
-        if len(outputs) != 1:
-            outputs = [Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))]
-        return self._make_answers(outputs[0])
+        if len(outputs) == 1:
+            return outputs[0]
+        return Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
 
-    def _batches(self, images: Images) -> Iterator[NDArray[np.uint8]]:
+    def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
-        if self._is_ready(images):
-            return (np.ascontiguousarray(images[start : start + size]) for start in range(0, len(images), size))
-        return self._decoders.batches(list(images), size)
+        if not self._is_ready(images):
+            return self._decoders.batches(list(_container(images)), size)
+        if len(images) <= size:
+            return (np.ascontiguousarray(images),) if len(images) else ()
+        return (np.ascontiguousarray(images[start : start + size]) for start in range(0, len(images), size))
 
-    def _is_ready(self, images: Any) -> bool:
+    def _is_ready(self, images: Any) -> TypeGuard[NDArray[np.uint8]]:
         """Whether images ``[N, H, W, C]`` are what the model takes."""
-        return isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == self._shape
+        return isinstance(images, np.ndarray) and images.dtype == _UINT8 and images.shape[1:] == self._shape
 
     def _nothing(self) -> Outputs:
         """Return the outputs for no images."""

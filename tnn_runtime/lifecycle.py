@@ -18,7 +18,9 @@ class Lifecycle:
         self._process = os.getpid()
         self._open = 0
         self._refusal = ""
-        self._changed = threading.Condition()
+        self._awaited = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
 
     @property
     def open_requests(self) -> int:
@@ -50,26 +52,27 @@ class Lifecycle:
         Raises:
             ClassifierClosed: If they are not accepted.
         """
-        with self._changed:
+        with self._lock:
             self.check()
             self._open += count
 
     def answered(self, count: int = 1) -> None:
         """Count requests that have their answer."""
-        with self._changed:
+        with self._lock:
             self._open -= count
-            if not self._open:
+            if self._awaited and not self._open:
                 self._changed.notify_all()
 
     def stop(self, refusal: str) -> None:
         """Accept nothing from now on, for this reason."""
-        with self._changed:
+        with self._lock:
             self._refusal = refusal
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until all that was accepted is answered, and return whether it is."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
-        with self._changed:
+        with self._lock:
+            self._awaited = True
             while self._open:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:

@@ -38,6 +38,7 @@ class Replica:
         self.running = 0
         self.lost: DeviceLost | None = None
         self._smallest = smallest
+        self._fills = smallest > 1 or bool(backend.batch_sizes)
         self._metrics = metrics
         self._tracer = tracer
 
@@ -54,7 +55,8 @@ class Replica:
         """
         if self.lost is not None:
             raise DeviceLost(str(self.lost))
-        count, filled = len(images), fill_up(images, self.backend.batch_sizes, self._smallest)
+        count = len(images)
+        filled = fill_up(images, self.backend.batch_sizes, self._smallest) if self._fills else images
         started = time.perf_counter()
         self._metrics.run_begins()
         try:
