@@ -12,19 +12,15 @@ import dataclasses
 import json
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
 
 from tnn_runtime import Classifier, InputError, Prediction, UsageError
+from tnn_runtime.bulk import classify_files
 from tnn_runtime.console import Parser, positive_int, run
-
-IN_FLIGHT = 256
-"""Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
 
 Write = Callable[[Path, list[Prediction], str], object]
 
@@ -34,25 +30,6 @@ def find(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-
-
-def classify(classifier: Classifier, paths: Iterator[Path], top_k: int) -> Iterator[tuple[Path, list[Prediction], str]]:
-    """Yield each path with its predictions, best first, or with an error, in the order of the paths."""
-    waiting: deque[tuple[Path, Future[list[Prediction]]]] = deque()
-
-    def answer() -> tuple[Path, list[Prediction], str]:
-        path, future = waiting.popleft()
-        try:
-            return path, future.result(), ""
-        except InputError as error:
-            return path, [], str(error)
-
-    for path in paths:
-        waiting.append((path, classifier.submit(path, top_k)))
-        if len(waiting) == IN_FLIGHT:
-            yield answer()
-    while waiting:
-        yield answer()
 
 
 def csv_writer(file: TextIO) -> Write:
@@ -89,12 +66,15 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--top-k", type=positive_int, default=1, help="classes to write for each image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
-    if options.out.suffix not in WRITERS or not options.folder.is_dir():
+    if not options.folder.is_dir():
+        raise UsageError(f"{options.folder} is no folder; expected one with images in it")
+    if options.out.suffix not in WRITERS or not options.out.parent.is_dir():
         raise UsageError(
-            f"got the folder {options.folder} and --out {options.out}; expected a folder that exists, and a file that "
-            f"ends with {' or '.join(WRITERS)}"
+            f"got --out {options.out}; expected a file that ends with {' or '.join(WRITERS)}, in a folder that exists"
         )
     total = sum(1 for _ in find(options.folder))
+    if total == 0:
+        raise InputError(f"{options.folder} has no files; expected images")
     failed = 0
     partial = options.out.with_name(f".{options.out.name}.partial")
     try:
@@ -104,7 +84,7 @@ def command(arguments: Sequence[str]) -> None:
             tqdm(total=total, desc="classifying", unit="image", disable=None) as progress,
         ):
             write = WRITERS[options.out.suffix](file)
-            for path, ranked, error in classify(classifier, find(options.folder), options.top_k):
+            for path, ranked, error in classify_files(classifier, find(options.folder), options.top_k):
                 write(path, ranked, error)
                 failed += bool(error)
                 progress.update()
@@ -114,6 +94,8 @@ def command(arguments: Sequence[str]) -> None:
     finally:
         partial.unlink(missing_ok=True)
     print(f"wrote {options.out}: {total - failed} images classified, {failed} files with an error")
+    if failed == total:
+        raise InputError(f"no file of {options.folder} can be used; {options.out} says why; expected images")
 
 
 if __name__ == "__main__":

@@ -113,10 +113,12 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
-        raise UsageError(f"got {options.folder}; expected a folder that exists, with images in it")
+        raise UsageError(f"{options.folder} is no folder; expected one with images in it")
     messages: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for path in find_images(options.folder):
         messages.put(path)
+    if messages.empty():
+        raise InputError(f"{options.folder} has no files; expected images")
     with Classifier.load(options.bundle, options.device, max_queue_size=options.max_queue_size) as classifier:
         pool = WorkerPool(classifier, messages, options.workers)
         for number in (signal.SIGINT, signal.SIGTERM):

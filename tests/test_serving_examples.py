@@ -228,7 +228,7 @@ class TestFolder:
     @pytest.fixture
     def example(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         found = load("classify_folder", monkeypatch)
-        monkeypatch.setattr(found, "IN_FLIGHT", 3)
+        monkeypatch.setattr("tnn_runtime.bulk._IN_FLIGHT", 3)
         return found
 
     def test_csv_and_jsonl(
@@ -281,13 +281,36 @@ class TestFolder:
         assert out.read_text() == "the old one"
         assert os.listdir(out.parent) == [out.name]
 
-    @pytest.mark.parametrize("arguments", [["{folder}", "--out", "labels.txt"], ["nothing", "--out", "labels.csv"]])
+    @pytest.mark.parametrize(
+        ("folder_name", "out", "message"),
+        [
+            ("photos", "labels.txt", "labels.txt; expected a file that ends with .csv or .jsonl, in a folder that"),
+            (
+                "photos",
+                "gone/labels.csv",
+                "labels.csv; expected a file that ends with .csv or .jsonl, in a folder that",
+            ),
+            ("nothing", "labels.csv", "nothing is no folder; expected one with images in it"),
+            ("empty", "labels.csv", "empty has no files; expected images"),
+            ("bad", "labels.csv", "bad can be used; labels.csv says why; expected images"),
+        ],
+    )
     def test_wrong_arguments(
-        self, example: ModuleType, folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+        self,
+        example: ModuleType,
+        tmp_path: Path,
+        folder_name: str,
+        out: str,
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        words = [word.format(folder=folder) for word in arguments]
-        assert example.run("classify_folder", example.command, [str(BUNDLE), *words]) == 1
-        assert "expected a folder that exists, and a file that ends with .csv or .jsonl" in capsys.readouterr().err
+        monkeypatch.chdir(tmp_path)
+        for name in ("photos", "empty", "bad"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "bad" / "note.txt").write_text("no image")
+        assert example.run("classify_folder", example.command, [str(BUNDLE), folder_name, "--out", out]) == 1
+        assert message in capsys.readouterr().err
 
 
 class TestWorkers:
@@ -367,6 +390,9 @@ class TestWorkers:
         example = load("worker_pool", monkeypatch)
         with pytest.raises(UsageError, match="argument --workers: got '0'; expected an integer of at least 1"):
             example.command([str(BUNDLE), str(folder), "--workers", "0"])
+        (folder / "empty").mkdir()
+        with pytest.raises(InputError, match="empty has no files; expected images"):
+            example.command([str(BUNDLE), str(folder / "empty")])
 
 
 class TestDrawing:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.bench.cli import add_bench
+from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.console import Parser
 from tnn_runtime.doctor import examine
@@ -21,7 +22,6 @@ from tnn_runtime.results import Prediction
 
 __all__ = ["build_parser", "command"]
 
-_CHUNK = 256
 _REJECTED = "rejected"
 
 
@@ -50,7 +50,8 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = commands.add_parser(
         "predict",
         help="classify image files",
-        description="Classify image files; a folder stands for every file below it.",
+        description="Classify image files; a folder stands for every file below it. Files that cannot be used are "
+        "named on standard error, and make the exit code 1.",
         epilog="example:\n  tnn-runtime predict runs/photos-bundle holiday.jpg more/ --top-k 3 --format csv > "
         "labels.csv",
     )
@@ -81,14 +82,19 @@ def _predict(options: argparse.Namespace) -> None:
     ) as classifier:
         files = [file for path in options.images for file in (_files(path) if path.is_dir() else [path])]
         show = _printer(options.format, files)
+        errors = []
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
-            for start in range(0, len(files), _CHUNK):
-                chunk = files[start : start + _CHUNK]
-                for file, ranked in zip(
-                    chunk, classifier.predict(chunk, options.top_k, reject=options.reject), strict=True
-                ):
+            for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
+                if error:
+                    errors.append(error)
+                else:
                     show(file, ranked)
-                progress.update(len(chunk))
+                progress.update()
+    if errors:
+        for error in errors[:-1]:
+            print(f"tnn-runtime: {error}", file=sys.stderr)
+        count = f"; {len(errors)} of {len(files)} files cannot be used" if len(files) > 1 else ""
+        raise InputError(errors[-1] + count)
 
 
 def _files(folder: Path) -> list[Path]:

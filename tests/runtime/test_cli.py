@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_predict_takes_folders(bundles: dict[str, Path], photos: Path, capsys: p
     assert len(capsys.readouterr().out.splitlines()) == 40
 
 
+@pytest.mark.parametrize("style", ["text", "csv", "jsonl"])
+def test_files_that_cannot_be_used_do_not_stop_the_others(
+    style: str, bundles: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(photos, folder)
+    for name in ("a.png", "cat/b.png"):
+        (folder / name).write_text("no image")
+    assert main(["predict", str(bundles["tversky"]), str(folder), "--format", style]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 40 + (style == "csv")
+    first, last = captured.err.splitlines()
+    assert first.startswith(f"tnn-runtime: {folder / 'a.png'} is not an image that can be read")
+    assert last.startswith(f"tnn-runtime: error: {folder / 'cat' / 'b.png'} is not an image that can be read")
+    assert last.endswith("; 2 of 42 files cannot be used")
+
+
 def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -69,8 +87,13 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         ),
         (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
         (["bench", "BUNDLE", "BUNDLE", "--plots", "note.txt"], "note.txt is a file; choose a folder for --plots"),
-        (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "batches is 0; expected at least 1"),
-        (["bench", "BUNDLE", "BUNDLE", "--batch", "x"], "argument --batch: invalid int value: 'x'"),
+        (["bench", "BUNDLE", "BUNDLE", "--batch", "0"], "argument --batch: got '0'; expected an integer of at least 1"),
+        (["bench", "BUNDLE", "BUNDLE", "--batch", "x"], "argument --batch: got 'x'; expected an integer of at least 1"),
+        (["bench", "BUNDLE", "BUNDLE", "--seed", "-1"], "seed is -1; expected 0 or more"),
+        (
+            ["bench", "BUNDLE", "BUNDLE", "--plots", "/proc/plots"],
+            "the system refused a file (No such file or directory",
+        ),
         (["bench", "BUNDLE", "BUNDLE", "--margin", "2"], "margin is 2.0; expected a share above 0 and up to 1"),
         (["bench", "BUNDLE", "BUNDLE", "--device", "tpu"], "unknown device 'tpu'; choose"),
     ],

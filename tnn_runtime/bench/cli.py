@@ -8,7 +8,7 @@ from pathlib import Path
 from tnn_runtime.bench.comparison import compare_bundles
 from tnn_runtime.bench.plots import require_matplotlib, write_plots
 from tnn_runtime.bench.report import table, write_report
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, positive_int
 from tnn_runtime.cores import usable_cores
 from tnn_runtime.errors import UsageError
 
@@ -36,16 +36,25 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> Parser:
     )
     parser.add_argument("a", type=Path, help="bundle in the numerator of the ratio")
     parser.add_argument("b", type=Path, help="bundle in the denominator")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="N", help="images a call")
+    parser.add_argument("--batch", type=positive_int, nargs="+", default=[1, 8, 32], metavar="N", help="images a call")
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads of each"
+        "--threads", type=positive_int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads of each"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, tensorrt or tensorrt:N")
-    parser.add_argument("--processes", type=int, default=5, metavar="N", help="fresh processes for each thread count")
     parser.add_argument(
-        "--blocks", type=int, default=12, metavar="N", help="turns that each gets in a process, at each batch size"
+        "--processes", type=positive_int, default=5, metavar="N", help="fresh processes for each thread count"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=positive_int,
+        default=12,
+        metavar="N",
+        help="turns that each gets in a process, at each batch size",
     )
     parser.add_argument("--margin", type=float, default=0.02, help="what A may be slower by, as a share of B")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="draws images and orders; another one each time if not given"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, raw samples included")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw latency.png and ratio.png")
     parser.set_defaults(run=_bench)
@@ -61,6 +70,7 @@ def _bench(options: argparse.Namespace) -> None:
         if options.plots.exists() and not options.plots.is_dir():
             raise UsageError(f"{options.plots} is a file; choose a folder for --plots")
         require_matplotlib()
+        options.plots.mkdir(parents=True, exist_ok=True)
     total = len(set(options.threads)) * len(set(options.batch)) * options.processes * options.blocks
     with tqdm(total=max(total, 0), desc="timing", unit="block", disable=None, delay=2) as progress:
         report = compare_bundles(
@@ -73,6 +83,7 @@ def _bench(options: argparse.Namespace) -> None:
             blocks=options.blocks,
             margin=options.margin,
             public_key=options.public_key,
+            seed=options.seed,
             progress=progress.update,
         )
     print(table(report))

@@ -180,6 +180,8 @@ def compare_bundles(
             raise UsageError(f"{name} is {' '.join(map(str, values)) or 'empty'}; expected at least 1")
     if not 0 < margin <= _MOST_MARGIN:
         raise UsageError(f"margin is {margin}; expected a share above 0 and up to {_MOST_MARGIN:g}, such as 0.02")
+    if seed is not None and seed < 0:
+        raise UsageError(f"seed is {seed}; expected 0 or more")
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     what = {
         "a": str(a),

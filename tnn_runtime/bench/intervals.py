@@ -59,8 +59,13 @@ class Estimate:
     upper95: float
 
     def text(self, digits: int = 3) -> str:
-        """Return ``value (low to high)``."""
-        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        """Return ``value (low to high)``, or ``value (-)`` where nothing varied, as in one sample."""
+        interval = (
+            "-"
+            if math.isclose(self.low, self.high, rel_tol=1e-12)
+            else f"{self.low:.{digits}f} to {self.high:.{digits}f}"
+        )
+        return f"{self.value:.{digits}f} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -150,13 +155,15 @@ def no_slower(found: Estimate, control: Estimate, margin: float, processes: int)
     if processes < FEWEST_PROCESSES:
         reason = f"{processes} of at least {FEWEST_PROCESSES} processes"
         return Claim("not shown", margin, f"not shown: {reason}, and layout and load order are luck in each")
-    width = control.high - control.low
-    if width > margin or not control.low <= 1 <= control.high:
-        reason = (
-            f"the interval of the control, {control.low:.3f} to {control.high:.3f}, "
-            f"{'does not contain 1' if width <= margin else f'is wider than {percent}'}"
+    within = 1 - margin <= control.low and control.high <= limit
+    if not within or not control.low <= 1 <= control.high:
+        reason = f"reaches beyond 1 by more than {percent}" if not within else "does not contain 1"
+        return Claim(
+            "too noisy",
+            margin,
+            f"too noisy to tell {percent}: the interval of the control, {control.low:.3f} to {control.high:.3f}, "
+            f"{reason}; end other programs, or raise the number of processes",
         )
-        return Claim("too noisy", margin, f"this machine is too noisy to tell {percent}: {reason}")
     if found.upper95 < limit:
         return Claim(
             "shown",

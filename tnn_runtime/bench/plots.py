@@ -107,6 +107,15 @@ def _ratio_figure(report: Report) -> Any:
     for place, comparison in enumerate(comparisons):
         first = place == 0
         _draw_ratio(axes, place - 0.14, comparison.ratio, "A", "o", "A / B, with 95% interval" if first else None)
+        axes.plot(
+            [comparison.ratio.upper95],
+            [place - 0.14],
+            "|",
+            color=_COLORS["A"],
+            markersize=14,
+            markeredgewidth=2,
+            label="one-sided 95% bound, which decides" if first else None,
+        )
         _draw_ratio(
             axes, place + 0.18, comparison.control, "control", "D", "control: second copy of B / B" if first else None
         )
@@ -124,7 +133,7 @@ def _ratio_figure(report: Report) -> Any:
     axes.set_xlabel("ratio of latencies (below 1: A is faster)")
     axes.grid(alpha=0.3, axis="x")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(_title(report), fontsize=9)
     return figure
 

@@ -114,6 +114,12 @@ def _notes(report: Report) -> list[str]:
         for c in report.comparisons
         if c.unstable
     ]
+    cores = report.machine["usable_cores"]
+    notes += [
+        f"{threads} threads share {cores} cores: one that waits for its turn holds up all"
+        for threads in dict.fromkeys(c.threads for c in report.comparisons)
+        if threads > cores
+    ]
     if report.no_device_time is not None:
         notes.append(f"the time of the GPU alone was not taken: {report.no_device_time}")
     return notes

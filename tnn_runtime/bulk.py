@@ -1,0 +1,66 @@
+"""Many files as a stream: each with its answer or with what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+from tnn_runtime.classifier import Classifier
+from tnn_runtime.errors import InputError
+from tnn_runtime.results import Prediction
+
+__all__ = ["Classified", "classify_files"]
+
+_IN_FLIGHT = 256
+"""Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
+
+
+class Classified(NamedTuple):
+    """What became of a file.
+
+    Args:
+        path: The file.
+        predictions: As `Classifier.predict` returns them for an image; none if there is an error.
+        error: Why the file cannot be used; empty if it can.
+    """
+
+    path: Path
+    predictions: list[Prediction]
+    error: str
+
+
+def classify_files(
+    classifier: Classifier, paths: Iterable[Path], top_k: int = 5, *, reject: bool = False
+) -> Iterator[Classified]:
+    """Classify files in batches, and yield what became of each, in their order.
+
+    Only a few hundred are held at a time, however many there are. A file that cannot be used does not stop the others.
+
+    Args:
+        classifier: A loaded bundle.
+        paths: The files.
+        top_k: As for `Classifier.predict`.
+        reject: As for `Classifier.predict`.
+
+    Raises:
+        NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
+        UsageError: If an argument is out of its range.
+    """
+    most = min(_IN_FLIGHT, classifier.info["max_queue_size"])
+    waiting: deque[tuple[Path, Future[list[Prediction]]]] = deque()
+    for path in paths:
+        if len(waiting) == most:
+            yield _answer(*waiting.popleft())
+        waiting.append((path, classifier.submit(path, top_k, reject=reject)))
+    while waiting:
+        yield _answer(*waiting.popleft())
+
+
+def _answer(path: Path, future: Future[list[Prediction]]) -> Classified:
+    try:
+        return Classified(path, future.result(), "")
+    except InputError as error:
+        return Classified(path, [], str(error))
