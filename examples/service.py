@@ -1,6 +1,6 @@
 """A web service around a bundle: image files in, JSON out.
 
-    pip install 'tnn-deploy[cpu,metrics]' fastapi uvicorn
+    pip install '.[cpu,examples]'
     TNN_BUNDLE=runs/photos-bundle uvicorn --app-dir examples service:app --timeout-graceful-shutdown 30
     curl --data-binary @cat.jpg 'http://localhost:8000/predict?top_k=3&explain=true'
 
@@ -16,14 +16,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
-from tnn_runtime import Classifier, DeadlineExceeded, InputError, NotAnswered, Prediction, TnnError, UsageError
-from tnn_runtime.classifier import Health
+from tnn_runtime import Classifier, DeadlineExceeded, Health, InputError, NotAnswered, Prediction, TnnError, UsageError
 from tnn_runtime.prometheus import prometheus_text
 
 MAX_BODY = 16 << 20
@@ -55,7 +55,11 @@ class Answer:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the bundle before the first request; after the last one, drain and close."""
-    bundle = os.environ["TNN_BUNDLE"]
+    bundle = os.environ.get("TNN_BUNDLE")
+    if bundle is None:
+        raise UsageError(
+            "TNN_BUNDLE is not set; expected the folder of a bundle: TNN_BUNDLE=runs/photos-bundle uvicorn …"
+        )
     device = os.environ.get("TNN_DEVICE", "auto")
     classifier = await asyncio.to_thread(Classifier.load, bundle, device, timeout_s=TIMEOUT_S)
     app.state.classifier, app.state.name = classifier, Path(bundle).name
@@ -77,6 +81,13 @@ async def refuse(request: Request, error: TnnError) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status, headers)
 
 
+@app.exception_handler(RequestValidationError)
+async def refuse_query(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer a query that has no meaning."""
+    wrong = "; ".join(f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": wrong}, 400)
+
+
 async def read_image(request: Request) -> bytes:
     """Return the body, unless it is larger than `MAX_BODY`, whatever its header says."""
     if request.headers.get("content-type", "").startswith("multipart/"):
@@ -96,17 +107,18 @@ IMAGE_BODY = {"required": True, "content": {"image/*": {"schema": {"type": "stri
 
 
 @app.post("/predict", openapi_extra={"requestBody": IMAGE_BODY})
-async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=1000)] = 5, explain: bool = False) -> Answer:
+async def predict(request: Request, top_k: int = 5, explain: bool = False) -> Answer:
     """Classify the image file that is the body of the request; explain the best classes on demand."""
     classifier: Classifier = request.app.state.classifier
     image = await read_image(request)
     if not explain:
         (predictions,) = await classifier.predict_async([image], top_k)
         return Answer(predictions)
-    (explanations,), (predictions,) = await asyncio.gather(
-        classifier.explain_async([image], top_k), classifier.predict_async([image], top_k)
+    (explanations,) = await classifier.explain_async([image], top_k)
+    return Answer(
+        [Prediction(found.label, found.score, found.index) for found in explanations],
+        [asdict(found) for found in explanations],
     )
-    return Answer(predictions, [asdict(explanation) for explanation in explanations])
 
 
 @app.get("/health/live")

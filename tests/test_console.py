@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,12 @@ def test_a_command_imports_little_before_it_hears_interrupts(package: str) -> No
     program = f"import sys, tnn_{package}.__main__; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"numpy", "PIL", "torch", "tqdm"} & set(result.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["tnn_train", "tnn_export", "tnn_runtime"])
+def test_the_version_is_told(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.import_module(f"{package}.__main__").main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{package.replace('_', '-')} {version('tnn-deploy')}\n"
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -82,7 +82,9 @@ class TestService:
         assert [best["label"] for best in answer.json()["predictions"]] == [best.label for best in ranked]
         assert answer.json()["predictions"][0]["score"] == pytest.approx(ranked[0].score, rel=1e-5)
         answer = client.post("/predict?top_k=1&explain=true", content=image)
-        assert len(answer.json()["predictions"]) == 1
+        (best,) = answer.json()["predictions"]
+        assert (best["label"], best["index"]) == (ranked[0].label, ranked[0].index)
+        assert best["score"] == pytest.approx(ranked[0].score, rel=1e-5)
         (found,) = answer.json()["explanations"]
         assert found["label"] == explanation.label
         assert found["logit"] == pytest.approx(explanation.logit, rel=1e-4)
@@ -92,11 +94,11 @@ class TestService:
     @pytest.mark.parametrize(
         ("query", "body", "status", "message"),
         [
-            ("", b"", 422, "the image is not an image that can be read"),
+            ("", b"", 422, "the image is not an image that can be read (it has 0 bytes)"),
             ("", b"no image", 422, "the image is not an image that can be read"),
-            ("?top_k=0", b"", 422, "greater than or equal to 1"),
-            ("?top_k=many", b"", 422, "valid integer"),
-            ("?explain=perhaps", b"", 422, "valid boolean"),
+            ("?top_k=0", b"", 400, "top_k is 0; expected an integer of at least 1"),
+            ("?top_k=many", b"", 400, "query.top_k is 'many': Input should be a valid integer"),
+            ("?explain=perhaps", b"", 400, "valid boolean"),
         ],
     )
     def test_bad_requests(self, client: Client, query: str, body: bytes, status: int, message: str) -> None:

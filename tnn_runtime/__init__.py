@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tnn_runtime.manifest import Manifest
     from tnn_runtime.metrics import Distribution, MetricsSnapshot
     from tnn_runtime.results import Prediction
+    from tnn_runtime.version import __version__
 
 __all__ = [
     "ArtifactError",
@@ -63,6 +64,7 @@ __all__ = [
     "SignatureError",
     "TnnError",
     "UsageError",
+    "__version__",
 ]
 
 __getattr__ = lazy_names(
@@ -90,5 +92,6 @@ __getattr__ = lazy_names(
         "manifest": ["Manifest"],
         "metrics": ["Distribution", "MetricsSnapshot"],
         "results": ["Prediction"],
+        "version": ["__version__"],
     },
 )

@@ -320,6 +320,11 @@ class Classifier:
         return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self._manifest.class_names
+
+    @property
     def info(self) -> dict[str, Any]:
         """Where and how the bundle runs: devices, the reasons for them, threads, versions, classes, limits."""
         first = next(iter(self._replicas)).backend
@@ -380,6 +385,10 @@ class Classifier:
         self._lifecycle.wait()
         self._decoders.close()
         self._replicas.close()
+
+    def __repr__(self) -> str:
+        """Tell what is loaded and where."""
+        return f"<Classifier {self._folder} on {self.info['device']}>"
 
     def __enter__(self) -> Self:
         return self

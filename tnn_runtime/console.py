@@ -90,13 +90,17 @@ def run(
     def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
         os._exit(end("interrupted", INTERRUPTED))
 
+    words = sys.argv[1:] if arguments is None else arguments
+    if list(words) == ["--version"]:
+        print(name, importlib.import_module("tnn_runtime.version").__version__)
+        return 0
     try:
         # An exception would be lost in one of the many callbacks of an import, or be printed from there.
         _handle_signals(end_at_once)
         start: Command = importlib.import_module(command).command if isinstance(command, str) else command
         _quiet_pillow()
         with _interrupts():
-            start(sys.argv[1:] if arguments is None else arguments)
+            start(words)
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

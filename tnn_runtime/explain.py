@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.measures import DISTINCTIVE, MEMBERSHIPS, Features, Values, common_of
-from tnn_runtime.ranking import largest
+from tnn_runtime.ranking import largest, softmax
 from tnn_runtime.storage import read_arrays
 
 __all__ = ["Explanation", "FeatureParts", "HeadExplainer", "NearPrototype"]
@@ -88,6 +88,7 @@ class Explanation:
     Args:
         label: Name of the class.
         index: Its position among the logits.
+        score: Softmax probability, 0 to 1.
         logit: The logit that the parts add up to.
         common: Weighted salience of the features that the input shares with the prototype of the class.
         input_only: Weighted salience of what the input has and the prototype has not (or has less of).
@@ -103,6 +104,7 @@ class Explanation:
 
     label: str
     index: int
+    score: float
     logit: float
     common: float
     input_only: float
@@ -222,12 +224,12 @@ class HeadExplainer:
         ranked = largest(logits, max(top_k, num_prototypes))
         explain = self._explain if self._linear is None else self._explain_map
         return [
-            explain(self._membership(a, self._sharpness), order, top_k, num_features, num_prototypes)
-            for a, order in zip(values, ranked, strict=True)
+            explain(self._membership(a, self._sharpness), order, scores, top_k, num_features, num_prototypes)
+            for a, order, scores in zip(values, ranked, softmax(logits), strict=True)
         ]
 
     def _explain(
-        self, a: Features, ranked: NDArray[np.int64], top_k: int, num_features: int, num_prototypes: int
+        self, a: Features, ranked: NDArray[np.int64], scores: Values, top_k: int, num_features: int, num_prototypes: int
     ) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
@@ -247,11 +249,11 @@ class HeadExplainer:
             )
             one = parts[:, [place]]
             sums = _Sums(np.array([self._scale]), one.sum(2), one[:, :, features], self._offset, 0.0)
-            explanations.append(self._explanation(index, parts[:, place], features, prototypes, sums))
+            explanations.append(self._explanation(index, scores, parts[:, place], features, prototypes, sums))
         return explanations
 
     def _explain_map(
-        self, a: Features, ranked: NDArray[np.int64], top_k: int, num_features: int, num_prototypes: int
+        self, a: Features, ranked: NDArray[np.int64], scores: Values, top_k: int, num_features: int, num_prototypes: int
     ) -> list[Explanation]:
         """Explain classes that a linear map makes of all prototypes."""
         assert self._linear is not None
@@ -284,12 +286,13 @@ class HeadExplainer:
             else:
                 listed = self._parts(a, slice(None), features)
                 sums = _Sums(weights[place], totals, listed, self._offset, bias)
-            explanations.append(self._explanation(index, shares[:, place], features, prototypes, sums))
+            explanations.append(self._explanation(index, scores, shares[:, place], features, prototypes, sums))
         return explanations
 
     def _explanation(
         self,
         index: int,
+        scores: Values,
         parts: Values,
         features: NDArray[np.int64],
         prototypes: tuple[NearPrototype, ...],
@@ -305,6 +308,7 @@ class HeadExplainer:
         return Explanation(
             label=self._names[index],
             index=index,
+            score=float(scores[index]),
             logit=logit,
             common=c,
             input_only=i,

@@ -125,6 +125,9 @@ def _stream(source: str | Path | bytes) -> IO[bytes]:
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:
+    if not file.read(1):
+        raise _unreadable(name, "it has 0 bytes")
+    file.seek(0)
     try:
         _check_parts(file)
         return Image.open(file, formats=FORMATS)

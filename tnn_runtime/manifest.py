@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.decoding import decode
-from tnn_runtime.errors import ArtifactError
+from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.reject import SCORES, Reject
 from tnn_runtime.storage import existing_folder, read_json, verify_files, write_json
@@ -125,8 +125,10 @@ class Manifest:
         Raises:
             SignatureError: If a key is given and the bundle is not signed with it; nothing else was read then.
             ArtifactError: If anything is missing, damaged, altered, unsafe or of a newer schema.
-            UsageError: If the key cannot be used.
+            UsageError: If the bundle is no path, or the key cannot be used.
         """
+        if not isinstance(bundle, str | Path):
+            raise UsageError(f"bundle is a {type(bundle).__name__}; expected the path of a bundle folder")
         folder = existing_folder(Path(bundle), "bundle", MANIFEST_FILE)
         path = folder / MANIFEST_FILE
         if public_key is None:

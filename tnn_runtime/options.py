@@ -25,7 +25,7 @@ def at_least_one(**values: int) -> None:
     """
     for name, value in values.items():
         try:
-            good = 1 <= operator.index(value) < _MANY
+            good = not isinstance(value, bool) and 1 <= operator.index(value) < _MANY
         except TypeError:
             good = False
         if not good:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends import Outputs
-from tnn_runtime.ranking import largest
+from tnn_runtime.ranking import largest, softmax
 from tnn_runtime.reject import Reject, check_threshold
 
 __all__ = ["Answers", "Prediction"]
@@ -69,5 +69,4 @@ class Answers:
 
     @cached_property
     def _scores(self) -> NDArray[np.float64]:
-        shifted = np.exp((self.logits - self.logits.max(axis=1, keepdims=True)).astype(np.float64))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+        return softmax(self.logits)

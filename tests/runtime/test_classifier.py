@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import tnn_runtime
 from tnn_runtime import Classifier, ClassifierClosed, InputError, Prediction, SelfCheckError, UsageError
 from tnn_runtime import classifier as module
 from tnn_train import ImageData, evaluate, load_checkpoint
@@ -49,6 +51,15 @@ def test_every_kind_of_image_gives_the_same_logits(classifier: Classifier, data:
     np.testing.assert_allclose(logits, logits[[0] * 5], rtol=1e-6)
     np.testing.assert_allclose(classifier.logits(data.test.pixels[:1]), logits[:1], rtol=1e-6)
     np.testing.assert_allclose(classifier.logits(array[None]), logits[:1], rtol=1e-6)
+
+
+def test_what_it_is_can_be_seen(bundles: dict[str, Path]) -> None:
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+        assert list(classifier.class_names) == classifier.info["class_names"]
+        assert repr(classifier) == f"<Classifier {bundles['tversky']} on cpu>"
+    assert tnn_runtime.__version__ == version("tnn-deploy")
+    with pytest.raises(UsageError, match="bundle is a int; expected the path of a bundle folder"):
+        Classifier.load(3)  # type: ignore[arg-type]
 
 
 def test_many_images_are_split_and_joined_in_order(bundles: dict[str, Path], data: ImageData, monkeypatch) -> None:

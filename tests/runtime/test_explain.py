@@ -28,7 +28,9 @@ def test_parts_add_up_to_the_logits_of_the_graph(run: str, bundles: dict[str, Pa
     with Classifier.load(bundles[run], "cpu") as classifier:
         logits = classifier.logits(data.test.pixels)
         explained = classifier.explain(data.test.pixels, top_k=2, num_features=99)
-    for row, explanations in zip(logits, explained, strict=True):
+        predicted = classifier.predict(data.test.pixels, top_k=2)
+    for row, explanations, ranked in zip(logits, explained, predicted, strict=True):
+        assert [(e.label, e.score) for e in explanations] == [(best.label, best.score) for best in ranked]
         assert [e.index for e in explanations] == np.argsort(-row, kind="stable").tolist()
         for e in explanations:
             assert e.label == data.class_names[e.index]

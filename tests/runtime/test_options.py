@@ -23,7 +23,7 @@ class Rude:
 
 @pytest.mark.parametrize(
     "value",
-    [np.zeros((9, 9)), 10**400, 10**5000, [10**5000], Rude(), "two\nlines" * 100, object()],
+    [True, np.zeros((9, 9)), 10**400, 10**5000, [10**5000], Rude(), "two\nlines" * 100, object()],
     ids=lambda value: type(value).__name__,
 )
 def test_whatever_is_given_its_error_is_a_short_line(value: Any) -> None:
