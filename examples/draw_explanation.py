@@ -42,14 +42,19 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3g}".replace("-", "\N{MINUS SIGN}")
 
 
+def percent(score: float) -> str:
+    """Return a share with one digit, or that it is less than that shows."""
+    return f"{score:.1%}" if score >= 0.0005 else "<0.1%"
+
+
 def draw_image(axes: Axes, path: Path, ranked: Sequence[Prediction]) -> None:
     """Draw the image, upright, and its best classes below it."""
     with open_image(path) as image:
         axes.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
     axes.set_axis_off()
     axes.set_anchor("N")
-    axes.set_title(f"{short(ranked[0].label)}  {ranked[0].score:.1%}", fontsize=16, fontweight="bold", color=INK)
-    others = "\n".join(f"{short(other.label)}  {other.score:.1%}" for other in ranked[1:])
+    axes.set_title(f"{short(ranked[0].label)}  {percent(ranked[0].score)}", fontsize=16, fontweight="bold", color=INK)
+    others = "\n".join(f"{short(other.label)}  {percent(other.score)}" for other in ranked[1:])
     axes.annotate(
         others, (0.5, 0), (0, -8), "axes fraction", "offset points", ha="center", va="top", color=INK, linespacing=1.5
     )
@@ -127,7 +132,7 @@ def command(arguments: Sequence[str]) -> None:
         (ranked,) = classifier.predict([options.image], top_k=3)
         ((explanation,),) = classifier.explain([options.image], top_k=1, num_features=options.features)
     draw(options.image, ranked, explanation).savefig(options.out)
-    print(f"wrote {options.out}: {explanation.label}, {ranked[0].score:.1%}")
+    print(f"wrote {options.out}: {explanation.label}, {percent(ranked[0].score)}")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def test_public_names() -> None:
         "SignatureError",
         "TnnError",
         "UsageError",
+        "__version__",
     ]
     for package in (tnn_train, tnn_export, tnn_runtime):
         assert all(getattr(package, name).__doc__ for name in package.__all__)

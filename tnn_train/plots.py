@@ -93,7 +93,7 @@ def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], tit
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=8, color=color)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("right")
+    axes.set_ylabel("true class")
     axes.set_title(_plain(title))
     return figure
 

@@ -211,7 +211,7 @@ def test_weak_classes_are_marked_and_confusions_counted(tmp_path: Path) -> None:
     test = Evaluation.of(logits, torch.from_numpy(labels))
     seen = text(written(dataclasses.replace(run, test=test, test_images=images), tmp_path))
     assert "recall poor weak 30 0.500 1.000 0.333 good 30 0.750 0.600 1.000" in seen
-    assert "right predicted images poor good 20 " in seen
+    assert "true class predicted images poor good 20 " in seen
     assert "All 20 wrong answers, the surest first; the number is" in seen
     assert "good 0.95 right: poor" in seen
 
