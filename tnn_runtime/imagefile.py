@@ -66,6 +66,8 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
         InputError: If it is no image file, or one that takes more than images do.
     """
     size = len(source) if isinstance(source, bytes) else _size(source, name)
+    if size == 0:
+        raise _unreadable(name, "it has 0 bytes")
     if size > MAX_BYTES:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
@@ -125,9 +127,6 @@ def _stream(source: str | Path | bytes) -> IO[bytes]:
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:
-    if not file.read(1):
-        raise _unreadable(name, "it has 0 bytes")
-    file.seek(0)
     try:
         _check_parts(file)
         return Image.open(file, formats=FORMATS)
