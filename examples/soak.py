@@ -1,13 +1,13 @@
 """Soak a bundle: many threads submit images, some of them bad, late or cancelled, and every single answer is checked.
 
-    MALLOC_ARENA_MAX=1 python examples/soak.py runs/demo/bundle-tversky --threads 64 --images 800000
+    MALLOC_ARENA_MAX=1 python examples/soak.py runs/demo/bundle-tversky --threads 64 --images 1600000
 
 Each accepted image must be answered once, with the answer that the same image gets when it is alone, or with the error
 that fits what was done to it. Memory is measured between many rounds, when no image is on its way; in the last half of
 the rounds it must not grow: the 95% interval of its slope must reach down to ``--tolerance``, by default 1 byte an
 image. An object that is lost with each batch is more than that; what is less is a page or an arena of the allocators
 now and then, when the queue was longer than ever before. Until then the caches of the allocator (a single one for all
-threads), of NumPy and of ONNX Runtime fill up, for some hundred thousand images; for fewer, allow more. ``--leak``
+threads), of NumPy and of ONNX Runtime fill up, for up to 700,000 images; for fewer, allow more. ``--leak``
 keeps so many bytes of each answer, to be found.
 What may not be is an error, and the exit code 1.
 """
@@ -218,7 +218,7 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
     parser.add_argument("--device", default="cpu", help="as in Classifier.load")
     parser.add_argument("--threads", type=positive_int, default=64, help="threads that submit images")
-    parser.add_argument("--images", type=positive_int, default=800_000, help="images to be accepted")
+    parser.add_argument("--images", type=positive_int, default=1_600_000, help="images to be accepted")
     parser.add_argument(
         "--tolerance", type=float, default=1.0, metavar="BYTES", help="by which memory may grow with each image"
     )
