@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from conftest import TinyNet  # noqa: F401, registers the backbone
+from killing import kill_before
 
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.trainer import Trainer
@@ -17,14 +18,30 @@ RECIPE = TrainConfig(
 MODEL = ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=8, prototype_init="class-means"))
 
 
-def run(photos: Path, out: Path, steps: Synchronized[int], *, resume: bool) -> None:
-    """Train, and count the batches of this process in ``steps``."""
+class Moment(NamedTuple):
+    """When a training is killed.
+
+    Args:
+        step: The batch, counted over all epochs, that is still learnt.
+        operation: How many operations on files follow it.
+    """
+
+    step: int
+    operation: int
+
+
+def run(photos: Path, out: Path, moment: Moment | None = None, *, resume: bool = False) -> None:
+    """Train, up to a moment."""
     torch.set_num_threads(1)
-    learn = Trainer._learn
+    data = load_data(photos)
+    if moment is not None:
+        start = kill_before(moment.operation, out / "last")
+        learn = Trainer._learn
 
-    def counted(trainer: Trainer, *batch: torch.Tensor) -> None:
-        learn(trainer, *batch)
-        steps.value += 1
+        def counted(trainer: Trainer, *batch: torch.Tensor) -> None:
+            learn(trainer, *batch)
+            if trainer.step >= moment.step:
+                start()
 
-    Trainer._learn = counted  # type: ignore[method-assign]
-    train(load_data(photos), out, MODEL, RECIPE, resume=resume)
+        Trainer._learn = counted  # type: ignore[method-assign]
+    train(data, out, MODEL, RECIPE, resume=resume)

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -83,24 +80,29 @@ def test_a_kill_between_the_two_renames_leaves_the_old_checkpoint(checkpoint: Pa
 def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(checkpoint: Path) -> None:
     program = textwrap.dedent(
         """
-        import sys
+        import os, sys
         sys.path.insert(0, sys.argv[2])
+        from pathlib import Path
         import conftest
+        from killing import kill_before
         from tnn_train import load_checkpoint, save_checkpoint
-        loaded = load_checkpoint(sys.argv[1])
-        print("saving", flush=True)
-        while True:
-            save_checkpoint(sys.argv[1], loaded, {"epoch": 1}, overwrite=True)
+        folder = Path(sys.argv[1])
+        loaded = load_checkpoint(folder)
+        for operation in range(1000):
+            if (child := os.fork()) == 0:
+                kill_before(operation, folder)()
+                save_checkpoint(folder, loaded, {"epoch": 1}, overwrite=True)
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            load_checkpoint(folder)
+            if not os.WIFSIGNALED(status):
+                break
+        print(operation)
         """
     )
-    for delay in (0.0, 0.021, 0.043, 0.087):
-        command = [sys.executable, "-c", program, str(checkpoint), str(Path(__file__).parents[1])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(delay)
-            os.kill(process.pid, signal.SIGKILL)
-        load_checkpoint(checkpoint)
+    command = [sys.executable, "-c", program, str(checkpoint), str(Path(__file__).parents[1])]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 20
 
 
 class TestBadInput:

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import RECIPE
 
 from tnn_runtime import ArtifactError, UsageError
+from tnn_runtime.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.loop import TrainResult
 from tnn_train.run import RunFolder
@@ -29,6 +29,9 @@ from tnn_train.trainer import Trainer
 
 TINY = ModelConfig(backbone="tiny")
 SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
+
+OPERATIONS = 40
+"""Saving a checkpoint takes 27 operations on files, and 47 where it is the best one, too."""
 
 RECIPES = {
     "plain": dataclasses.replace(RECIPE, augment=("crop", "flip", "randaugment", "erase")),
@@ -79,38 +82,28 @@ def test_a_training_stopped_in_an_epoch_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_20_random_moments_ends_the_same(
+def test_a_training_killed_at_20_moments_ends_the_same(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each kill comes two batches after the one before, between two of the operations on files that follow."""
     # The fork server of Python 3.11 looks for what it shall import on a path of its own.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["killable"])
     import killable
 
-    def start(out: Path, *, resume: bool) -> tuple[Any, Any]:
-        steps = context.Value("i", 0)
-        process = context.Process(target=killable.run, args=(photos, out, steps), kwargs={"resume": resume})
+    def exit_code(out: Path, moment: killable.Moment | None = None, *, resume: bool = False) -> int | None:
+        process = context.Process(target=killable.run, args=(photos, out, moment), kwargs={"resume": resume})
         process.start()
-        return process, steps
-
-    process, _ = start(tmp_path / "whole", resume=False)
-    process.join()
-    assert process.exitcode == 0
-    moments, killed, out = random.Random(0), 0, tmp_path / "parts"
-    while killed < 20:
-        process, steps = start(out, resume=(out / "last").exists() or (out / ".last.previous").exists())
-        batches = moments.randint(0, 3)
-        while process.is_alive() and steps.value < batches:
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, "the training ended before it was killed often enough"
-        killed += 1
-    process, _ = start(out, resume=True)
-    process.join()
-    assert process.exitcode == 0
+        return process.exitcode
+
+    assert exit_code(tmp_path / "whole") == 0
+    out = tmp_path / "parts"
+    for number, operation in enumerate(random.Random(0).sample(range(OPERATIONS), 20)):
+        moment = killable.Moment(2 * number + 1, operation)
+        assert exit_code(out, moment, resume=stands(out / "last")) == -signal.SIGKILL
+    assert exit_code(out, resume=True) == 0
     for name in ("last", "best"):
         ours, theirs = (load_checkpoint(tmp_path / run / name).model.state_dict() for run in ("parts", "whole"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
