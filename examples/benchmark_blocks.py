@@ -24,7 +24,8 @@ from tnn_export.lowering import tversky
 from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, positive_int, run
-from tnn_train import TverskyConfig, TverskyHead, similarity
+from tnn_train import TverskyConfig, TverskyHead
+from tnn_train.heads.tversky import similarity
 
 EMBEDDING = 64
 SIZES = ((1024, 1011), (512, 100), (64, 10))

@@ -69,7 +69,7 @@ def _torch(job: Job, *, compiled: bool) -> Opened:
     import torch
 
     from tnn_train import load_checkpoint
-    from tnn_train.models import Normalize
+    from tnn_train.model.image_model import Normalize
 
     torch.set_num_threads(job.threads)
     checkpoint = load_checkpoint(job.what["checkpoint"])

@@ -30,7 +30,7 @@ from tnn_export import lower_head
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead
-from tnn_train.loop import pick_device
+from tnn_train.training.loop import pick_device
 
 SIZES = ((64, 512, 512, 10), (256, 512, 512, 100), (64, 2048, 1024, 1011), (256, 2048, 2048, 1000))
 FORMS = {

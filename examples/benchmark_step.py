@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tnn_runtime.bench import Estimate, interleave, machine, ratio
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import ModelConfig, build_model
-from tnn_train.loop import pick_device
+from tnn_train.training.loop import pick_device
 
 SIZES = ((64, 32, "small"), (8, 224, "imagenet"))
 BACKBONE = "resnet18"

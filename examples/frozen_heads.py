@@ -21,11 +21,11 @@ from tqdm import tqdm
 from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import UsageError
 from tnn_train import LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
-from tnn_train.config import CLASS_MEANS
 from tnn_train.data import ImageSet
-from tnn_train.embeddings import EmbeddingSet, embed
-from tnn_train.inits import class_means
-from tnn_train.loop import pick_device
+from tnn_train.heads.tversky.inits import class_means
+from tnn_train.model.config import CLASS_MEANS
+from tnn_train.training.embeddings import EmbeddingSet, embed
+from tnn_train.training.loop import pick_device
 
 HIDDEN = 64
 HEADS: dict[str, TverskyConfig | str] = {

@@ -26,7 +26,7 @@ from tnn_runtime.reject import SCORES, calibrate, check_threshold
 from tnn_train import Checkpoint, load_checkpoint, load_data
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
 
 BATCH_SIZE = 64
 COVERAGES = (0.95, 0.99)

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead
-from tnn_train.inits import INITS
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.heads.tversky.inits import INITS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
 FORM = TverskyConfig(difference="ignorematch", membership="sigmoid", sharpness=2.0, alpha=0.1, beta=0.1)
 POINTS = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])

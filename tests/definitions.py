@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_train import TverskyConfig, TverskyHead
-from tnn_train.layers import TverskyMeasure
+from tnn_train.heads.tversky.layer import TverskyMeasure
 
 Array = NDArray[np.float64]
 

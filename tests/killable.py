@@ -10,7 +10,7 @@ from conftest import TinyNet  # noqa: F401, registers the backbone
 from killing import kill_before
 
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, load_data, train
-from tnn_train.trainer import Trainer
+from tnn_train.training.trainer import Trainer
 
 RECIPE = TrainConfig(
     epochs=6, batch_size=4, augment=("crop", "flip", "mixup"), save_steps=1, ema_decay=0.9, accumulate=2, threads=1

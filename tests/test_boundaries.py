@@ -83,7 +83,13 @@ def test_importing_the_runtime_is_light(module: str) -> None:
 def test_importing_the_export_loads_neither_the_loop_nor_the_data(what: str) -> None:
     loaded = set(run(f"import sys; {what}; print(' '.join(sys.modules))").split())
     assert "tnn_train.heads" in loaded
-    trains = {"tnn_train.loop", "tnn_train.trainer", "tnn_train.recipe", "tnn_train.data", "tnn_train.report"}
+    trains = {
+        "tnn_train.training.loop",
+        "tnn_train.training.trainer",
+        "tnn_train.training.recipe",
+        "tnn_train.data",
+        "tnn_train.report",
+    }
     assert not loaded & {*trains, "sklearn", "matplotlib", "jinja2"}
 
 

@@ -16,9 +16,9 @@ from conftest import draw_photos
 
 from tnn_export.cli import COMMANDS, EXPORT
 from tnn_runtime.cli import build_parser
-from tnn_train.arguments import parse
-from tnn_train.cli import _Training
-from tnn_train.sweep import _Sweep
+from tnn_train.commands.arguments import parse
+from tnn_train.commands.sweep import _Sweep
+from tnn_train.commands.train import _Training
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -16,8 +16,8 @@ import torch
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.reject import SCORES
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
-from tnn_train.loop import TrainResult
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.training.loop import TrainResult
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -195,7 +195,7 @@ def test_heads_on_a_frozen_backbone(
     assert set(results) == set(frozen.HEADS)
     assert all(len(result["test"]) == 2 for result in results.values())
     assert len(list((tmp_path / "cache").iterdir())) == 3
-    monkeypatch.setattr("tnn_train.embeddings._compute", None)
+    monkeypatch.setattr("tnn_train.training.embeddings._compute", None)
     frozen.command([*arguments, "--out", str(tmp_path)])
     assert capsys.readouterr().out == first
     assert frozen.run("frozen_heads", frozen.command, [*arguments[:-4], "--seeds", "1"]) == 1

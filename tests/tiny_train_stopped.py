@@ -9,7 +9,7 @@ import sys
 import torch
 from tiny_train import main
 
-from tnn_train.trainer import Trainer
+from tnn_train.training.trainer import Trainer
 
 learn = Trainer._learn
 

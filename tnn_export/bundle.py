@@ -34,8 +34,8 @@ from tnn_export.serving import ServingModel
 from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.reject import Reject, calibrate
 from tnn_runtime.storage import describe_files, new_folder
-from tnn_train.checkpoint import Checkpoint
 from tnn_train.heads import TverskyHead
+from tnn_train.model.checkpoint import Checkpoint
 
 __all__ = ["export_bundle"]
 

@@ -21,7 +21,7 @@ from tnn_export.provenance import load_with_results
 from tnn_runtime.console import Parser
 from tnn_runtime.manifest import MANIFEST_FILE
 from tnn_runtime.storage import refuse_existing, write_json
-from tnn_train.checkpoint import Checkpoint
+from tnn_train.model.checkpoint import Checkpoint
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 

@@ -15,7 +15,7 @@ from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import refuse_existing
-from tnn_train.checkpoint import CONFIG_FILE, save_checkpoint
+from tnn_train.model.checkpoint import CONFIG_FILE, save_checkpoint
 
 __all__ = ["make_parser", "run"]
 

@@ -11,7 +11,7 @@ from tnn_export.formats.onnx import OPSETS
 from tnn_export.precision import PRECISIONS
 from tnn_runtime.manifest import MOST_IMAGES, BatchBounds
 from tnn_runtime.reject import SCORES
-from tnn_train.config import choose
+from tnn_train.model.config import choose
 
 __all__ = ["ExportOptions"]
 

@@ -17,10 +17,10 @@ from tnn_export.samples import make_samples
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import new_folder, write_json
-from tnn_train.backbones import check_image_size
-from tnn_train.checkpoint import Checkpoint, save_checkpoint
-from tnn_train.config import ModelConfig
-from tnn_train.models import Normalize, build_model
+from tnn_train.model.backbones import check_image_size
+from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
+from tnn_train.model.config import ModelConfig
+from tnn_train.model.image_model import Normalize, build_model
 
 __all__ = ["HEADS", "PAIR_FILE", "export_pair", "make_pair"]
 

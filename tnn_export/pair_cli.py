@@ -11,9 +11,9 @@ from tnn_export.pair import HEADS, PAIR_FILE, export_pair
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import refuse_existing
-from tnn_train.config import ModelConfig, TverskyConfig
 from tnn_train.errors import Field, FieldError
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.model.config import ModelConfig, TverskyConfig
 
 __all__ = ["make_parser", "run"]
 

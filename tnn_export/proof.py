@@ -14,8 +14,8 @@ from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError, TnnError
 from tnn_runtime.manifest import PROOF_FILE, Manifest
 from tnn_runtime.storage import read_arrays
-from tnn_train.config import ModelConfig
 from tnn_train.heads import build_head
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["read_proof", "write_proof"]
 

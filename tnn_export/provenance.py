@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.storage import read_json
-from tnn_train.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.model.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]
 

@@ -12,8 +12,8 @@ from tnn_export.precision import PRECISIONS
 from tnn_export.reference import Reference
 from tnn_export.report import LOWERED, ParityReport
 from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE
-from tnn_train.config import SCALARS
 from tnn_train.heads import TverskyHead
+from tnn_train.model.config import SCALARS
 
 __all__ = ["write_golden", "write_head"]
 

@@ -16,7 +16,7 @@ from tnn_export.report import Flip
 from tnn_export.samples import Samples
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
-from tnn_train.models import ImageModel, Normalize
+from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = ["BOUNDARY", "Reference", "largest"]
 

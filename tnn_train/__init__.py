@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from tnn_train.config import ModelConfig, TverskyConfig
     from tnn_train.data import DataConfig, ImageData, load_data
+    from tnn_train.evaluation.scoring import evaluate
     from tnn_train.heads import LinearHead, TverskyHead
-    from tnn_train.layers import TverskySimilarity
-    from tnn_train.loop import train
-    from tnn_train.models import build_model
-    from tnn_train.recipe import TrainConfig
-    from tnn_train.scoring import evaluate
+    from tnn_train.heads.tversky.layer import TverskySimilarity
+    from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from tnn_train.model.config import ModelConfig, TverskyConfig
+    from tnn_train.model.image_model import build_model
+    from tnn_train.training.loop import train
+    from tnn_train.training.recipe import TrainConfig
 
 __all__ = [
     "Checkpoint",
@@ -42,14 +42,14 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
-        "config": ["ModelConfig", "TverskyConfig"],
+        "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
+        "model.config": ["ModelConfig", "TverskyConfig"],
         "data": ["DataConfig", "ImageData", "load_data"],
         "heads": ["LinearHead", "TverskyHead"],
-        "layers": ["TverskySimilarity"],
-        "loop": ["train"],
-        "models": ["build_model"],
-        "recipe": ["TrainConfig"],
-        "scoring": ["evaluate"],
+        "heads.tversky.layer": ["TverskySimilarity"],
+        "training.loop": ["train"],
+        "model.image_model": ["build_model"],
+        "training.recipe": ["TrainConfig"],
+        "evaluation.scoring": ["evaluate"],
     },
 )

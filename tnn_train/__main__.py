@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-train`` and return its exit code."""
-    return run("tnn-train", "tnn_train.cli", arguments, extra="train", tell=tell_once)
+    return run("tnn-train", "tnn_train.commands.train", arguments, extra="train", tell=tell_once)
 
 
 if __name__ == "__main__":

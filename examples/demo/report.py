@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from tnn_runtime import Classifier, Explanation
 from tnn_train import ImageData
-from tnn_train.loop import TrainResult
-from tnn_train.plots import plot_confusion, plot_curves
 from tnn_train.report.pictures import figure_url
+from tnn_train.report.plots import plot_confusion, plot_curves
+from tnn_train.training.loop import TrainResult
 
 _EXPLAINED_IMAGES = 4
 _COLORS = {"common": "#2a7f4f", "input_only": "#c8553d", "prototype_only": "#e0a458"}

@@ -17,8 +17,8 @@ from tnn_runtime import Classifier
 from tnn_runtime.manifest import BatchBounds
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model
-from tnn_train.loop import TrainResult
-from tnn_train.models import ImageModel, Normalize
+from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.training.loop import TrainResult
 
 
 def checkpoint_of(backbone: str | nn.Module, side: int) -> Checkpoint:

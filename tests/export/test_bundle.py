@@ -19,8 +19,8 @@ from tnn_export.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
 from tnn_runtime.reject import Reject
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
-from tnn_train.loop import TrainResult
-from tnn_train.models import ImageModel, Normalize
+from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.training.loop import TrainResult
 
 
 def test_a_bundle_holds_what_the_runtime_needs(bundles: dict[str, Path]) -> None:

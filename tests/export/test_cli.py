@@ -6,7 +6,7 @@ import pytest
 
 from tnn_export.__main__ import main
 from tnn_runtime import Classifier
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 
 def test_it_exports_and_prints_the_proof(

@@ -28,7 +28,7 @@ from tnn_export.importers import IMPORTERS, import_state_dict
 from tnn_runtime import ArtifactError, Classifier, UsageError
 from tnn_runtime.preprocess import Preprocessing, find_images
 from tnn_train import Checkpoint, load_checkpoint
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
 
 PREPROCESSING = Preprocessing(16, 20, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
 D, F = 24, 8

@@ -21,8 +21,8 @@ from tnn_export import ExportError, lower_head, lower_model
 from tnn_export.lowering import LOWERINGS, affine, tversky
 from tnn_train import LinearHead, ModelConfig, TverskyConfig, TverskyHead, build_model, load_checkpoint
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MODELS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MODELS
+from tnn_train.training.loop import TrainResult
 
 
 def graph_of(head: nn.Module, path: Path) -> onnx.GraphProto:

@@ -22,7 +22,7 @@ from tnn_export.serving import EXTRA_OUTPUTS
 from tnn_runtime import Classifier, Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.manifest import BatchBounds
 from tnn_train import ImageData, load_checkpoint
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 PRECISION_FORMATS = {
     "fp32": ("onnx", "torchscript", "pt2"),

@@ -11,7 +11,7 @@ from tnn_export import pair
 from tnn_export.__main__ import main
 from tnn_runtime import Classifier, Manifest
 from tnn_train import ModelConfig, load_checkpoint
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
 
 ARGUMENTS = ["pair", "--backbone", "tiny", "--size", "16", "--formats", "onnx"]
 

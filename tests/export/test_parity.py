@@ -22,7 +22,7 @@ from tnn_export.samples import Samples, make_embeddings, make_samples
 from tnn_export.serving import EXTRA_OUTPUTS, ServingModel
 from tnn_runtime.manifest import BatchBounds
 from tnn_train import Checkpoint, ImageData, TverskyHead, load_checkpoint
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 Change = Callable[[ServingModel], object]
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tnn_export.__main__ import main
 from tnn_runtime import Classifier
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 
 @pytest.fixture

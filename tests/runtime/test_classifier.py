@@ -13,7 +13,7 @@ import tnn_runtime
 from tnn_runtime import Classifier, ClassifierClosed, InputError, Prediction, SelfCheckError, UsageError
 from tnn_runtime import classifier as module
 from tnn_train import ImageData, evaluate, load_checkpoint
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from tnn_export import lower_head
 from tnn_runtime import ArtifactError, Classifier, UsageError, measures
 from tnn_runtime.explain import HeadExplainer
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
-from tnn_train.loop import TrainResult
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS
+from tnn_train.training.loop import TrainResult
 
 NAMES = ("tversky", "jumping", "ratio")
 

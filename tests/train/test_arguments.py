@@ -8,7 +8,7 @@ import pytest
 
 from tnn_runtime import UsageError
 from tnn_train import TrainConfig, TverskyConfig
-from tnn_train.arguments import _IN_SHORT_HELP, Configuration, option, parse
+from tnn_train.commands.arguments import _IN_SHORT_HELP, Configuration, option, parse
 from tnn_train.data import DataConfig
 from tnn_train.errors import Field
 

@@ -12,7 +12,7 @@ from tnn_export import export_bundle
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
-from tnn_train.backbones import BACKBONES, build_backbone, check_backbone, check_image_size, has_resnet_stem
+from tnn_train.model.backbones import BACKBONES, build_backbone, check_backbone, check_image_size, has_resnet_stem
 
 FAMILIES = {
     "alexnet": 4096,

@@ -12,8 +12,8 @@ import torch
 
 from tnn_runtime import ArtifactError, OutputExistsError
 from tnn_train import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
-from tnn_train.checkpoint import load_trainer_state
-from tnn_train.loop import TrainResult
+from tnn_train.model.checkpoint import load_trainer_state
+from tnn_train.training.loop import TrainResult
 
 FILES = ("config.json", "model.safetensors", "samples.npz", "trainer_state.pt")
 
@@ -61,7 +61,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(checkpoint: Path, monkeypatch: 
     def full_disk(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tnn_train.checkpoint.torch.save", full_disk)
+    monkeypatch.setattr("tnn_train.model.checkpoint.torch.save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(checkpoint, loaded, {"epoch": 1}, overwrite=True)
     load_checkpoint(checkpoint)

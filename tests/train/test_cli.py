@@ -13,10 +13,10 @@ from tnn_train.__main__ import main
 from tnn_train.data import DATASETS
 from tnn_train.data.augment import AUGMENTATIONS
 from tnn_train.heads import HEADS
-from tnn_train.inits import INITS
-from tnn_train.loop import TrainResult
-from tnn_train.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.heads.tversky.inits import INITS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.training.loop import TrainResult
+from tnn_train.training.recipe import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 FAST = ["--backbone", "tiny", "--epochs", "2", "--tversky.num-features", "8"]
 

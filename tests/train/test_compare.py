@@ -14,8 +14,8 @@ from scipy import stats
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.console import run
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig
-from tnn_train.compare import Comparison, compare_runs, write_comparison
-from tnn_train.compare_cli import command
+from tnn_train.commands.compare import command
+from tnn_train.report.compare import Comparison, compare_runs, write_comparison
 
 LINEAR = ModelConfig(head="linear")
 TVERSKY = ModelConfig()

@@ -13,12 +13,12 @@ from torch import nn
 
 from tnn_runtime import UsageError
 from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, reporting, train
-from tnn_train import embeddings as embeddings_module
-from tnn_train.embeddings import embed
-from tnn_train.loop import TrainResult
-from tnn_train.models import Normalize
+from tnn_train.commands.reporting import report_on
+from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary
-from tnn_train.reporting import report_on
+from tnn_train.training import embeddings as embeddings_module
+from tnn_train.training.embeddings import embed
+from tnn_train.training.loop import TrainResult
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(backbone="tiny", num_classes=2)
@@ -167,7 +167,7 @@ def test_a_frozen_backbone_takes_no_augmentation(data: ImageData, tmp_path: Path
 
 
 def test_short_epochs_are_not_saved_each(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tnn_train import run as run_module
+    from tnn_train.training import run_folder as run_module
 
     saved: list[Path] = []
     save = run_module.save_checkpoint

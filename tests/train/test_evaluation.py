@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional
 
-from tnn_train.evaluation import Evaluation, wilson_interval
+from tnn_train.evaluation.metrics import Evaluation, wilson_interval
 
 
 def of_probabilities(rows: list[list[float]], labels: list[int]) -> Evaluation:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tnn_runtime import UsageError
-from tnn_train import ModelConfig, TverskyConfig, TverskyHead, TverskySimilarity, similarity
+from tnn_train import ModelConfig, TverskyConfig, TverskyHead, TverskySimilarity
 from tnn_train.heads import build_head
-from tnn_train.similarity import INTERSECTIONS
+from tnn_train.heads.tversky import similarity
+from tnn_train.heads.tversky.similarity import INTERSECTIONS
 
 PAIRWISE = forms(model=("contrast", "ratio"), intersection=("softmin",), num_prototypes=(None, 37))
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from tnn_runtime import OutputExistsError, UsageError
 from tnn_train import ImageData, ModelConfig, build_model, evaluate, load_checkpoint, load_data, train
-from tnn_train import loop as loop_module
-from tnn_train import trainer as trainer_module
 from tnn_train.errors import TrainingError
-from tnn_train.loop import TrainResult
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
+from tnn_train.training import loop as loop_module
+from tnn_train.training import trainer as trainer_module
+from tnn_train.training.loop import TrainResult
 
 TINY = ModelConfig(backbone="tiny")
 

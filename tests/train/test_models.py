@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional
 from tnn_runtime import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_train import LinearHead, ModelConfig, TverskyHead, build_model
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
 
 
 def test_normalisation_is_torchvisions() -> None:

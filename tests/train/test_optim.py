@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, build_model
-from tnn_train.optim import Schedule, build_optimizer
-from tnn_train.recipe import OPTIMIZERS, SCHEDULES
+from tnn_train.training.optim import Schedule, build_optimizer
+from tnn_train.training.recipe import OPTIMIZERS, SCHEDULES
 
 
 def rates(epochs: int = 4, steps: int = 5, losses: tuple[float, ...] = (1.0,) * 99, **options: object) -> list[float]:

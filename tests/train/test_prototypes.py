@@ -10,7 +10,7 @@ from forms import FORMS, name, random_head
 from tnn_runtime import UsageError
 from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.data.images import even_sample
-from tnn_train.prototypes import analyse_head, feature_parts
+from tnn_train.heads.tversky.analysis import analyse_head, feature_parts
 
 
 def head_with(prototypes: list[list[float]], bank: list[list[float]] | None = None, **options: object) -> TverskyHead:

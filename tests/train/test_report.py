@@ -20,13 +20,13 @@ from tnn_runtime.preprocess import Preprocessing
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.evaluation import Evaluation
-from tnn_train.loop import TrainResult
-from tnn_train.models import Normalize
-from tnn_train.plots import plot_confusion, plot_curves
+from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary, write_report
 from tnn_train.report.pictures import figure_url, image_url
-from tnn_train.report.settings import flatten
+from tnn_train.report.plots import plot_confusion, plot_curves
+from tnn_train.training.loop import TrainResult
+from tnn_train.training.settings import flatten
 
 SECTIONS = ["learning", "confusion", "classes", "calibration", "mistakes", "configuration"]
 

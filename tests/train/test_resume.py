@@ -23,9 +23,9 @@ from conftest import RECIPE
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
-from tnn_train.loop import TrainResult
-from tnn_train.run import RunFolder
-from tnn_train.trainer import Trainer
+from tnn_train.training.loop import TrainResult
+from tnn_train.training.run_folder import RunFolder
+from tnn_train.training.trainer import Trainer
 
 TINY = ModelConfig(backbone="tiny")
 SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(photos: Path, tmp_path: Path) ->
     program = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "import resource, tiny_train\n"
-        "from tnn_train.run import RunFolder\n"
+        "from tnn_train.training.run_folder import RunFolder\n"
         "save, count = RunFolder.save, 0\n"
         "def limited(run, **options):\n"
         "    global count\n"

@@ -7,7 +7,7 @@ import pytest
 
 from tnn_train import load_checkpoint
 from tnn_train.__main__ import main
-from tnn_train.loop import TrainResult
+from tnn_train.training.loop import TrainResult
 
 
 def options(photos: Path, runs: dict[str, TrainResult], out: Path, *more: str) -> list[str]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tnn_runtime import ArtifactError, UsageError
 from tnn_train import ModelConfig, build_model, load_checkpoint
-from tnn_train.loop import TrainResult
-from tnn_train.models import BACKBONES, ImageModel
-from tnn_train.weights import Statistics, load_weights, resolve_stem
+from tnn_train.model.image_model import BACKBONES, ImageModel
+from tnn_train.model.weights import Statistics, load_weights, resolve_stem
+from tnn_train.training.loop import TrainResult
 
 TINY = ModelConfig("tiny", stem="imagenet")
 SMALLEST = "shufflenet_v2_x0_5"

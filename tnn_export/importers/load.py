@@ -25,13 +25,13 @@ from tnn_export.samples import Samples, make_samples
 from tnn_runtime.decoding import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing
-from tnn_train.backbones import build_backbone, check_image_size
-from tnn_train.checkpoint import Checkpoint
-from tnn_train.config import SCALARS, SPELLINGS, ModelConfig, TverskyConfig
 from tnn_train.heads import TverskyHead
-from tnn_train.layers import to_raw
-from tnn_train.models import ImageModel, Normalize, build_model
-from tnn_train.states import check_fit, last_layer, read_state, stem_of
+from tnn_train.heads.tversky.layer import to_raw
+from tnn_train.model.backbones import build_backbone, check_image_size
+from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.config import SCALARS, SPELLINGS, ModelConfig, TverskyConfig
+from tnn_train.model.image_model import ImageModel, Normalize, build_model
+from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of
 
 __all__ = ["import_state_dict"]
 

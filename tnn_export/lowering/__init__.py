@@ -14,7 +14,7 @@ from tnn_export.folding import folded
 from tnn_export.lowering.linear import lower_linear
 from tnn_export.lowering.tversky import lower_tversky
 from tnn_train.heads import LinearHead, TverskyHead
-from tnn_train.models import ImageModel
+from tnn_train.model.image_model import ImageModel
 
 __all__ = ["LOWERINGS", "lower_head", "lower_model"]
 

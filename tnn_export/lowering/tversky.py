@@ -14,7 +14,7 @@ from torch.nn import functional
 from tnn_export.lowering import affine
 from tnn_export.lowering.affine import Affine, Prototypes
 from tnn_train.heads import TverskyHead
-from tnn_train.layers import SHORTEST
+from tnn_train.heads.tversky.layer import SHORTEST
 
 __all__ = ["HeadOutputs", "lower_tversky"]
 

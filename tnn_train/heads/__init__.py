@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from tnn_train.config import ModelConfig, choose
 from tnn_train.heads.linear import LinearHead
-from tnn_train.heads.tversky import TverskyHead
+from tnn_train.heads.tversky.head import TverskyHead
+from tnn_train.model.config import ModelConfig, choose
 
 __all__ = ["HEADS", "LinearHead", "TverskyHead", "build_head"]
 

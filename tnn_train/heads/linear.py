@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import nn
 
-from tnn_train.config import ModelConfig
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["LinearHead"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tnn_runtime.errors import UsageError
 from tnn_train.data import ImageSet
-from tnn_train.evaluation import Evaluation
+from tnn_train.evaluation.metrics import Evaluation
 
 __all__ = ["RunSummary"]
 

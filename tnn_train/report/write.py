@@ -10,15 +10,15 @@ import numpy as np
 
 from tnn_runtime.storage import write_text
 from tnn_train.data import ImageSet
-from tnn_train.evaluation import Evaluation, best_epoch, wilson_interval
+from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
 from tnn_train.heads import TverskyHead
-from tnn_train.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
-from tnn_train.prototypes import HeadAnalysis, Prototype, analyse_head
-from tnn_train.recipe import speed_unit
+from tnn_train.heads.tversky.analysis import HeadAnalysis, Prototype, analyse_head
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
-from tnn_train.report.settings import flatten
+from tnn_train.report.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
 from tnn_train.report.summary import RunSummary
+from tnn_train.training.recipe import speed_unit
+from tnn_train.training.settings import flatten
 
 __all__ = ["write_report"]
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tnn_runtime.preprocess import ImageSource
 from tnn_train.data import ImageSet
 from tnn_train.data.loader import evaluation_loader
-from tnn_train.models import Normalize
+from tnn_train.model.image_model import Normalize
 
 __all__ = ["EmbeddingSet", "cache_folder", "embed", "recall"]
 

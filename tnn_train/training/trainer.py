@@ -16,21 +16,21 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from tnn_train.config import ModelConfig
 from tnn_train.data import ImageData
 from tnn_train.data.augment import derived_seed, mixing
 from tnn_train.data.loader import EpochBatches, training_loader
 from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
-from tnn_train.evaluation import Evaluation, best_epoch
+from tnn_train.evaluation.metrics import Evaluation, best_epoch
+from tnn_train.evaluation.scoring import score
 from tnn_train.heads import TverskyHead
-from tnn_train.identity import identity, refuse_other
-from tnn_train.inits import class_means
-from tnn_train.models import ImageModel
-from tnn_train.optim import Schedule, build_optimizer
-from tnn_train.recipe import TrainConfig, speed_unit
-from tnn_train.scoring import score
-from tnn_train.stage import Stage
+from tnn_train.heads.tversky.inits import class_means
+from tnn_train.model.config import ModelConfig
+from tnn_train.model.image_model import ImageModel
+from tnn_train.training.identity import identity, refuse_other
+from tnn_train.training.optim import Schedule, build_optimizer
+from tnn_train.training.recipe import TrainConfig, speed_unit
+from tnn_train.training.stage import Stage
 
 __all__ = ["Trainer"]
 

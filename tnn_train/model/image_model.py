@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tnn_runtime.preprocess import Preprocessing
-from tnn_train.backbones import BACKBONES, build_backbone
-from tnn_train.config import ModelConfig
 from tnn_train.heads import build_head
+from tnn_train.model.backbones import BACKBONES, build_backbone
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["BACKBONES", "ImageModel", "Normalize", "build_model"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from tnn_runtime.decoding import nearest
 from tnn_runtime.errors import UsageError
-from tnn_train.arguments import Configuration, options_named, parse
-from tnn_train.config import choose
+from tnn_train.commands.arguments import Configuration, options_named, parse
+from tnn_train.commands.reporting import report_on
 from tnn_train.data import load_data
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, check_machine, pick_device, resolve, train
 from tnn_train.messages import is_first, notes
-from tnn_train.reporting import report_on
-from tnn_train.run import check_run_folder
+from tnn_train.model.config import choose
+from tnn_train.training.loop import TrainResult, check_machine, pick_device, resolve, train
+from tnn_train.training.run_folder import check_run_folder
 
 __all__ = ["command"]
 
@@ -102,13 +102,13 @@ def _conclude(result: TrainResult) -> None:
 
 
 def _sweep(arguments: Sequence[str]) -> None:
-    from tnn_train.sweep import command
+    from tnn_train.commands.sweep import command
 
     command(arguments)
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    from tnn_train.compare_cli import command
+    from tnn_train.commands.compare import command
 
     command(arguments)
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import Suppress
 
 from tnn_train.errors import Field, FieldError
-from tnn_train.inits import INITS
-from tnn_train.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.heads.tversky.inits import INITS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
 __all__ = ["CLASS_MEANS", "SCALARS", "SPELLINGS", "ModelConfig", "TverskyConfig", "at_least", "choose", "one_of"]
 

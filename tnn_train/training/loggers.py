@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.errors import UsageError
-from tnn_train.trainer import Trainer
+from tnn_train.training.trainer import Trainer
 
 __all__ = ["Logs", "open_logs"]
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from tnn_train.recipe import TrainConfig
+from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Schedule", "build_optimizer"]
 

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from tnn_runtime.errors import UsageError
-from tnn_train.backbones import check_image_size
-from tnn_train.config import CLASS_MEANS, ModelConfig
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
 from tnn_train.errors import Field, FieldError
-from tnn_train.evaluation import Evaluation
-from tnn_train.logs import open_logs
-from tnn_train.models import ImageModel, build_model
-from tnn_train.recipe import TrainConfig
-from tnn_train.run import BEST, LAST, RunFolder, check_run_folder
-from tnn_train.stage import set_stage
-from tnn_train.stopping import listen
-from tnn_train.trainer import Trainer
-from tnn_train.weights import load_weights, resolve_stem
+from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.model.backbones import check_image_size
+from tnn_train.model.config import CLASS_MEANS, ModelConfig
+from tnn_train.model.image_model import ImageModel, build_model
+from tnn_train.model.weights import load_weights, resolve_stem
+from tnn_train.training.loggers import open_logs
+from tnn_train.training.recipe import TrainConfig
+from tnn_train.training.run_folder import BEST, LAST, RunFolder, check_run_folder
+from tnn_train.training.stage import set_stage
+from tnn_train.training.stopping import listen
+from tnn_train.training.trainer import Trainer
 
 __all__ = ["TrainResult", "check_machine", "pick_device", "resolve", "train"]
 

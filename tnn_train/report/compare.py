@@ -14,15 +14,15 @@ from scipy.stats import t as student
 from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import write_text
 from tnn_train.heads import HEADS
-from tnn_train.plots import plot_estimates, plot_seeds
-from tnn_train.recipe import speed_unit
 from tnn_train.report.page import render
-from tnn_train.run_results import Run, read_run
+from tnn_train.report.plots import plot_estimates, plot_seeds
+from tnn_train.training.recipe import speed_unit
+from tnn_train.training.results import Run, read_run
 
 __all__ = ["MEASURES", "Comparison", "Estimate", "Group", "Table", "compare_runs", "write_comparison"]
 
 MEASURES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "ece": "ECE", "images_per_second": "speed"}
-"""What is compared: fields of `tnn_train.run_results.Results`, and what they are called."""
+"""What is compared: fields of `tnn_train.training.results.Results`, and what they are called."""
 
 _SPEED = "images_per_second"
 _HEAD = "model.head"

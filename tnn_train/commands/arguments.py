@@ -16,10 +16,10 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import UsageError
-from tnn_train.config import ModelConfig
 from tnn_train.data import DataConfig
 from tnn_train.errors import Field, FieldError
-from tnn_train.recipe import TrainConfig
+from tnn_train.model.config import ModelConfig
+from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Configuration", "option", "options_named", "parse"]
 

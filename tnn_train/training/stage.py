@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tnn_train.data import ImageData
 from tnn_train.data.augment import AugmentedSet
 from tnn_train.data.loader import Items
-from tnn_train.embeddings import cache_folder, embed
-from tnn_train.models import ImageModel, Normalize
-from tnn_train.recipe import TrainConfig
+from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.training.embeddings import cache_folder, embed
+from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Stage", "set_stage"]
 

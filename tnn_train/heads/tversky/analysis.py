@@ -11,10 +11,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from tnn_runtime.errors import UsageError
-from tnn_train import similarity
 from tnn_train.heads import TverskyHead
-from tnn_train.layers import TverskyMeasure, full_precision
-from tnn_train.similarity import Pairs, Parts
+from tnn_train.heads.tversky import similarity
+from tnn_train.heads.tversky.layer import TverskyMeasure, full_precision
+from tnn_train.heads.tversky.similarity import Pairs, Parts
 
 __all__ = ["Duplicate", "HeadAnalysis", "Prototype", "SharedFeature", "analyse_head", "feature_parts"]
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_runtime.storage import refuse_existing, stands, write_text
-from tnn_train.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
 from tnn_train.data.images import ImageSet, even_sample
-from tnn_train.evaluation import Evaluation
-from tnn_train.models import ImageModel
-from tnn_train.run_results import Results, write_results
-from tnn_train.trainer import Trainer
+from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
+from tnn_train.model.image_model import ImageModel
+from tnn_train.training.results import Results, write_results
+from tnn_train.training.trainer import Trainer
 
 __all__ = ["BEST", "LAST", "RunFolder", "check_run_folder"]
 

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from tnn_train.data import ImageSet
 from tnn_train.data.loader import Items, evaluation_loader
 from tnn_train.distributed import Processes
-from tnn_train.evaluation import Evaluation
-from tnn_train.models import ImageModel, Normalize
+from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = ["evaluate", "score"]
 

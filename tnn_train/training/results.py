@@ -12,8 +12,8 @@ from typing import Any
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.storage import read_json, write_json
-from tnn_train.recipe import INCIDENTAL
-from tnn_train.report.settings import flatten
+from tnn_train.training.recipe import INCIDENTAL
+from tnn_train.training.settings import flatten
 
 __all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 

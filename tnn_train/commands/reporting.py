@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_train.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.embeddings import cache_folder, embed, recall
 from tnn_train.heads import TverskyHead
-from tnn_train.loop import TrainResult
+from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.report import RunSummary, write_report
+from tnn_train.training.embeddings import cache_folder, embed, recall
+from tnn_train.training.loop import TrainResult
 
 __all__ = ["report_on"]
 

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from tnn_runtime.errors import UsageError
-from tnn_train.config import ModelConfig
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["BACKBONES", "build_backbone", "check_backbone", "check_image_size", "has_resnet_stem"]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tnn_train.config import ModelConfig, TverskyConfig
 from tnn_train.data import DataConfig, ImageData
 from tnn_train.errors import Field, FieldError
-from tnn_train.recipe import INCIDENTAL, TrainConfig
+from tnn_train.model.config import ModelConfig, TverskyConfig
+from tnn_train.training.recipe import INCIDENTAL, TrainConfig
 
 __all__ = ["identity", "refuse_other"]
 

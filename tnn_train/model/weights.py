@@ -10,11 +10,11 @@ import torchvision
 from torch import Tensor, nn
 
 from tnn_runtime.errors import ArtifactError, UsageError
-from tnn_train.backbones import check_backbone, has_resnet_stem
-from tnn_train.checkpoint import load_checkpoint
-from tnn_train.config import ModelConfig
-from tnn_train.models import ImageModel
-from tnn_train.states import check_fit, last_layer, read_state, stem_of, unwrap
+from tnn_train.model.backbones import check_backbone, has_resnet_stem
+from tnn_train.model.checkpoint import load_checkpoint
+from tnn_train.model.config import ModelConfig
+from tnn_train.model.image_model import ImageModel
+from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of, unwrap
 
 __all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "load_weights", "resolve_stem"]
 

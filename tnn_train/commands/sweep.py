@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_runtime.storage import stands
-from tnn_train.arguments import Configuration, parse
-from tnn_train.compare import compare_runs, write_comparison
-from tnn_train.config import choose
+from tnn_train.commands.arguments import Configuration, parse
 from tnn_train.data import ImageData, load_data
 from tnn_train.errors import FieldError
 from tnn_train.heads import HEADS
-from tnn_train.loop import TrainResult, check_machine, train
-from tnn_train.recipe import TrainConfig
-from tnn_train.run import LAST
+from tnn_train.model.config import choose
+from tnn_train.report.compare import compare_runs, write_comparison
+from tnn_train.training.loop import TrainResult, check_machine, train
+from tnn_train.training.recipe import TrainConfig
+from tnn_train.training.run_folder import LAST
 
 __all__ = ["command"]
 

@@ -29,8 +29,8 @@ from tnn_runtime.storage import (
     verify_files,
     write_json,
 )
-from tnn_train.config import ModelConfig
-from tnn_train.models import ImageModel, build_model
+from tnn_train.model.config import ModelConfig
+from tnn_train.model.image_model import ImageModel, build_model
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint", "versions"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import OutputExistsError
-from tnn_train.compare import compare_runs, write_comparison
+from tnn_train.report.compare import compare_runs, write_comparison
 
 __all__ = ["command"]
 

@@ -1,0 +1,1 @@
+"""Training: what is trained, its steps and epochs, and the folder of a run."""
