@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from tnn_export import lower_head
-from tnn_export.lowering import tversky
+from tnn_export.lowering.tversky import head as tversky
 from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, positive_int, run

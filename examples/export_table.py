@@ -19,9 +19,9 @@ import torch
 from tqdm import tqdm
 
 from tnn_export import ExportOptions, ParityError, ParityReport, export_bundle
+from tnn_export.bundle.inspect import inspect_bundle
 from tnn_export.formats import FORMATS
-from tnn_export.inspect import inspect_bundle
-from tnn_export.precision import PRECISIONS
+from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime import Manifest
 from tnn_runtime.console import Parser, run
 from tnn_runtime.manifest import BatchBounds

@@ -12,7 +12,7 @@ from forms import CLASSES, name
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_export.bundle import write_head
+from tnn_export.bundle.write import write_head
 from tnn_runtime.explain import HeadExplainer
 from tnn_train import TverskyHead
 

@@ -79,7 +79,7 @@ def test_importing_the_runtime_is_light(module: str) -> None:
     assert not loaded & {"tensorrt", "tensorrt_rtx_bindings", "filelock", "cryptography"}
 
 
-@pytest.mark.parametrize("what", ["from tnn_export import *", "import tnn_export.cli"])
+@pytest.mark.parametrize("what", ["from tnn_export import *", "import tnn_export.commands.export"])
 def test_importing_the_export_loads_neither_the_loop_nor_the_data(what: str) -> None:
     loaded = set(run(f"import sys; {what}; print(' '.join(sys.modules))").split())
     assert "tnn_train.heads" in loaded

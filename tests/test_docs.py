@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import draw_photos
 
-from tnn_export.cli import COMMANDS, EXPORT
+from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.cli import build_parser
 from tnn_train.commands.arguments import parse
 from tnn_train.commands.sweep import _Sweep

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tnn_export.bundle import export_bundle
-    from tnn_export.check import check_bundle
+    from tnn_export.bundle.options import ExportOptions
+    from tnn_export.bundle.write import export_bundle
     from tnn_export.errors import ExportError, ParityError
     from tnn_export.lowering import lower_head, lower_model
-    from tnn_export.options import ExportOptions
-    from tnn_export.parity import check_parity
-    from tnn_export.reference import Reference
-    from tnn_export.report import ParityReport, StageParity
+    from tnn_export.proof.check import check_bundle
+    from tnn_export.proof.parity import check_parity
+    from tnn_export.proof.reference import Reference
+    from tnn_export.proof.report import ParityReport, StageParity
 
 __all__ = [
     "ExportError",
@@ -33,13 +33,13 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "bundle": ["export_bundle"],
-        "check": ["check_bundle"],
+        "bundle.write": ["export_bundle"],
+        "proof.check": ["check_bundle"],
         "errors": ["ExportError", "ParityError"],
         "lowering": ["lower_head", "lower_model"],
-        "options": ["ExportOptions"],
-        "parity": ["check_parity"],
-        "reference": ["Reference"],
-        "report": ["ParityReport", "StageParity"],
+        "bundle.options": ["ExportOptions"],
+        "proof.parity": ["check_parity"],
+        "proof.reference": ["Reference"],
+        "proof.report": ["ParityReport", "StageParity"],
     },
 )

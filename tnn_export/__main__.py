@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-export`` and return its exit code."""
-    return run("tnn-export", "tnn_export.cli", arguments, extra="export")
+    return run("tnn-export", "tnn_export.commands.export", arguments, extra="export")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tnn_runtime.errors import TnnError
 
 if TYPE_CHECKING:
-    from tnn_export.report import ParityReport
+    from tnn_export.proof.report import ParityReport
 
 __all__ = ["ExportError", "ParityError"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_export import ExportError, ExportOptions, export_bundle
-from tnn_export.inspect import inspect_bundle
+from tnn_export.bundle.inspect import inspect_bundle
 from tnn_runtime import Classifier
 from tnn_runtime.manifest import BatchBounds
 from tnn_runtime.preprocess import Preprocessing

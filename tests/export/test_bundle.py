@@ -14,8 +14,8 @@ import torch
 from forms import name
 
 from tnn_export import ExportError, ExportOptions, ParityError, Reference, export_bundle, lower_model, serving
-from tnn_export import bundle as bundle_module
-from tnn_export.samples import Samples
+from tnn_export.bundle import write as bundle_module
+from tnn_export.proof.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
 from tnn_runtime.reject import Reject
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from tnn_export import ExportError, export_bundle
 from tnn_export.__main__ import main
-from tnn_export.import_cli import make_parser
+from tnn_export.commands.importing import make_parser
 from tnn_export.importers import IMPORTERS, import_state_dict
 from tnn_runtime import ArtifactError, Classifier, UsageError
 from tnn_runtime.preprocess import Preprocessing, find_images

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from torch import nn
 
 from tnn_export import ExportError, lower_head, lower_model
-from tnn_export.lowering import LOWERINGS, affine, tversky
+from tnn_export.lowering import LOWERINGS
+from tnn_export.lowering.tversky import affine
+from tnn_export.lowering.tversky import head as tversky
 from tnn_train import LinearHead, ModelConfig, TverskyConfig, TverskyHead, build_model, load_checkpoint
 from tnn_train.heads import HEADS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MODELS

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from tnn_export import ExportError, ExportOptions, check_bundle, export_bundle
+from tnn_export.bundle.inspect import inspect_bundle
 from tnn_export.formats import FORMATS
 from tnn_export.formats import onnx as onnx_format
-from tnn_export.inspect import inspect_bundle
-from tnn_export.serving import EXTRA_OUTPUTS
+from tnn_export.lowering.graph import EXTRA_OUTPUTS
 from tnn_runtime import Classifier, Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.manifest import BatchBounds
 from tnn_train import ImageData, load_checkpoint

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tnn_export import pair
 from tnn_export.__main__ import main
+from tnn_export.bundle import pair
 from tnn_runtime import Classifier, Manifest
 from tnn_train import ModelConfig, load_checkpoint
 from tnn_train.model.image_model import Normalize

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_export import ParityReport, Reference, check_parity
-from tnn_export.lowering import affine
-from tnn_export.parity import BATCH_SIZES, proof_batch_sizes
-from tnn_export.precision import PRECISIONS
-from tnn_export.reference import BOUNDARY
-from tnn_export.report import StageParity
-from tnn_export.running import Ran, Runner
-from tnn_export.samples import Samples, make_embeddings, make_samples
-from tnn_export.serving import EXTRA_OUTPUTS, ServingModel
+from tnn_export.formats.precision import PRECISIONS
+from tnn_export.lowering.graph import EXTRA_OUTPUTS, ServingModel
+from tnn_export.lowering.tversky import affine
+from tnn_export.proof.parity import BATCH_SIZES, proof_batch_sizes
+from tnn_export.proof.reference import BOUNDARY
+from tnn_export.proof.report import StageParity
+from tnn_export.proof.running import Ran, Runner
+from tnn_export.proof.samples import Samples, make_embeddings, make_samples
 from tnn_runtime.manifest import BatchBounds
 from tnn_train import Checkpoint, ImageData, TverskyHead, load_checkpoint
 from tnn_train.training.loop import TrainResult

@@ -12,7 +12,7 @@ import pytest
 from conftest import FIXTURES
 from jsonschema import Draft202012Validator
 
-from tnn_export.report import StageParity
+from tnn_export.proof.report import StageParity
 from tnn_runtime import ArtifactError, Manifest
 from tnn_runtime.decoding import decode
 from tnn_runtime.manifest import SCHEMA_VERSION, BatchBounds, TensorSpec

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from PIL import Image
 
-from tnn_export.signing import read_private_key, sign_bundle
+from tnn_export.bundle.signing import read_private_key, sign_bundle
 from tnn_runtime import ArtifactError, Classifier, Manifest, SignatureError, UsageError
 from tnn_runtime.__main__ import main
 from tnn_runtime.signature import verify_signature

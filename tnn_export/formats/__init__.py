@@ -1,7 +1,7 @@
 """The formats of an artifact: one file each, that writes a model and says what it can.
 
 A new format is a file with a function that writes it, an entry in `FORMATS`, and a function that runs it in
-`tnn_export.artifact`.
+`tnn_export.proof.artifact`.
 """
 
 from __future__ import annotations

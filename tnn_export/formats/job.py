@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_export.errors import ExportError
-from tnn_export.serving import ServingModel
+from tnn_export.lowering.graph import ServingModel
 
 __all__ = ["ExportJob", "first_line"]
 

@@ -17,11 +17,11 @@ from tnn_export.errors import ExportError
 from tnn_export.importers.parts import LinearMap, take_backbone, take_layer, take_linear
 from tnn_export.importers.registry import IMPORTERS
 from tnn_export.importers.source import REQUIRED, Converted, Options, Source
-from tnn_export.parity import compare
-from tnn_export.reference import Reference
-from tnn_export.report import StageParity
-from tnn_export.running import Ran
-from tnn_export.samples import Samples, make_samples
+from tnn_export.proof.parity import compare
+from tnn_export.proof.reference import Reference
+from tnn_export.proof.report import StageParity
+from tnn_export.proof.running import Ran
+from tnn_export.proof.samples import Samples, make_samples
 from tnn_runtime.decoding import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing

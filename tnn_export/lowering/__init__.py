@@ -10,9 +10,9 @@ from collections.abc import Callable
 from torch import nn
 
 from tnn_export.errors import ExportError
-from tnn_export.folding import folded
+from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear
-from tnn_export.lowering.tversky import lower_tversky
+from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_train.heads import LinearHead, TverskyHead
 from tnn_train.model.image_model import ImageModel
 
@@ -30,7 +30,7 @@ def lower_head(head: nn.Module, *, parts: bool = False) -> nn.Module:
 
     Returns:
         A module whose prototype side is constant, from embeddings ``[N, D]`` to logits ``[N, C]``, float32, or to
-        `tnn_export.lowering.tversky.HeadOutputs` with ``parts``.
+        `tnn_export.lowering.tversky.head.HeadOutputs` with ``parts``.
 
     Raises:
         ExportError: If there is no lowering for this kind of head, or it has no parts.

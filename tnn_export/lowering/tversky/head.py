@@ -1,8 +1,9 @@
 """The Tversky head as one matrix product after the projection.
 
-Measures are affine functions of few quantities of the input (see `tnn_export.lowering.affine`), so the whole head folds
-into one GEMM over ``[a+, m, sqrt(a+)]``, or those of them that the form needs, and at most one pairwise sum for each
-kind of minimum. What follows the head's similarities, a logit scale or a linear map, is folded in where it can be.
+Measures are affine functions of few quantities of the input (see `tnn_export.lowering.tversky.affine`), so the whole
+head folds into one GEMM over ``[a+, m, sqrt(a+)]``, or those of them that the form needs, and at most one pairwise sum
+for each kind of minimum. What follows the head's similarities, a logit scale or a linear map, is folded in where it can
+be.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnn_export.lowering import affine
-from tnn_export.lowering.affine import Affine, Prototypes
+from tnn_export.lowering.tversky import affine
+from tnn_export.lowering.tversky.affine import Affine, Prototypes
 from tnn_train.heads import TverskyHead
 from tnn_train.heads.tversky.layer import SHORTEST
 

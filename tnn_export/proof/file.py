@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tnn_export.reference import Reference
-from tnn_export.samples import Samples
+from tnn_export.proof.reference import Reference
+from tnn_export.proof.samples import Samples
 from tnn_runtime.decoding import decode
 from tnn_runtime.errors import ArtifactError, TnnError
 from tnn_runtime.manifest import PROOF_FILE, Manifest

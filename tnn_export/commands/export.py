@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_export import import_cli, pair_cli
-from tnn_export.arguments import add_export_options, export_options
-from tnn_export.bundle import export_bundle
-from tnn_export.check import check_bundle
+from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
+from tnn_export.bundle.provenance import load_with_results
+from tnn_export.bundle.write import export_bundle
+from tnn_export.commands import importing, pair
+from tnn_export.commands.arguments import add_export_options, export_options
+from tnn_export.commands.images import image_files
 from tnn_export.errors import ParityError
-from tnn_export.images import image_files
-from tnn_export.inspect import describe_bundle, inspect_bundle
-from tnn_export.provenance import load_with_results
+from tnn_export.proof.check import check_bundle
 from tnn_runtime.console import Parser
 from tnn_runtime.manifest import MANIFEST_FILE
 from tnn_runtime.storage import refuse_existing, write_json
@@ -172,7 +172,7 @@ def _sign_parser() -> Parser:
 
 
 def _sign(options: argparse.Namespace) -> None:
-    from tnn_export.signing import sign_bundle
+    from tnn_export.bundle.signing import sign_bundle
 
     print(f"wrote {sign_bundle(options.bundle, options.key)}")
 
@@ -182,8 +182,8 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     EXPORT: (_export_parser, _export),
     "check": (_check_parser, _check),
     "inspect": (_inspect_parser, _inspect),
-    "import": (import_cli.make_parser, import_cli.run),
-    "pair": (pair_cli.make_parser, pair_cli.run),
+    "import": (importing.make_parser, importing.run),
+    "pair": (pair.make_parser, pair.run),
     "sign": (_sign_parser, _sign),
 }
 """What makes the parser of each command, and what runs it; without the name of one, a checkpoint is exported."""

@@ -6,10 +6,10 @@ import fnmatch
 from pathlib import Path
 
 from tnn_export.formats import FORMATS
-from tnn_export.parity import check_parity, proof_batch_sizes
-from tnn_export.proof import read_proof
-from tnn_export.report import ParityReport
-from tnn_export.running import fresh_process
+from tnn_export.proof.file import read_proof
+from tnn_export.proof.parity import check_parity, proof_batch_sizes
+from tnn_export.proof.report import ParityReport
+from tnn_export.proof.running import fresh_process
 from tnn_runtime.backends.onnxruntime import require_cuda
 from tnn_runtime.errors import UsageError
 from tnn_runtime.manifest import Manifest

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_export.precision import HEAD_TOLERANCE, PRECISIONS, Precision
-from tnn_export.reference import Reference, largest
-from tnn_export.report import Flip, ParityReport, StageParity
-from tnn_export.running import Ran, Runner
-from tnn_export.samples import Samples
+from tnn_export.formats.precision import HEAD_TOLERANCE, PRECISIONS, Precision
+from tnn_export.proof.reference import Reference, largest
+from tnn_export.proof.report import Flip, ParityReport, StageParity
+from tnn_export.proof.running import Ran, Runner
+from tnn_export.proof.samples import Samples
 from tnn_runtime.manifest import BatchBounds
 
 __all__ = ["BATCH_SIZES", "check_parity", "compare", "proof_batch_sizes"]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from tnn_export.bundle import export_bundle
-from tnn_export.options import ExportOptions
-from tnn_export.provenance import untrained
-from tnn_export.report import ParityReport
-from tnn_export.samples import make_samples
+from tnn_export.bundle.options import ExportOptions
+from tnn_export.bundle.provenance import untrained
+from tnn_export.bundle.write import export_bundle
+from tnn_export.proof.report import ParityReport
+from tnn_export.proof.samples import make_samples
 from tnn_runtime.errors import UsageError
 from tnn_runtime.preprocess import Preprocessing
 from tnn_runtime.storage import new_folder, write_json

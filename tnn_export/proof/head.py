@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tnn_export.lowering import lower_head
-from tnn_export.parity import compare
-from tnn_export.reference import Reference
-from tnn_export.report import StageParity
-from tnn_export.running import Ran, Runner
-from tnn_export.samples import make_embeddings
+from tnn_export.proof.parity import compare
+from tnn_export.proof.reference import Reference
+from tnn_export.proof.report import StageParity
+from tnn_export.proof.running import Ran, Runner
+from tnn_export.proof.samples import make_embeddings
 from tnn_train.heads import TverskyHead
 
 __all__ = ["compare_heads"]

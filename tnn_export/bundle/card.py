@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tnn_export.provenance import is_untrained
-from tnn_export.report import ParityReport
+from tnn_export.bundle.provenance import is_untrained
+from tnn_export.proof.report import ParityReport
 from tnn_runtime.manifest import (
     CARD_FILE,
     GOLDEN_FILE,

@@ -16,21 +16,21 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tnn_export.card import write_card
+from tnn_export.bundle.arrays import write_golden, write_head
+from tnn_export.bundle.card import write_card
+from tnn_export.bundle.options import ExportOptions
+from tnn_export.bundle.provenance import is_untrained, load_with_results, without_paths
 from tnn_export.errors import ExportError, ParityError
 from tnn_export.formats import FORMATS, ExportJob
-from tnn_export.lowered import compare_heads
-from tnn_export.options import ExportOptions
-from tnn_export.parity import compare, proof_batch_sizes
-from tnn_export.precision import PRECISIONS
-from tnn_export.proof import write_proof
-from tnn_export.provenance import is_untrained, load_with_results, without_paths
-from tnn_export.records import write_golden, write_head
-from tnn_export.reference import Reference
-from tnn_export.report import LOWERED, ParityReport
-from tnn_export.running import fresh_process
-from tnn_export.samples import make_samples
-from tnn_export.serving import ServingModel
+from tnn_export.formats.precision import PRECISIONS
+from tnn_export.lowering.graph import ServingModel
+from tnn_export.proof.file import write_proof
+from tnn_export.proof.head import compare_heads
+from tnn_export.proof.parity import compare, proof_batch_sizes
+from tnn_export.proof.reference import Reference
+from tnn_export.proof.report import LOWERED, ParityReport
+from tnn_export.proof.running import fresh_process
+from tnn_export.proof.samples import make_samples
 from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.reject import Reject, calibrate
 from tnn_runtime.storage import describe_files, new_folder
@@ -184,7 +184,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _signer(key: str | Path) -> Callable[[Path], None]:
-    from tnn_export.signing import read_private_key, write_signature
+    from tnn_export.bundle.signing import read_private_key, write_signature
 
     return partial(write_signature, key=read_private_key(key))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tnn_export.errors import ExportError
 from tnn_export.formats import check_formats
 from tnn_export.formats.onnx import OPSETS
-from tnn_export.precision import PRECISIONS
+from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime.manifest import MOST_IMAGES, BatchBounds
 from tnn_runtime.reject import SCORES
 from tnn_train.model.config import choose
@@ -22,8 +22,8 @@ class ExportOptions:
 
     Args:
         formats: Keys of `tnn_export.formats.FORMATS`.
-        precision: What the backbone computes in, a key of `tnn_export.precision.PRECISIONS`.
-        outputs: What artifacts return beside logits and embedding, of `tnn_export.serving.EXTRA_OUTPUTS`.
+        precision: What the backbone computes in, a key of `tnn_export.formats.precision.PRECISIONS`.
+        outputs: What artifacts return beside logits and embedding, of `tnn_export.lowering.graph.EXTRA_OUTPUTS`.
         batch: The batch sizes that they take.
         opset: The version of ONNX's operators.
         reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.reject.SCORES`; ``None`` for

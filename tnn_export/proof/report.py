@@ -35,7 +35,7 @@ class StageParity:
     Args:
         passed: Whether there is no problem.
         problems: What is wrong, one line each.
-        precision: A key of `tnn_export.precision.PRECISIONS`.
+        precision: A key of `tnn_export.formats.precision.PRECISIONS`.
         library: What ran it.
         samples: How many samples there are of each kind.
         batch_sizes: The batch sizes that were run.

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from tnn_export.arguments import add_export_options, export_options
-from tnn_export.pair import HEADS, PAIR_FILE, export_pair
+from tnn_export.bundle.pair import HEADS, PAIR_FILE, export_pair
+from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
 from tnn_runtime.storage import refuse_existing

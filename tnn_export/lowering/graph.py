@@ -20,7 +20,7 @@ _OF_PROTOTYPES = ("similarities", "common", "input_only", "prototype_only")
 
 EXTRA_OUTPUTS = ("probabilities", *_OF_PROTOTYPES)
 """What an artifact returns on request: softmax of the logits, ``[N, C]``, and what the logits are made of, ``[N, P]``
-each, see `tnn_export.lowering.tversky.HeadOutputs`."""
+each, see `tnn_export.lowering.tversky.head.HeadOutputs`."""
 
 
 class ServingModel(nn.Module):

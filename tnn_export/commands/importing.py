@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tnn_export.images import image_files
+from tnn_export.commands.images import image_files
 from tnn_export.importers import IMPORTERS, import_state_dict
 from tnn_export.importers.source import REQUIRED
 from tnn_runtime.console import Parser

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from tnn_export.bundle.options import ExportOptions
 from tnn_export.formats import FORMATS
 from tnn_export.formats.onnx import OPSETS
-from tnn_export.options import ExportOptions
-from tnn_export.precision import PRECISIONS
-from tnn_export.serving import EXTRA_OUTPUTS
+from tnn_export.formats.precision import PRECISIONS
+from tnn_export.lowering.graph import EXTRA_OUTPUTS
 from tnn_runtime.console import Parser
 from tnn_runtime.manifest import BatchBounds
 from tnn_runtime.reject import SCORES

@@ -1,0 +1,1 @@
+"""The bundle: what is written into its folder, and how it is read by people."""

@@ -1,0 +1,1 @@
+"""The proof that an export equals eager PyTorch: samples, comparison and report."""
