@@ -26,10 +26,10 @@ from tnn_runtime import Classifier, Manifest, UsageError
 from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import Estimate, Job, Latency, Offer, Opened, latency, machine, ratio, run_job, serve
 from tnn_runtime.bench.report import columns
+from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
-from tnn_runtime.cores import usable_cores
-from tnn_runtime.manifest import ONNX_FILE
-from tnn_runtime.storage import write_json
+from tnn_runtime.queue.cores import usable_cores
 
 OURS, CONTROL = "ours", "control"
 SERVE = "--serve"

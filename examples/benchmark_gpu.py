@@ -28,9 +28,9 @@ from tnn_runtime import Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.backends import Backend, BackendOptions, open_backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.bench import interleave, machine
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
-from tnn_runtime.decoding import decode
-from tnn_runtime.storage import write_json
 from tnn_train import ModelConfig, build_model
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

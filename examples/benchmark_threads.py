@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tnn_runtime import Classifier
 from tnn_runtime.bench import machine
 from tnn_runtime.console import Parser, positive_int, run
-from tnn_runtime.cores import usable_cores
+from tnn_runtime.queue.cores import usable_cores
 
 
 def medians_ms(

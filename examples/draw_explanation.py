@@ -20,8 +20,8 @@ from PIL import ImageOps
 
 from tnn_runtime import Classifier, Prediction, UsageError
 from tnn_runtime.console import Parser, run
-from tnn_runtime.explain import Explanation
-from tnn_runtime.preprocess import open_image
+from tnn_runtime.explain.tversky import Explanation
+from tnn_runtime.images.preprocess import open_image
 
 PARTS = {
     "common": ("shared with the prototype", "#2a7f62"),

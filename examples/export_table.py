@@ -23,8 +23,8 @@ from tnn_export.bundle.inspect import inspect_bundle
 from tnn_export.formats import FORMATS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime import Manifest
+from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_runtime.console import Parser, run
-from tnn_runtime.manifest import BatchBounds
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, load_data, train
 
 HEADS = {

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+from tnn_runtime.answers.reject import SCORES, calibrate, check_threshold
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.errors import UsageError
-from tnn_runtime.preprocess import Preprocessing, find_images
-from tnn_runtime.reject import SCORES, calibrate, check_threshold
+from tnn_runtime.images.preprocess import Preprocessing, find_images
 from tnn_train import Checkpoint, load_checkpoint, load_data
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tnn_train.model.image_model
 from tnn_export import export_bundle
-from tnn_runtime.manifest import SCHEMA_VERSION
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.training.loop import TrainResult
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_export.bundle.write import write_head
-from tnn_runtime.explain import HeadExplainer
+from tnn_runtime.explain.tversky import HeadExplainer
 from tnn_train import TverskyHead
 
 NAMES_OF_CLASSES = tuple(f"class {index}" for index in range(CLASSES))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tnn_runtime import Classifier, Manifest, TnnError
-from tnn_runtime.manifest import SCHEMA_VERSION
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 
 SOURCE = Path(__file__).parent / "fixtures" / f"bundle-v{SCHEMA_VERSION}"
 FILES = sorted(path.name for path in SOURCE.iterdir())

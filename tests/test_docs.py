@@ -15,7 +15,7 @@ import pytest
 from conftest import draw_photos
 
 from tnn_export.commands.export import COMMANDS, EXPORT
-from tnn_runtime.cli import build_parser
+from tnn_runtime.commands.predict import build_parser
 from tnn_train.commands.arguments import parse
 from tnn_train.commands.sweep import _Sweep
 from tnn_train.commands.train import _Training

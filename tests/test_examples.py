@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.reject import SCORES
+from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 from tnn_train.training.loop import TrainResult

@@ -10,8 +10,8 @@ import pytest
 from conftest import FIXTURES
 
 from tnn_runtime import UsageError
-from tnn_runtime.batching import Request
-from tnn_runtime.results import Answers, Prediction
+from tnn_runtime.answers.results import Answers, Prediction
+from tnn_runtime.queue.batching import Request
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BUNDLE = str(FIXTURES / "bundle-v2")

@@ -10,7 +10,7 @@ from conftest import FIXTURES
 
 from tnn_export.__main__ import main
 from tnn_runtime import Classifier
-from tnn_runtime.manifest import SCHEMA_VERSION
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 
 RELEASED = [FIXTURES / f"bundle-v{version}" for version in range(1, SCHEMA_VERSION + 1)]
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tnn_runtime.answers.results import Prediction
+    from tnn_runtime.bundle.manifest import Manifest
     from tnn_runtime.classifier import Classifier, Health
     from tnn_runtime.errors import (
         ArtifactError,
@@ -33,10 +35,8 @@ if TYPE_CHECKING:
         TnnError,
         UsageError,
     )
-    from tnn_runtime.explain import Explanation, FeatureParts, NearPrototype
-    from tnn_runtime.manifest import Manifest
-    from tnn_runtime.metrics import Distribution, MetricsSnapshot
-    from tnn_runtime.results import Prediction
+    from tnn_runtime.explain.tversky import Explanation, FeatureParts, NearPrototype
+    from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
     from tnn_runtime.version import __version__
 
 __all__ = [
@@ -88,10 +88,10 @@ __getattr__ = lazy_names(
             "TnnError",
             "UsageError",
         ],
-        "explain": ["Explanation", "FeatureParts", "NearPrototype"],
-        "manifest": ["Manifest"],
-        "metrics": ["Distribution", "MetricsSnapshot"],
-        "results": ["Prediction"],
+        "explain.tversky": ["Explanation", "FeatureParts", "NearPrototype"],
+        "bundle.manifest": ["Manifest"],
+        "queue.metrics": ["Distribution", "MetricsSnapshot"],
+        "answers.results": ["Prediction"],
         "version": ["__version__"],
     },
 )

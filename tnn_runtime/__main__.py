@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tnn-runtime`` and return its exit code."""
-    return run("tnn-runtime", "tnn_runtime.cli", arguments, extra="cpu")
+    return run("tnn-runtime", "tnn_runtime.commands.predict", arguments, extra="cpu")
 
 
 if __name__ == "__main__":

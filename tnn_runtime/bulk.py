@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
+from tnn_runtime.answers.results import Prediction
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import InputError
-from tnn_runtime.results import Prediction
 
 __all__ = ["Classified", "classify_files"]
 

@@ -17,21 +17,21 @@ from typing import Any, Self, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.reject import check_score, check_threshold
+from tnn_runtime.answers.results import Answers, Prediction
 from tnn_runtime.backends import BackendOptions, Outputs, open_backend
-from tnn_runtime.batching import Batcher, QueueOptions, Request
-from tnn_runtime.cores import usable_cores
-from tnn_runtime.decoders import Decoders
+from tnn_runtime.bundle.golden import replay_golden_samples
+from tnn_runtime.bundle.manifest import HEAD_FILE, Manifest
 from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.explain import Explanation, HeadExplainer
-from tnn_runtime.golden import replay_golden_samples
-from tnn_runtime.lifecycle import Lifecycle
-from tnn_runtime.manifest import HEAD_FILE, Manifest
-from tnn_runtime.metrics import Metrics, MetricsSnapshot
+from tnn_runtime.explain.tversky import Explanation, HeadExplainer
+from tnn_runtime.images.decoders import Decoders
+from tnn_runtime.images.preprocess import ImageSource
 from tnn_runtime.options import at_least_one, device_list, seconds
-from tnn_runtime.preprocess import ImageSource
-from tnn_runtime.reject import check_score, check_threshold
-from tnn_runtime.replicas import Replica, Replicas
-from tnn_runtime.results import Answers, Prediction
+from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
+from tnn_runtime.queue.cores import usable_cores
+from tnn_runtime.queue.lifecycle import Lifecycle
+from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
+from tnn_runtime.queue.replicas import Replica, Replicas
 
 __all__ = ["Classifier", "Health"]
 

@@ -5,7 +5,7 @@
 
     REGISTRY.register(ClassifierCollector({"digits": classifier}))
 
-Names, types and meanings are those of `tnn_runtime.metrics.MetricsSnapshot`; each sample has the label ``model``.
+Names, types and meanings are those of `tnn_runtime.queue.metrics.MetricsSnapshot`; each sample has the label ``model``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.metrics import Distribution, MetricsSnapshot
+from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, TnnError
 from tnn_runtime.bench import Comparison, Latency, compare_bundles
+from tnn_runtime.bundle.storage import refuse_existing, write_json
 from tnn_runtime.console import Parser, run
-from tnn_runtime.cores import usable_cores
-from tnn_runtime.storage import refuse_existing, write_json
+from tnn_runtime.queue.cores import usable_cores
 from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
 
 HEADS = ("tversky", "linear")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tnn_export import ExportError, ExportOptions, export_bundle
 from tnn_export.bundle.inspect import inspect_bundle
 from tnn_runtime import Classifier
-from tnn_runtime.manifest import BatchBounds
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.bundle.manifest import BatchBounds
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model
 from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.training.loop import TrainResult

@@ -17,7 +17,7 @@ from tnn_export import ExportError, ExportOptions, ParityError, Reference, expor
 from tnn_export.bundle import write as bundle_module
 from tnn_export.proof.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
-from tnn_runtime.reject import Reject
+from tnn_runtime.answers.reject import Reject
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.training.loop import TrainResult

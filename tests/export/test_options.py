@@ -20,7 +20,7 @@ from tnn_export.formats import FORMATS
 from tnn_export.formats import onnx as onnx_format
 from tnn_export.lowering.graph import EXTRA_OUTPUTS
 from tnn_runtime import Classifier, Manifest, ProviderUnavailable, UsageError
-from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_train import ImageData, load_checkpoint
 from tnn_train.training.loop import TrainResult
 

@@ -20,7 +20,7 @@ from tnn_export.proof.reference import BOUNDARY
 from tnn_export.proof.report import StageParity
 from tnn_export.proof.running import Ran, Runner
 from tnn_export.proof.samples import Samples, make_embeddings, make_samples
-from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_train import Checkpoint, ImageData, TverskyHead, load_checkpoint
 from tnn_train.training.loop import TrainResult
 

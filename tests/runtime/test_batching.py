@@ -15,12 +15,12 @@ import pytest
 from numpy.typing import NDArray
 
 from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, RunError, UsageError
+from tnn_runtime.answers.results import Answers
 from tnn_runtime.backends import Outputs
-from tnn_runtime.batching import Batcher, QueueOptions, Request
-from tnn_runtime.lifecycle import Lifecycle
-from tnn_runtime.metrics import Metrics
-from tnn_runtime.replicas import Replica, Replicas
-from tnn_runtime.results import Answers
+from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
+from tnn_runtime.queue.lifecycle import Lifecycle
+from tnn_runtime.queue.metrics import Metrics
+from tnn_runtime.queue.replicas import Replica, Replicas
 
 FOREVER = 30
 

@@ -46,7 +46,7 @@ from tnn_runtime.bench.report import table, write_report
 from tnn_runtime.bench.timing import by_wall_clock, repeats_for, take_turns, warm_up
 from tnn_train import ModelConfig, TrainConfig, load_data, train
 
-SCHEMA = json.loads((files("tnn_runtime") / "schemas" / "bench-1.json").read_text())
+SCHEMA = json.loads((files("tnn_runtime") / "bench" / "schemas" / "bench-1.json").read_text())
 JOB = Job({"device": "cpu"}, threads=1, batches=[2], blocks=3, seed=0)
 
 

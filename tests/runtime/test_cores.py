@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tnn_runtime import cores
+from tnn_runtime.queue import cores
 
 
 @pytest.fixture

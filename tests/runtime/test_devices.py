@@ -11,7 +11,7 @@ import pytest
 from tnn_runtime import DeviceLost, Manifest, ProviderUnavailable, UsageError, backends
 from tnn_runtime.backends import BACKENDS, Backend, BackendOptions, Device, open_backend, parse_device
 from tnn_runtime.backends.batches import bucket_sizes
-from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import BatchBounds
 
 
 @pytest.mark.parametrize(

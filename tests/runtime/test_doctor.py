@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from tnn_runtime import ProviderUnavailable, doctor
 from tnn_runtime.backends import PROBE
 from tnn_runtime.backends import onnxruntime as backend
-from tnn_runtime.doctor import Finding, examine
+from tnn_runtime.commands.doctor import Finding, examine
 
 
 def test_it_reports_versions_devices_and_what_is_missing() -> None:

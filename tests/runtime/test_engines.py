@@ -289,7 +289,7 @@ def test_tensorrt_keeps_its_timings_for_the_next_build(
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from tnn_runtime import storage
+from tnn_runtime.bundle import storage
 from tnn_runtime.engines import build, build_engine, find_tensorrt
 model, folder, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 serialize = build.serialize

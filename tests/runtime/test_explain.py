@@ -14,8 +14,9 @@ from explanations import NAMES_OF_CLASSES, check_explanations, explainer_of
 from forms import CLASSES, FORMS, MEASURES, SIZE, Together, name, random_head, to_onnx
 
 from tnn_export import lower_head
-from tnn_runtime import ArtifactError, Classifier, UsageError, measures
-from tnn_runtime.explain import HeadExplainer
+from tnn_runtime import ArtifactError, Classifier, UsageError
+from tnn_runtime.explain import measures
+from tnn_runtime.explain.tversky import HeadExplainer
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS
 from tnn_train.training.loop import TrainResult

@@ -31,7 +31,7 @@ from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.failures import FATAL
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT
 from tnn_runtime.backends.tensorrt import tensorrt_problems
-from tnn_runtime.doctor import examine
+from tnn_runtime.commands.doctor import examine
 from tnn_runtime.engines import build as engines
 from tnn_train.training.loop import TrainResult
 

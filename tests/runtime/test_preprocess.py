@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tnn_runtime import ArtifactError, InputError, imagefile
-from tnn_runtime import preprocess as module
-from tnn_runtime.preprocess import Preprocessing, find_images
+from tnn_runtime.images import preprocess as module
+from tnn_runtime.images.preprocess import Preprocessing, find_images
 
 RGB = Preprocessing(6, 4, 3, (0.5,) * 3, (0.5,) * 3)
 GREY = Preprocessing(6, 4, 1, (0.5,), (0.5,))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tnn_runtime.ranking import largest
+from tnn_runtime.answers.ranking import largest
 
 FEW_VALUES = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, np.inf, -np.inf, np.nan])
 FINITE = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0])

@@ -16,8 +16,8 @@ from scipy.special import logsumexp, softmax
 
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.__main__ import main
-from tnn_runtime.manifest import SCHEMA_VERSION
-from tnn_runtime.reject import SCORES, Reject, calibrate, fewest_samples
+from tnn_runtime.answers.reject import SCORES, Reject, calibrate, fewest_samples
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 
 BUNDLE = FIXTURES / f"bundle-v{SCHEMA_VERSION}"
 LOGITS = np.random.default_rng(0).normal(0, 3, (500, 5)).astype(np.float32)

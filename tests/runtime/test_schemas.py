@@ -14,14 +14,14 @@ from jsonschema import Draft202012Validator
 
 from tnn_export.proof.report import StageParity
 from tnn_runtime import ArtifactError, Manifest
-from tnn_runtime.decoding import decode
-from tnn_runtime.manifest import SCHEMA_VERSION, BatchBounds, TensorSpec
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.reject import SCORES, Reject
+from tnn_runtime.answers.reject import SCORES, Reject
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION, BatchBounds, TensorSpec
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import ModelConfig, TverskyConfig
 
 SCHEMAS = {
-    version: json.loads((files("tnn_runtime") / "schemas" / f"manifest-{version}.json").read_text())
+    version: json.loads((files("tnn_runtime") / "bundle" / "schemas" / f"manifest-{version}.json").read_text())
     for version in range(1, SCHEMA_VERSION + 1)
 }
 VALIDATORS = {version: Draft202012Validator(schema) for version, schema in SCHEMAS.items()}

@@ -15,7 +15,7 @@ from PIL import Image
 from tnn_export.bundle.signing import read_private_key, sign_bundle
 from tnn_runtime import ArtifactError, Classifier, Manifest, SignatureError, UsageError
 from tnn_runtime.__main__ import main
-from tnn_runtime.signature import verify_signature
+from tnn_runtime.bundle.signature import verify_signature
 
 PEM, PKCS8, OPEN = pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()
 SPKI = pem.PublicFormat.SubjectPublicKeyInfo

@@ -21,7 +21,7 @@ from tnn_runtime.backends import onnxruntime as module
 from tnn_runtime.backends.binding import BoundSlot
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.slots import Slots
-from tnn_runtime.manifest import ONNX_FILE
+from tnn_runtime.bundle.manifest import ONNX_FILE
 
 pytest.importorskip("cuda.bindings.runtime")
 

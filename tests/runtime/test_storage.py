@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
-from tnn_runtime.storage import (
+from tnn_runtime.bundle.storage import (
     describe_files,
     existing_folder,
     new_folder,

@@ -37,9 +37,9 @@ from tnn_runtime.backends import (
     probe_device,
 )
 from tnn_runtime.backends import tensorrt as module
+from tnn_runtime.bundle.manifest import ONNX_FILE
 from tnn_runtime.engines import Library, engine_folder, find_tensorrt
 from tnn_runtime.engines import build as engines
-from tnn_runtime.manifest import ONNX_FILE
 
 pytest.importorskip("cuda.bindings.runtime")
 pytest.importorskip("tensorrt_rtx_bindings")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, UsageError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
 from tnn_train.model.backbones import BACKBONES, build_backbone, check_backbone, check_image_size, has_resnet_stem
 

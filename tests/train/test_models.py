@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from tnn_runtime import UsageError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import LinearHead, ModelConfig, TverskyHead, build_model
 from tnn_train.model.image_model import Normalize
 

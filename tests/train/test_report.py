@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from tnn_runtime import UsageError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample

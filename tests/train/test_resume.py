@@ -21,7 +21,7 @@ import torch
 from conftest import RECIPE
 
 from tnn_runtime import ArtifactError, UsageError
-from tnn_runtime.storage import stands
+from tnn_runtime.bundle.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.training.loop import TrainResult
 from tnn_train.training.run_folder import RunFolder

@@ -11,7 +11,7 @@ from torch import nn
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityReport
-from tnn_runtime.manifest import GOLDEN_FILE, HEAD_FILE
+from tnn_runtime.bundle.manifest import GOLDEN_FILE, HEAD_FILE
 from tnn_train.heads import TverskyHead
 from tnn_train.model.config import SCALARS
 

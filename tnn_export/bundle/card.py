@@ -8,7 +8,8 @@ from typing import Any
 
 from tnn_export.bundle.provenance import is_untrained
 from tnn_export.proof.report import ParityReport
-from tnn_runtime.manifest import (
+from tnn_runtime.answers.reject import fewest_samples
+from tnn_runtime.bundle.manifest import (
     CARD_FILE,
     GOLDEN_FILE,
     HEAD_FILE,
@@ -19,8 +20,7 @@ from tnn_runtime.manifest import (
     BatchBounds,
     Manifest,
 )
-from tnn_runtime.reject import fewest_samples
-from tnn_runtime.storage import write_text
+from tnn_runtime.bundle.storage import write_text
 
 __all__ = ["write_card"]
 

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.manifest import ONNX_FILE, SCHEMA_VERSION, Manifest
-from tnn_runtime.storage import read_json
+from tnn_runtime.bundle.manifest import ONNX_FILE, SCHEMA_VERSION, Manifest
+from tnn_runtime.bundle.storage import read_json
 
 __all__ = ["describe_bundle", "inspect_bundle"]
 

@@ -9,8 +9,8 @@ from tnn_export.errors import ExportError
 from tnn_export.formats import check_formats
 from tnn_export.formats.onnx import OPSETS
 from tnn_export.formats.precision import PRECISIONS
-from tnn_runtime.manifest import MOST_IMAGES, BatchBounds
-from tnn_runtime.reject import SCORES
+from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.bundle.manifest import MOST_IMAGES, BatchBounds
 from tnn_train.model.config import choose
 
 __all__ = ["ExportOptions"]
@@ -26,8 +26,8 @@ class ExportOptions:
         outputs: What artifacts return beside logits and embedding, of `tnn_export.lowering.graph.EXTRA_OUTPUTS`.
         batch: The batch sizes that they take.
         opset: The version of ONNX's operators.
-        reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.reject.SCORES`; ``None`` for
-            what was best for the head: lead for a Tversky head, probability for a linear one.
+        reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.answers.reject.SCORES`;
+            ``None`` for what suits the head.
         coverage: The share of images like those of the proof that reaches the threshold of this score.
 
     Raises:

@@ -14,9 +14,9 @@ from tnn_export.bundle.provenance import untrained
 from tnn_export.bundle.write import export_bundle
 from tnn_export.proof.report import ParityReport
 from tnn_export.proof.samples import make_samples
+from tnn_runtime.bundle.storage import new_folder, write_json
 from tnn_runtime.errors import UsageError
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.storage import new_folder, write_json
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
 from tnn_train.model.config import ModelConfig

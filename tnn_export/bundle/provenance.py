@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.storage import read_json
+from tnn_runtime.bundle.storage import read_json
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint
 
 __all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]

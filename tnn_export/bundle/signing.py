@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from tnn_runtime.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
-from tnn_runtime.signature import ed25519, read_key, serialization
-from tnn_runtime.storage import write_bytes
+from tnn_runtime.bundle.manifest import MANIFEST_FILE, SIGNATURE_FILE, Manifest
+from tnn_runtime.bundle.signature import ed25519, read_key, serialization
+from tnn_runtime.bundle.storage import write_bytes
 
 __all__ = ["read_private_key", "sign_bundle", "write_signature"]
 

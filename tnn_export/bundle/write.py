@@ -31,9 +31,9 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import make_samples
-from tnn_runtime.manifest import MANIFEST_FILE, Manifest, TensorSpec
-from tnn_runtime.reject import Reject, calibrate
-from tnn_runtime.storage import describe_files, new_folder
+from tnn_runtime.answers.reject import Reject, calibrate
+from tnn_runtime.bundle.manifest import MANIFEST_FILE, Manifest, TensorSpec
+from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_train.heads import TverskyHead
 from tnn_train.model.checkpoint import Checkpoint
 

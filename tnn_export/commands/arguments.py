@@ -9,9 +9,9 @@ from tnn_export.formats import FORMATS
 from tnn_export.formats.onnx import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import EXTRA_OUTPUTS
+from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_runtime.console import Parser
-from tnn_runtime.manifest import BatchBounds
-from tnn_runtime.reject import SCORES
 
 __all__ = ["add_export_options", "export_options"]
 

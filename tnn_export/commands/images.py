@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.preprocess import find_images
+from tnn_runtime.images.preprocess import find_images
 
 __all__ = ["image_files"]
 

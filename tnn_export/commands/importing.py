@@ -11,10 +11,10 @@ import numpy as np
 from tnn_export.commands.images import image_files
 from tnn_export.importers import IMPORTERS, import_state_dict
 from tnn_export.importers.source import REQUIRED
+from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.storage import refuse_existing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.checkpoint import CONFIG_FILE, save_checkpoint
 
 __all__ = ["make_parser", "run"]

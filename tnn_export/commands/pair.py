@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tnn_export.bundle.pair import HEADS, PAIR_FILE, export_pair
 from tnn_export.commands.arguments import add_export_options, export_options
+from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
-from tnn_runtime.storage import refuse_existing
 from tnn_train.errors import Field, FieldError
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 from tnn_train.model.config import ModelConfig, TverskyConfig

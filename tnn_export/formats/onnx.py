@@ -15,7 +15,7 @@ import torch
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob, first_line
 from tnn_export.formats.quantization import quantize
-from tnn_runtime.manifest import ONNX_FILE
+from tnn_runtime.bundle.manifest import ONNX_FILE
 
 __all__ = ["OPSETS", "export_onnx"]
 

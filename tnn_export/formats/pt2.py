@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tnn_export.formats.job import ExportJob
-from tnn_runtime.manifest import PT2_FILE
+from tnn_runtime.bundle.manifest import PT2_FILE
 
 __all__ = ["export_pt2"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob
+from tnn_runtime.bundle.manifest import ONNX_FILE
 from tnn_runtime.engines import build_engine
-from tnn_runtime.manifest import ONNX_FILE
 
 __all__ = ["export_tensorrt"]
 

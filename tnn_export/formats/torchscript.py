@@ -10,7 +10,7 @@ import torch
 
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob, first_line
-from tnn_runtime.manifest import TORCHSCRIPT_FILE
+from tnn_runtime.bundle.manifest import TORCHSCRIPT_FILE
 
 __all__ = ["export_torchscript"]
 

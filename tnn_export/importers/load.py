@@ -22,9 +22,9 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import StageParity
 from tnn_export.proof.running import Ran
 from tnn_export.proof.samples import Samples, make_samples
-from tnn_runtime.decoding import nearest
+from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
 from tnn_train.heads.tversky.layer import to_raw
 from tnn_train.model.backbones import build_backbone, check_image_size

@@ -11,8 +11,8 @@ from tnn_export.proof.parity import check_parity, proof_batch_sizes
 from tnn_export.proof.report import ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_runtime.backends.onnxruntime import require_cuda
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import UsageError
-from tnn_runtime.manifest import Manifest
 
 __all__ = ["check_bundle"]
 

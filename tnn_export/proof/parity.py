@@ -26,7 +26,7 @@ from tnn_export.proof.reference import Reference, largest
 from tnn_export.proof.report import Flip, ParityReport, StageParity
 from tnn_export.proof.running import Ran, Runner
 from tnn_export.proof.samples import Samples
-from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import BatchBounds
 
 __all__ = ["BATCH_SIZES", "check_parity", "compare", "proof_batch_sizes"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tnn_export.formats.precision import HEAD_TOLERANCE
 from tnn_export.proof.report import Flip
 from tnn_export.proof.samples import Samples
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
 from tnn_train.model.image_model import ImageModel, Normalize
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_export.errors import ExportError
-from tnn_runtime.cores import usable_cores
+from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["Outputs", "Ran", "Runner", "fresh_process"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_export.errors import ExportError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
 
 __all__ = ["REAL", "Samples", "make_embeddings", "make_samples"]

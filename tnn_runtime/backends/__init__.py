@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
-from tnn_runtime.manifest import Manifest
 
 __all__ = [
     "BACKENDS",
@@ -50,7 +50,7 @@ and for GPUs ``device_timer(folder, manifest, device, options)``, see `open_devi
 TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.float32]]]
 """From images ``[N, H, W, C]`` to the seconds that the GPU computes, by its own clock, and to the logits."""
 
-PROBE = Path(__file__).parents[1] / "probe.onnx"
+PROBE = Path(__file__).with_name("probe.onnx")
 """A model that adds two float32 numbers ``x`` to themselves and gives ``y``."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import BatchBounds
 
 __all__ = ["bucket_sizes", "fill_up"]
 

@@ -9,7 +9,7 @@ from tnn_runtime.backends.cuda import Cuda
 from tnn_runtime.backends.failures import failure
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.slots import Slot, Tensors
-from tnn_runtime.manifest import Manifest
+from tnn_runtime.bundle.manifest import Manifest
 
 __all__ = ["BoundSlot", "failed_run"]
 

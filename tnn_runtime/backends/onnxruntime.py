@@ -22,6 +22,7 @@ from tnn_runtime.backends.failures import complaint
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers, cuda_problems, require_providers
 from tnn_runtime.backends.slots import Slots
+from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest
 from tnn_runtime.errors import (
     ArtifactError,
     ClassifierClosed,
@@ -31,7 +32,6 @@ from tnn_runtime.errors import (
     TnnError,
     UsageError,
 )
-from tnn_runtime.manifest import ONNX_FILE, Manifest
 
 __all__ = [
     "OnnxRuntimeBackend",

@@ -14,9 +14,9 @@ from typing import Any
 from tnn_runtime.backends import BackendOptions, Device
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.ort import ort
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.engines.cache import engine_folder
 from tnn_runtime.errors import ProviderUnavailable, UsageError
-from tnn_runtime.manifest import Manifest
 
 __all__ = ["CPU", "CUDA", "TENSORRT", "chosen_providers", "cuda_problems", "provider_problems", "require_providers"]
 

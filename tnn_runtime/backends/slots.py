@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.backends.cuda import Buffer, Cuda
+from tnn_runtime.bundle.manifest import TensorSpec
 from tnn_runtime.errors import ClassifierClosed, NotAnswered, RunError
-from tnn_runtime.manifest import TensorSpec
 
 __all__ = ["Slot", "Slots", "Tensors"]
 

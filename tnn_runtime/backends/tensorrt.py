@@ -18,10 +18,10 @@ from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
 from tnn_runtime.backends.slots import Slot, Slots, Tensors
+from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt
 from tnn_runtime.engines.library import collecting_logger
 from tnn_runtime.errors import ArtifactError, EngineError, NotAnswered, ProviderUnavailable, RunError, UsageError
-from tnn_runtime.manifest import ONNX_FILE, Manifest, TensorSpec
 
 __all__ = ["EngineSlot", "LoadedEngine", "TensorRtBackend", "probe", "require_tensorrt", "tensorrt_problems"]
 

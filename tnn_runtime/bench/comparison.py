@@ -22,8 +22,8 @@ from tnn_runtime.bench.intervals import (
 )
 from tnn_runtime.bench.processes import run_job
 from tnn_runtime.bench.worker import Job
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import UsageError
-from tnn_runtime.manifest import Manifest
 
 __all__ = ["Comparison", "DeviceTime", "Memory", "Report", "compare_bundles"]
 

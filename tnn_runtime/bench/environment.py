@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tnn_runtime.cores import usable_cores
+from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["Clock", "machine", "thread_settings"]
 

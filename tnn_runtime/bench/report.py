@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tnn_runtime.bench.comparison import Memory, Report
 from tnn_runtime.bench.intervals import Latency
-from tnn_runtime.storage import write_text
+from tnn_runtime.bundle.storage import write_text
 
 __all__ = ["SCHEMA_VERSION", "columns", "table", "write_report"]
 

@@ -28,9 +28,9 @@ from tnn_runtime.bench.environment import Clock, thread_settings
 from tnn_runtime.bench.errors import BenchmarkError
 from tnn_runtime.bench.memory import device_bytes, peak_bytes, resident_bytes
 from tnn_runtime.bench.timing import TimedCall, by_wall_clock, repeats_for, take_turns, warm_up
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import ProviderUnavailable, RunError, TnnError
-from tnn_runtime.manifest import Manifest
 
 __all__ = ["Job", "Offer", "Opened", "serve"]
 

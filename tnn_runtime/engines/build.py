@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tnn_runtime.decoding import decode
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.storage import describe_files, read_json, verify_files, write_bytes, write_json
 from tnn_runtime.engines.builder import serialize
 from tnn_runtime.engines.hardware import build_target
 from tnn_runtime.engines.library import INSTALL, Library, find_tensorrt
 from tnn_runtime.engines.spec import EngineSpec, fingerprint
 from tnn_runtime.errors import EngineError, ProviderUnavailable, TnnError
-from tnn_runtime.storage import describe_files, read_json, verify_files, write_bytes, write_json
 
 __all__ = ["build_engine"]
 

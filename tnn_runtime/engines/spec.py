@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnn_runtime.bundle.storage import describe_files
 from tnn_runtime.errors import EngineError, UsageError
-from tnn_runtime.storage import describe_files
 
 __all__ = ["EngineSpec", "fingerprint"]
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 import tyro
 from tyro.conf import FlagCreatePairsOff, arg
 
-from tnn_runtime.decoding import decode
+from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig
 from tnn_train.errors import Field, FieldError

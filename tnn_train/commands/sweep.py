@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnn_runtime.bundle.storage import stands
 from tnn_runtime.errors import OutputExistsError, UsageError
-from tnn_runtime.storage import stands
 from tnn_train.commands.arguments import Configuration, parse
 from tnn_train.data import ImageData, load_data
 from tnn_train.errors import FieldError

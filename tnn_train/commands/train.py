@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tnn_runtime.decoding import nearest
+from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.arguments import Configuration, options_named, parse
 from tnn_train.commands.reporting import report_on

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from tnn_runtime.preprocess import MAX_PIXELS
+from tnn_runtime.images.preprocess import MAX_PIXELS
 from tnn_train.errors import Field, FieldError
 
 __all__ = ["DataConfig"]

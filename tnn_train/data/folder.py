@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tnn_runtime.preprocess import FORMATS, find_images
+from tnn_runtime.images.preprocess import FORMATS, find_images
 from tnn_train.data.sources import Found, Labelled, check_headers, usual_size
 from tnn_train.errors import DataError
 

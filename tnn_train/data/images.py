@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tnn_runtime.preprocess import ImageSource, Preprocessing
+from tnn_runtime.images.preprocess import ImageSource, Preprocessing
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import LazyImages
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.data.config import DataConfig
 from tnn_train.data.folder import read_folder
 from tnn_train.data.images import ImageData, ImageSet

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.preprocess import ImageSource, open_image
+from tnn_runtime.images.preprocess import ImageSource, open_image
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import Found, Labelled, LazyImages, check_headers, usual_size
 from tnn_train.errors import DataError

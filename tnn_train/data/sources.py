@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tnn_runtime.preprocess import ImageSource, open_image
+from tnn_runtime.images.preprocess import ImageSource, open_image
 
 __all__ = ["Found", "Labelled", "LazyImages", "check_headers", "usual_size"]
 

@@ -17,10 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from tnn_runtime.decoding import decode
-from tnn_runtime.errors import ArtifactError, TnnError
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.storage import (
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.storage import (
     describe_files,
     existing_folder,
     new_folder,
@@ -29,6 +27,8 @@ from tnn_runtime.storage import (
     verify_files,
     write_json,
 )
+from tnn_runtime.errors import ArtifactError, TnnError
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 

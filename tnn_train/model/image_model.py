@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tnn_runtime.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import build_head
 from tnn_train.model.backbones import BACKBONES, build_backbone
 from tnn_train.model.config import ModelConfig

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.errors import UsageError
-from tnn_runtime.storage import write_text
 from tnn_train.heads import HEADS
 from tnn_train.report.page import render
 from tnn_train.report.plots import plot_estimates, plot_seeds

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tnn_runtime.storage import write_text
+from tnn_runtime.bundle.storage import write_text
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
 from tnn_train.heads import TverskyHead

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from tnn_runtime.preprocess import ImageSource
+from tnn_runtime.images.preprocess import ImageSource
 from tnn_train.data import ImageSet
 from tnn_train.data.loader import evaluation_loader
 from tnn_train.model.image_model import Normalize

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.decoding import decode
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.storage import read_json, write_json
 from tnn_runtime.errors import ArtifactError
-from tnn_runtime.storage import read_json, write_json
 from tnn_train.training.recipe import INCIDENTAL
 from tnn_train.training.settings import flatten
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tnn_runtime.bundle.storage import refuse_existing, stands, write_text
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
-from tnn_runtime.storage import refuse_existing, stands, write_text
 from tnn_train.data.images import ImageSet, even_sample
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions

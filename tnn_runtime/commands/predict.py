@@ -10,15 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tnn_runtime.answers.results import Prediction
 from tnn_runtime.backends.devices import DEVICES
-from tnn_runtime.bench.cli import add_bench
 from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
+from tnn_runtime.commands.bench import add_bench
+from tnn_runtime.commands.doctor import examine
 from tnn_runtime.console import Parser
-from tnn_runtime.doctor import examine
 from tnn_runtime.errors import InputError
-from tnn_runtime.preprocess import find_images
-from tnn_runtime.results import Prediction
+from tnn_runtime.images.preprocess import find_images
 
 __all__ = ["build_parser", "command"]
 

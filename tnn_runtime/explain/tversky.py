@@ -1,6 +1,6 @@
 """How a Tversky logit came about: its common, input-only and prototype-only parts, and the nearest prototypes.
 
-All is computed from the embedding and the head's tensors in float64, term by term: `tnn_runtime.measures`.
+All is computed from the embedding and the head's tensors in float64, term by term: `tnn_runtime.explain.measures`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.ranking import largest, softmax
+from tnn_runtime.bundle.storage import read_arrays
 from tnn_runtime.errors import ArtifactError, UsageError
-from tnn_runtime.measures import DISTINCTIVE, MEMBERSHIPS, Features, Values, common_of
-from tnn_runtime.ranking import largest, softmax
-from tnn_runtime.storage import read_arrays
+from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, Values, common_of
 
 __all__ = ["Explanation", "FeatureParts", "HeadExplainer", "NearPrototype"]
 

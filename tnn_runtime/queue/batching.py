@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.results import Answers
 from tnn_runtime.backends import Outputs
 from tnn_runtime.errors import (
     ClassifierClosed,
@@ -28,10 +29,9 @@ from tnn_runtime.errors import (
     TnnError,
     UsageError,
 )
-from tnn_runtime.lifecycle import Lifecycle
-from tnn_runtime.metrics import Metrics
-from tnn_runtime.replicas import Replica, Replicas
-from tnn_runtime.results import Answers
+from tnn_runtime.queue.lifecycle import Lifecycle
+from tnn_runtime.queue.metrics import Metrics
+from tnn_runtime.queue.replicas import Replica, Replicas
 
 __all__ = ["Batcher", "QueueOptions", "Request"]
 

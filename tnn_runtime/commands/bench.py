@@ -9,8 +9,8 @@ from tnn_runtime.bench.comparison import compare_bundles
 from tnn_runtime.bench.plots import require_matplotlib, write_plots
 from tnn_runtime.bench.report import table, write_report
 from tnn_runtime.console import Parser, positive_int
-from tnn_runtime.cores import usable_cores
 from tnn_runtime.errors import UsageError
+from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["add_bench"]
 

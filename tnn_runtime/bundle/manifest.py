@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.decoding import decode
+from tnn_runtime.answers.reject import SCORES, Reject
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.storage import existing_folder, read_json, verify_files, write_json
 from tnn_runtime.errors import ArtifactError, UsageError
-from tnn_runtime.preprocess import Preprocessing
-from tnn_runtime.reject import SCORES, Reject
-from tnn_runtime.storage import existing_folder, read_json, verify_files, write_json
+from tnn_runtime.images.preprocess import Preprocessing
 
 __all__ = [
     "CARD_FILE",
@@ -73,9 +73,9 @@ class BatchBounds:
 class Manifest:
     """Everything a runtime needs to know about a bundle.
 
-    The JSON Schema of each version of the file is in the folder ``schemas`` of this package. Version 2 added ``batch``,
-    ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32; version 3
-    added ``reject``.
+    The JSON Schema of each version of the file is in the folder ``schemas`` beside this module. Version 2 added
+    ``batch``, ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32;
+    version 3 added ``reject``.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
@@ -134,7 +134,7 @@ class Manifest:
         if public_key is None:
             content = read_json(path, "bundle", SCHEMA_VERSION)
         else:
-            from tnn_runtime.signature import verify_signature
+            from tnn_runtime.bundle.signature import verify_signature
 
             verify = partial(verify_signature, folder / SIGNATURE_FILE, public_key)
             content = read_json(path, "bundle", SCHEMA_VERSION, verify)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from tnn_runtime.backends import parse_device, probe_device
-from tnn_runtime.cores import usable_cores
 from tnn_runtime.errors import TnnError
+from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["Finding", "examine"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tnn_runtime.backends import Backend, Outputs
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.errors import DeviceLost
-from tnn_runtime.metrics import Metrics
+from tnn_runtime.queue.metrics import Metrics
 
 __all__ = ["Replica", "Replicas"]
 

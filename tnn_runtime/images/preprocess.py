@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tnn_runtime.errors import ArtifactError, InputError
-from tnn_runtime.imagefile import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
+from tnn_runtime.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "ImageSource", "Preprocessing", "find_images", "open_image"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.preprocess import ImageSource, Preprocessing
+from tnn_runtime.images.preprocess import ImageSource, Preprocessing
 
 __all__ = ["Decoders"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends import Outputs
+from tnn_runtime.bundle.manifest import GOLDEN_FILE, Manifest
+from tnn_runtime.bundle.storage import read_arrays
 from tnn_runtime.errors import ArtifactError, SelfCheckError
-from tnn_runtime.manifest import GOLDEN_FILE, Manifest
-from tnn_runtime.storage import read_arrays
 
 __all__ = ["replay_golden_samples"]
 

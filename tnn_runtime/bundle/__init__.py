@@ -1,0 +1,1 @@
+"""The bundle folder: its manifest, and how files are read, checked and written."""

@@ -1,0 +1,1 @@
+"""Why a classifier answers what it answers: one file a head family."""

@@ -1,0 +1,1 @@
+"""Image files: opened with care, and turned into what a model takes."""
