@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from tnn_train.data import DataConfig, ImageData, load_data
     from tnn_train.evaluation.scoring import evaluate
     from tnn_train.heads import LinearHead, TverskyHead
+    from tnn_train.heads.tversky.config import TverskyConfig
     from tnn_train.heads.tversky.layer import TverskySimilarity
     from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from tnn_train.model.config import ModelConfig, TverskyConfig
+    from tnn_train.model.config import ModelConfig
     from tnn_train.model.image_model import build_model
     from tnn_train.training.loop import train
     from tnn_train.training.recipe import TrainConfig
@@ -43,7 +44,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
-        "model.config": ["ModelConfig", "TverskyConfig"],
+        "heads.tversky.config": ["TverskyConfig"],
+        "model.config": ["ModelConfig"],
         "data": ["DataConfig", "ImageData", "load_data"],
         "heads": ["LinearHead", "TverskyHead"],
         "heads.tversky.layer": ["TverskySimilarity"],

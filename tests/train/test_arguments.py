@@ -10,7 +10,7 @@ from tnn_runtime import UsageError
 from tnn_train import TrainConfig, TverskyConfig
 from tnn_train.commands.arguments import _IN_SHORT_HELP, Configuration, option, parse
 from tnn_train.data import DataConfig
-from tnn_train.errors import Field
+from tnn_train.fields import Field
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityReport
 from tnn_runtime.bundle.manifest import GOLDEN_FILE, HEAD_FILE
 from tnn_train.heads import TverskyHead
-from tnn_train.model.config import SCALARS
+from tnn_train.heads.tversky.config import SCALARS
 
 __all__ = ["write_golden", "write_head"]
 

@@ -11,7 +11,7 @@ from tnn_export.formats.onnx import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bundle.manifest import MOST_IMAGES, BatchBounds
-from tnn_train.model.config import choose
+from tnn_train.fields import choose
 
 __all__ = ["ExportOptions"]
 

@@ -11,9 +11,10 @@ from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
-from tnn_train.errors import Field, FieldError
+from tnn_train.fields import Field, FieldError
+from tnn_train.heads.tversky.config import TverskyConfig
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
-from tnn_train.model.config import ModelConfig, TverskyConfig
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["make_parser", "run"]
 

@@ -17,7 +17,7 @@ from tnn_export.formats.pt2 import export_pt2
 from tnn_export.formats.tensorrt import export_tensorrt
 from tnn_export.formats.torchscript import export_torchscript
 from tnn_runtime.bundle.manifest import ONNX_FILE, PT2_FILE, TORCHSCRIPT_FILE
-from tnn_train.model.config import choose
+from tnn_train.fields import choose
 
 __all__ = ["FORMATS", "ExportJob", "Format", "check_formats"]
 

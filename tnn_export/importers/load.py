@@ -26,10 +26,11 @@ from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
+from tnn_train.heads.tversky.config import SCALARS, SPELLINGS, TverskyConfig
 from tnn_train.heads.tversky.layer import to_raw
 from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
-from tnn_train.model.config import SCALARS, SPELLINGS, ModelConfig, TverskyConfig
+from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
 from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnn_export.importers.source import Converted, Options, Source, Tensors
 from tnn_runtime.errors import UsageError
-from tnn_train.model.config import choose
+from tnn_train.fields import choose
 
 __all__ = ["TVERSKY_NN"]
 

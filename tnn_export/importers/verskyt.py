@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tnn_export.importers.source import Converted, Options, Source, Tensors
 from tnn_runtime.errors import UsageError
-from tnn_train.model.config import choose
+from tnn_train.fields import choose
 
 __all__ = ["VERSKYT"]
 

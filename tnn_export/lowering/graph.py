@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tnn_export.errors import ExportError
 from tnn_export.lowering import lower_model
 from tnn_runtime.images.preprocess import Preprocessing
+from tnn_train.fields import choose
 from tnn_train.heads import TverskyHead
-from tnn_train.model.config import choose
 from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = ["EXTRA_OUTPUTS", "ServingModel"]

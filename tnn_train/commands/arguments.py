@@ -17,7 +17,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig
-from tnn_train.errors import Field, FieldError
+from tnn_train.fields import Field, FieldError
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import TrainConfig
 

@@ -11,9 +11,8 @@ from tnn_runtime.bundle.storage import stands
 from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_train.commands.arguments import Configuration, parse
 from tnn_train.data import ImageData, load_data
-from tnn_train.errors import FieldError
+from tnn_train.fields import FieldError, choose
 from tnn_train.heads import HEADS
-from tnn_train.model.config import choose
 from tnn_train.report.compare import compare_runs, write_comparison
 from tnn_train.training.loop import TrainResult, check_machine, train
 from tnn_train.training.recipe import TrainConfig

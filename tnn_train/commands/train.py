@@ -13,9 +13,9 @@ from tnn_runtime.errors import UsageError
 from tnn_train.commands.arguments import Configuration, options_named, parse
 from tnn_train.commands.reporting import report_on
 from tnn_train.data import load_data
+from tnn_train.fields import choose
 from tnn_train.heads import HEADS
 from tnn_train.messages import is_first, notes
-from tnn_train.model.config import choose
 from tnn_train.training.loop import TrainResult, check_machine, pick_device, resolve, train
 from tnn_train.training.run_folder import check_run_folder
 

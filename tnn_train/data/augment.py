@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.data.images import ImageSet
-from tnn_train.model.config import choose
+from tnn_train.fields import choose
 
 __all__ = ["AUGMENTATIONS", "AugmentedSet", "check_augmentations", "derived_seed", "mixing", "seeded"]
 

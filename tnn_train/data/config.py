@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from tnn_runtime.images.preprocess import MAX_PIXELS
-from tnn_train.errors import Field, FieldError
+from tnn_train.fields import Field, FieldError
 
 __all__ = ["DataConfig"]
 

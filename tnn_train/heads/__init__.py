@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from tnn_train.fields import choose
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.head import TverskyHead
-from tnn_train.model.config import ModelConfig, choose
+from tnn_train.model.config import ModelConfig
 
 __all__ = ["HEADS", "LinearHead", "TverskyHead", "build_head"]
 

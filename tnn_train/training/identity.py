@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tnn_train.data import DataConfig, ImageData
-from tnn_train.errors import Field, FieldError
-from tnn_train.model.config import ModelConfig, TverskyConfig
+from tnn_train.fields import Field, FieldError
+from tnn_train.heads.tversky.config import TverskyConfig
+from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import INCIDENTAL, TrainConfig
 
 __all__ = ["identity", "refuse_other"]

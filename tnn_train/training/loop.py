@@ -17,10 +17,11 @@ import torch
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
-from tnn_train.errors import Field, FieldError
 from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.fields import Field, FieldError
+from tnn_train.heads.tversky.config import CLASS_MEANS
 from tnn_train.model.backbones import check_image_size
-from tnn_train.model.config import CLASS_MEANS, ModelConfig
+from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.weights import load_weights, resolve_stem
 from tnn_train.training.loggers import open_logs

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnn_train.data.augment import check_augmentations
-from tnn_train.errors import Field, FieldError
-from tnn_train.model.config import at_least, one_of
+from tnn_train.fields import Field, FieldError, at_least, one_of
 
 __all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig", "speed_unit"]
 

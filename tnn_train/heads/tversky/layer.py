@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
 from tnn_train.heads.tversky import similarity
+from tnn_train.heads.tversky.config import TverskyConfig
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import Features, Pairs, Parts
-from tnn_train.model.config import TverskyConfig
 
 __all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "full_precision", "precise", "to_raw"]
 

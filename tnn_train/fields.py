@@ -1,0 +1,92 @@
+"""Fields of configurations: how their values are checked, and how errors name them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tnn_runtime.errors import UsageError
+
+__all__ = ["SMALLEST", "Field", "FieldError", "at_least", "choose", "one_of"]
+
+T = TypeVar("T")
+
+SMALLEST, _LARGEST = 1e-30, 1e30
+"""Numbers beyond these are 0 or infinite in float32, or in a product of two of them."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a configuration that an error names.
+
+    Args:
+        config: The class of the configuration.
+        name: What the field is called in Python.
+        prefix: What to put before it where fields of several configurations are named.
+    """
+
+    config: type
+    name: str
+    prefix: str = dataclasses.field(default="", compare=False)
+
+    def __str__(self) -> str:
+        return self.prefix + self.name
+
+
+class FieldError(UsageError):
+    """A configuration that cannot be used.
+
+    Args:
+        parts: The message, of text and of the fields that it names.
+    """
+
+    def __init__(self, *parts: str | Field) -> None:
+        super().__init__("".join(map(str, parts)))
+        self.parts = parts
+
+    def told(self, name: Callable[[Field], str]) -> str:
+        """Return the message with the names that its fields have elsewhere, such as on the command line."""
+        return "".join(name(part) if isinstance(part, Field) else part for part in self.parts)
+
+
+def choose(what: str | Field, value: T, choices: Iterable[T]) -> T:
+    """Return ``value`` if it is one of ``choices``.
+
+    Raises:
+        UsageError: With the choices, if it is not.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise FieldError("unknown ", what, f" {value!r}; choose from {', '.join(map(str, choices))}")
+    return value
+
+
+def one_of(config: Any, name: str, choices: Iterable[Any]) -> None:
+    """Refuse a field that is none of ``choices``.
+
+    Raises:
+        FieldError: With the name, the value and the choices.
+    """
+    choose(Field(type(config), name), getattr(config, name), choices)
+
+
+def at_least(config: Any, lowest: float, *names: str) -> None:
+    """Refuse fields below ``lowest``, which are to be integers where it is one, and finite.
+
+    Raises:
+        FieldError: With the name and the value of the first of them.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
+            or not lowest <= value <= _LARGEST
+        ):
+            raise FieldError(
+                Field(type(config), name),
+                f" is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at least "
+                f"{lowest}",
+            )

@@ -1,0 +1,100 @@
+"""The form of a Tversky head, as a frozen dataclass that checks its own values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnn_train.fields import SMALLEST, Field, FieldError, at_least, one_of
+from tnn_train.heads.tversky.inits import INITS
+from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+
+__all__ = ["CLASS_MEANS", "SCALARS", "SPELLINGS", "TverskyConfig"]
+
+CLASS_MEANS = "class-means"
+SCALARS = ("alpha", "beta", "theta", "logit_scale")
+
+SPELLINGS = {"substractmatch": "subtractmatch"}
+"""The names of differences that are taken for others."""
+
+
+@dataclass(frozen=True)
+class TverskyConfig:
+    """The form of a Tversky head (arXiv 2506.11035).
+
+    Args:
+        num_features: F, the size of a learned feature bank; a diagonal one has as many features as the embedding.
+        model: contrast: theta f(A and B) - alpha f(A-B) - beta f(B-A); or ratio: a logit scale times f(A and B) /
+            (f(A and B) + alpha f(A-B) + beta f(B-A) + theta).
+        intersection: The measure of f(A and B): product, mean, gmean, min, max or softmin.
+        difference: The measure of f(A-B) and f(B-A): ignorematch or subtractmatch (also in the paper's spelling,
+            substractmatch).
+        alpha: Initial weight of what only the input has.
+        beta: Initial weight of what only the prototype has.
+        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio).
+        logit_scale: Initial factor of the ratio model's similarities, which could not reach a low cross-entropy within
+            0 and 1; not used by the contrast model.
+        fixed: Which of alpha, beta, theta and logit_scale keep their initial values; the others are learned, as
+            positive numbers in the ratio model.
+        normalize: Scale embeddings and prototypes to unit norm first.
+        membership: hard: a feature is present where its value is above 0; or sigmoid: to the degree
+            sigmoid(sharpness times value), which has no jump.
+        sharpness: The factor in the sigmoid; not used by hard membership.
+        feature_bank: learned: num_features directions; or diagonal: the features are the absolute values of the
+            embedding, each with a learned positive weight.
+        num_prototypes: P, followed by a linear map to the classes; None for one prototype a class and no map.
+        init: How the feature bank starts: uniform, normal, xavier_uniform or orthogonal.
+        prototype_init: How the prototypes start: such a name, None for the same as the bank, or class-means: at means
+            of the embeddings of each class, which are computed in one pass over the data.
+        prototype_gain: The norm of the prototypes at the start, but for class-means.
+    """
+
+    num_features: int = 64
+    model: str = "contrast"
+    intersection: str = "product"
+    difference: str = "subtractmatch"
+    alpha: float = 0.5
+    beta: float = 0.5
+    theta: float = 1.0
+    logit_scale: float = 20.0
+    fixed: tuple[str, ...] = ()
+    normalize: bool = False
+    membership: str = "hard"
+    sharpness: float = 10.0
+    feature_bank: str = "learned"
+    num_prototypes: int | None = None
+    init: str = "uniform"
+    prototype_init: str | None = None
+    prototype_gain: float = 2.3
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "num_features")
+        if self.num_prototypes is not None:
+            at_least(self, 1, "num_prototypes")
+        at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
+        one_of(self, "model", MODELS)
+        one_of(self, "intersection", INTERSECTIONS)
+        object.__setattr__(self, "difference", SPELLINGS.get(self.difference, self.difference))
+        one_of(self, "difference", DIFFERENCES)
+        one_of(self, "membership", MEMBERSHIPS)
+        one_of(self, "feature_bank", ("learned", "diagonal"))
+        one_of(self, "init", INITS)
+        if self.prototype_init is not None:
+            one_of(self, "prototype_init", (*INITS, CLASS_MEANS))
+        if not isinstance(self.fixed, tuple | list) or not all(name in SCALARS for name in self.fixed):
+            raise FieldError(
+                Field(TverskyConfig, "fixed"),
+                f" is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}",
+            )
+        object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
+        if not isinstance(self.normalize, bool):
+            raise FieldError(Field(TverskyConfig, "normalize"), f" is {self.normalize!r}; expected True or False")
+        positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
+        for name in positive if self.model == "ratio" else ():
+            if getattr(self, name) < SMALLEST:
+                raise FieldError(
+                    Field(TverskyConfig, name),
+                    f" is {getattr(self, name):g}; the ratio model "
+                    + ("divides by it where nothing is shared" if name == "theta" else "learns it as a positive number")
+                    + ", so choose it above 0"
+                    + ("" if name == "theta" else ", or fix it"),
+                )
