@@ -6,6 +6,9 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,39 +18,141 @@ import tnn_runtime
 import tnn_train
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {
-    "tnn_runtime.errors",
-    "tnn_runtime.images.preprocess",
-    "tnn_runtime.bundle.storage",
-    "tnn_runtime.console",
-    "tnn_runtime.bundle.json_values",
-    "tnn_runtime.lazy",
+
+ROOMS = {
+    "tnn_runtime": """
+        __init__ __main__
+        commands
+        bench
+        bulk prometheus
+        classifier
+        queue
+        backends
+        engines explain
+        bundle
+        images answers
+        options
+        errors lazy version console
+    """,
+    "tnn_train": """
+        __init__ __main__
+        commands
+        report
+        training
+        evaluation
+        model
+        heads
+        data
+        distributed messages
+        errors fields
+    """,
+    "tnn_export": """
+        __init__ __main__
+        commands
+        importers bundle
+        proof
+        formats
+        lowering
+        errors
+    """,
 }
-MODEL = {
-    f"tnn_train.{name}"
-    for name in ("backbones", "checkpoint", "config", "errors", "heads", "layers", "models", "similarity", "states")
+"""The rooms of each package, a line for each floor: a room imports from the floors below it, and from itself."""
+
+OTHERS = {
+    "tnn_runtime": set(),
+    "tnn_train": {
+        "tnn_runtime.bundle.json_values",
+        "tnn_runtime.bundle.storage",
+        "tnn_runtime.console",
+        "tnn_runtime.errors",
+        "tnn_runtime.images.files",
+        "tnn_runtime.images.preprocess",
+        "tnn_runtime.lazy",
+    },
+    "tnn_export": {"tnn_runtime", "tnn_train.errors", "tnn_train.fields", "tnn_train.heads", "tnn_train.model"},
 }
-ALLOWED = {
-    "tnn_runtime": lambda name: name.startswith("tnn_runtime"),
-    "tnn_train": lambda name: name.startswith("tnn_train") or name in LEAVES,
-    "tnn_export": lambda name: not name.startswith("tnn_train") or name in MODEL,
-}
+"""What each package may import of the others: a module, or a room with all that is in it."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import of a module of ours, as it is written in a file."""
+
+    file: Path
+    module: str
+
+    @property
+    def rooms(self) -> tuple[str, str]:
+        """The room of the file, and that of the module."""
+        return self.file.relative_to(ROOT).with_suffix("").parts[1], self.module.split(".")[1]
+
+
+def imports(package: str) -> Iterator[Import]:
+    """Yield the imports of ours in a package, those under ``TYPE_CHECKING`` and in functions included."""
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tnn_"):
+                whole = "." not in node.module
+                yield from (
+                    Import(file, f"{node.module}.{alias.name}" if whole else node.module) for alias in node.names
+                )
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("tnn_") for alias in node.names), file
+
+
+def floors(package: str) -> dict[str, int]:
+    """Return the floor of each room, the lowest 0."""
+    lines = ROOMS[package].split("\n")[1:-1]
+    return {room: len(lines) - number for number, line in enumerate(lines, 1) for room in line.split()}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_a_floor(package: str) -> None:
+    found = {
+        path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert found == set(floors(package))
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_import_runs_up_or_along_a_floor(package: str) -> None:
+    floor = floors(package)
+    wrong = [
+        f"{found.file.relative_to(ROOT)} imports {found.module}"
+        for found in imports(package)
+        if found.module.startswith(f"{package}.")
+        for ours, theirs in [found.rooms]
+        if ours != theirs and floor[ours] <= floor[theirs]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_imports_run_in_a_circle(package: str) -> None:
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / package).rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for path, name in names.items()}
+    needs: dict[str, set[str]] = {name: set() for name in modules}
+    for found in imports(package):
+        name = names[found.file].removesuffix(".__init__")
+        if found.module in modules and found.module != name and not found.file.match(f"{package}/__init__.py"):
+            needs[name].add(found.module)
+    TopologicalSorter(needs).prepare()  # raises a CycleError with the modules of a circle
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_packages_import_no_more_of_each_other_than_they_may(package: str) -> None:
+    wrong = [
+        f"{found.file.relative_to(ROOT)} imports {found.module}"
+        for found in imports(package)
+        if not any(f"{found.module}.".startswith(f"{allowed}.") for allowed in {package, *OTHERS[package]})
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def run(program: str) -> str:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd="/")
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-@pytest.mark.parametrize("package", ALLOWED)
-def test_imports_follow_the_data(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tnn_"):
-                assert ALLOWED[package](node.module), f"{path} imports {node.module}"
-            elif isinstance(node, ast.Import):
-                assert not any(alias.name.startswith("tnn_") for alias in node.names), path
 
 
 def test_the_runtime_works_where_torch_cannot_be_imported(bundles: dict[str, Path], photos: Path) -> None:
@@ -165,4 +270,4 @@ def test_public_names() -> None:
 
 
 def test_every_package_is_typed() -> None:
-    assert all((ROOT / package / "py.typed").exists() for package in ALLOWED)
+    assert all((ROOT / package / "py.typed").exists() for package in ROOMS)

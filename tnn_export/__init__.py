@@ -9,12 +9,12 @@ from tnn_runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from tnn_export.bundle.options import ExportOptions
     from tnn_export.bundle.write import export_bundle
-    from tnn_export.errors import ExportError, ParityError
+    from tnn_export.errors import ExportError
     from tnn_export.lowering import lower_head, lower_model
     from tnn_export.proof.check import check_bundle
     from tnn_export.proof.parity import check_parity
     from tnn_export.proof.reference import Reference
-    from tnn_export.proof.report import ParityReport, StageParity
+    from tnn_export.proof.report import ParityError, ParityReport, StageParity
 
 __all__ = [
     "ExportError",
@@ -35,11 +35,11 @@ __getattr__ = lazy_names(
     {
         "bundle.write": ["export_bundle"],
         "proof.check": ["check_bundle"],
-        "errors": ["ExportError", "ParityError"],
+        "errors": ["ExportError"],
         "lowering": ["lower_head", "lower_model"],
         "bundle.options": ["ExportOptions"],
         "proof.parity": ["check_parity"],
         "proof.reference": ["Reference"],
-        "proof.report": ["ParityReport", "StageParity"],
+        "proof.report": ["ParityError", "ParityReport", "StageParity"],
     },
 )

@@ -17,9 +17,10 @@ from typing import Any, Self, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.reject import check_score, check_threshold
 from tnn_runtime.answers.results import Answers, Prediction
-from tnn_runtime.backends import BackendOptions, Outputs, open_backend
+from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import HEAD_FILE, Manifest
 from tnn_runtime.errors import InputError, UsageError
@@ -184,7 +185,7 @@ class Classifier:
                 if warmup:
                     replicas[-1].warm_up(manifest.preprocessing.shape)
                 if self_check:
-                    replay_golden_samples(folder, manifest, backend.device, replicas[-1].run, max_batch_size)
+                    replay_golden_samples(folder, manifest, backend.device, replicas[-1].logits, max_batch_size)
         except BaseException:
             Replicas(replicas).close()
             raise

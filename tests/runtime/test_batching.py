@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, RunError, UsageError
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
-from tnn_runtime.backends import Outputs
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics

@@ -478,4 +478,4 @@ def test_unusable_options_are_named(options: dict[str, object], message: str) ->
 
 def test_an_unknown_head_lists_the_choices() -> None:
     with pytest.raises(UsageError, match="unknown head 'cosine'; choose from linear, tversky"):
-        build_head(4, ModelConfig(head="cosine"))
+        build_head("cosine", 4, 3)

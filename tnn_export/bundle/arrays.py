@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityReport
 from tnn_runtime.bundle.manifest import GOLDEN_FILE, HEAD_FILE
-from tnn_train.heads import TverskyHead
-from tnn_train.heads.tversky.config import SCALARS
+from tnn_train.heads import Head
 
 __all__ = ["write_golden", "write_head"]
 
@@ -21,22 +19,12 @@ _GOLDEN_SAMPLES = 8
 _GOLDEN_SLACK = 0.05
 
 
-def write_head(head: nn.Module, folder: Path) -> None:
+def write_head(head: Head, folder: Path) -> None:
     """Write what explanations need to ``head.npz``, for heads that have explanations."""
-    if not isinstance(head, TverskyHead):
-        return
     with torch.no_grad():
-        tensors = {
-            "feature_bank": head.feature_bank,
-            "feature_weight": head.feature_weight,
-            "prototypes": head.prototypes,
-            "prototype_features": head.project(head.prototypes),
-            **{name: getattr(head, name) for name in SCALARS},
-            "linear_weight": None if head.linear is None else head.linear.weight,
-            "linear_bias": None if head.linear is None else head.linear.bias,
-        }
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
-    np.savez(folder / HEAD_FILE, **arrays)
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in head.arrays().items()}
+    if arrays:
+        np.savez(folder / HEAD_FILE, **arrays)  # type: ignore[arg-type]
 
 
 def write_golden(reference: Reference, report: ParityReport, precision: str, folder: Path) -> tuple[float, ...]:

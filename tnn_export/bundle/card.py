@@ -21,6 +21,7 @@ from tnn_runtime.bundle.manifest import (
     Manifest,
 )
 from tnn_runtime.bundle.storage import write_text
+from tnn_train.heads import HEADS
 
 __all__ = ["write_card"]
 
@@ -38,10 +39,6 @@ _MEANINGS = {
     "logits": "one for each class",
     "embedding": "what the head sees",
     "probabilities": "softmax of the logits",
-    "similarities": "to each prototype",
-    "common": "weighted measure of what image and prototype share",
-    "input_only": "weighted measure of what only the image has",
-    "prototype_only": "weighted measure of what only the prototype has",
 }
 
 _SCORES = {
@@ -76,7 +73,7 @@ def write_card(
         title=name,
         folder=name,
         manifest=manifest,
-        meanings=_MEANINGS,
+        meanings={**_MEANINGS, **HEADS[manifest.model["head"]].evidence_meanings},
         purposes=_PURPOSES,
         is_untrained=is_untrained(manifest.training),
         data=_data(manifest.training),

@@ -23,7 +23,7 @@ class ExportOptions:
     Args:
         formats: Keys of `tnn_export.formats.FORMATS`.
         precision: What the backbone computes in, a key of `tnn_export.formats.precision.PRECISIONS`.
-        outputs: What artifacts return beside logits and embedding, of `tnn_export.lowering.graph.EXTRA_OUTPUTS`.
+        outputs: What artifacts return beside logits and embedding, of `tnn_export.lowering.graph.extra_outputs`.
         batch: The batch sizes that they take.
         opset: The version of ONNX's operators.
         reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.answers.reject.SCORES`;

@@ -1,4 +1,4 @@
-"""An untrained Tversky model and its linear twin, for those who measure how fast they are."""
+"""An untrained model and its linear twin, for those who measure how fast they are."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from tnn_export.proof.samples import make_samples
 from tnn_runtime.bundle.storage import new_folder, write_json
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
+from tnn_train.heads import BASELINE
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import Normalize, build_model
 
-__all__ = ["HEADS", "PAIR_FILE", "export_pair", "make_pair"]
-
-HEADS = ("tversky", "linear")
-"""The heads of a pair; each bundle has the name of its head."""
+__all__ = ["PAIR_FILE", "export_pair", "heads_of", "make_pair"]
 
 PAIR_FILE = "pair.json"
 """What the models of a pair were built from, beside their folders."""
@@ -46,7 +44,7 @@ def export_pair(
     keep_checkpoints: bool = False,
     overwrite: bool = False,
 ) -> dict[str, ParityReport]:
-    """Export an untrained pair to ``out/tversky`` and ``out/linear``, and prove both equal to eager PyTorch.
+    """Export an untrained pair to ``out/HEAD`` and ``out/linear``, and prove both equal to eager PyTorch.
 
     There being no real images, the proof is made on random and adversarial ones.
 
@@ -56,7 +54,7 @@ def export_pair(
         size: As in `make_pair`.
         seed: As in `make_pair`.
         options: How to export both.
-        keep_checkpoints: Whether to write what was exported, too: ``out/tversky-checkpoint`` and
+        keep_checkpoints: Whether to write what was exported, too: ``out/HEAD-checkpoint`` and
             ``out/linear-checkpoint``.
         overwrite: Whether an existing pair may be replaced.
 
@@ -77,7 +75,7 @@ def export_pair(
                 save_checkpoint(folder / f"{head}-checkpoint", checkpoint)
         content = {
             "schema_version": _SCHEMA_VERSION,
-            "model": {**dataclasses.asdict(config), "head": HEADS},
+            "model": {**dataclasses.asdict(config), "head": heads_of(config)},
             "size": size,
             "seed": seed,
         }
@@ -86,7 +84,7 @@ def export_pair(
 
 
 def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, Checkpoint]:
-    """Build an untrained model with each of `HEADS`; both have the weights of one backbone.
+    """Build an untrained model and its linear twin, by the names of their heads; both have the weights of one backbone.
 
     The batch norms of the backbone are set so that its numbers behave as those of a trained one: their statistics in
     one pass over made images, since activations would grow from layer to layer with those that it starts with; and
@@ -94,7 +92,7 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
     embedding by up to 3e-5 of its length, and by 1e-2 with shifts of 0, more than a proof in half precision allows.)
 
     Args:
-        config: What to build; its ``head`` is not looked at.
+        config: What to build.
         size: Height and width of the images, in pixels.
         seed: What the weights are drawn with.
 
@@ -111,7 +109,7 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
     made = make_samples(preprocessing, none, needs_real=False).images
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        models = {head: build_model(dataclasses.replace(config, head=head)) for head in HEADS}
+        models = {head: build_model(dataclasses.replace(config, head=head)) for head in heads_of(config)}
     first, *others = models.values()
     _settle(first.backbone, Normalize(preprocessing)(torch.from_numpy(made)))
     for model in others:
@@ -129,6 +127,17 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
         )
         for head, model in models.items()
     }
+
+
+def heads_of(config: ModelConfig) -> tuple[str, str]:
+    """Return the heads of a pair, that of the model first.
+
+    Raises:
+        UsageError: If the model has the head of its twin.
+    """
+    if config.head == BASELINE:
+        raise UsageError(f"the head is {BASELINE}, that of the twin; choose another head to compare with it")
+    return config.head, BASELINE
 
 
 def _settle(backbone: nn.Module, images: torch.Tensor) -> None:

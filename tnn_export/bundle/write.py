@@ -20,7 +20,7 @@ from tnn_export.bundle.arrays import write_golden, write_head
 from tnn_export.bundle.card import write_card
 from tnn_export.bundle.options import ExportOptions
 from tnn_export.bundle.provenance import is_untrained, load_with_results, without_paths
-from tnn_export.errors import ExportError, ParityError
+from tnn_export.errors import ExportError
 from tnn_export.formats import FORMATS, ExportJob
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import ServingModel
@@ -28,13 +28,12 @@ from tnn_export.proof.file import write_proof
 from tnn_export.proof.head import compare_heads
 from tnn_export.proof.parity import compare, proof_batch_sizes
 from tnn_export.proof.reference import Reference
-from tnn_export.proof.report import LOWERED, ParityReport
+from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.storage import describe_files, new_folder
-from tnn_train.heads import TverskyHead
 from tnn_train.model.checkpoint import Checkpoint
 
 __all__ = ["export_bundle"]
@@ -175,7 +174,7 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
 
 def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
     is_real = reference.samples.is_real
-    score = options.reject_score or ("lead" if isinstance(reference.head, TverskyHead) else "probability")
+    score = options.reject_score or reference.head.reject_score
     return calibrate(reference.logits[is_real], score, options.coverage) if is_real.any() else None
 
 

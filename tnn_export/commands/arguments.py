@@ -8,10 +8,11 @@ from tnn_export.bundle.options import ExportOptions
 from tnn_export.formats import FORMATS
 from tnn_export.formats.onnx import OPSETS
 from tnn_export.formats.precision import PRECISIONS
-from tnn_export.lowering.graph import EXTRA_OUTPUTS
+from tnn_export.lowering.graph import extra_outputs
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_runtime.console import Parser
+from tnn_train.heads import HEADS
 
 __all__ = ["add_export_options", "export_options"]
 
@@ -29,7 +30,7 @@ def add_export_options(parser: Parser) -> None:
         nargs="+",
         default=[],
         metavar="OUTPUT",
-        help=f"what to return beside logits and embedding: {', '.join(EXTRA_OUTPUTS)}",
+        help=f"what to return beside logits and embedding: {', '.join(extra_outputs(*HEADS))}",
     )
     add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
@@ -37,7 +38,9 @@ def add_export_options(parser: Parser) -> None:
     add(
         "--reject-score",
         metavar="NAME",
-        help=f"what to reject by: {', '.join(SCORES)}; if not given, lead for a Tversky head and else probability",
+        help=f"what to reject by: {', '.join(SCORES)}; if not given, what suits the head ("
+        + ", ".join(f"{name}: {head.reject_score}" for name, head in HEADS.items())
+        + ")",
     )
     add(
         "--coverage",

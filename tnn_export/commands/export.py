@@ -16,8 +16,8 @@ from tnn_export.bundle.write import export_bundle
 from tnn_export.commands import importing, pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.commands.images import image_files
-from tnn_export.errors import ParityError
 from tnn_export.proof.check import check_bundle
+from tnn_export.proof.report import ParityError
 from tnn_runtime.bundle.manifest import MANIFEST_FILE
 from tnn_runtime.bundle.storage import refuse_existing, write_json
 from tnn_runtime.console import Parser

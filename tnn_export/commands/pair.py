@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from tnn_export.bundle.pair import HEADS, PAIR_FILE, export_pair
+from tnn_export.bundle.pair import PAIR_FILE, export_pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
-from tnn_train.fields import Field, FieldError
+from tnn_train.fields import Field, FieldError, choose
+from tnn_train.heads import BASELINE, DEFAULT, HEADS
 from tnn_train.heads.tversky.config import TverskyConfig
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 from tnn_train.model.config import ModelConfig
@@ -50,7 +51,14 @@ def run(options: argparse.Namespace) -> None:
             feature_bank=options.feature_bank,
             num_prototypes=options.num_prototypes,
         )
-        config = ModelConfig(options.backbone, "tversky", options.classes, options.channels, options.stem, form)
+        config = ModelConfig(
+            options.backbone,
+            choose("head", options.head, HEADS),
+            options.classes,
+            options.channels,
+            options.stem,
+            tversky=form,
+        )
     except FieldError as error:
         raise UsageError(error.told(_option)) from error
     reports = export_pair(
@@ -65,19 +73,20 @@ def run(options: argparse.Namespace) -> None:
     for head, report in reports.items():
         print(f"{options.out / head}\n{report.table()}")
     if "onnx" in how.formats:
-        tversky, linear = (options.out / head for head in HEADS)
-        print(f"next: tnn-runtime bench {tversky} {linear} --threads 1")
+        print(f"next: tnn-runtime bench {' '.join(str(options.out / head) for head in reports)} --threads 1")
 
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
-        "tnn-export pair", "Make an untrained Tversky classifier and its linear twin, to measure their speed.", _EPILOG
+        "tnn-export pair", "Make an untrained classifier and its linear twin, to measure their speed.", _EPILOG
     )
     add = parser.add_argument
     add("--backbone", required=True, metavar="NAME", help="a classifier of torchvision, such as resnet50")
     add("--classes", type=int, required=True, metavar="N", help="number of logits, 2 or more")
-    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help=f"folder to make, with {' and '.join(HEADS)}")
+    add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder to make, with a bundle for each head")
+    others = ", ".join(head for head in HEADS if head != BASELINE)
+    add("--head", default=DEFAULT, metavar="HEAD", help=f"what to compare with the {BASELINE} head: {others}")
     add("--size", type=int, default=224, metavar="PIXELS", help="height and width of the images")
     add("--channels", type=int, default=3, metavar="N", help="1 (grey) or 3 (RGB)")
     add("--stem", default="imagenet", help="of a ResNet: imagenet, or small for small images")

@@ -10,17 +10,22 @@ from tnn_export.errors import ExportError
 from tnn_export.lowering import lower_model
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
-from tnn_train.heads import TverskyHead
+from tnn_train.heads import HEADS
 from tnn_train.model.image_model import ImageModel, Normalize
 
-__all__ = ["EXTRA_OUTPUTS", "ServingModel"]
+__all__ = ["ServingModel", "extra_outputs"]
 
 _ALWAYS = ("logits", "embedding")
-_OF_PROTOTYPES = ("similarities", "common", "input_only", "prototype_only")
+_OF_ALL = "probabilities"
 
-EXTRA_OUTPUTS = ("probabilities", *_OF_PROTOTYPES)
-"""What an artifact returns on request: softmax of the logits, ``[N, C]``, and what the logits are made of, ``[N, P]``
-each, see `tnn_export.lowering.tversky.head.HeadOutputs`."""
+
+def extra_outputs(*families: str) -> tuple[str, ...]:
+    """Return what artifacts return on request: the softmax of the logits, and the evidence of head families.
+
+    Args:
+        families: Keys of `tnn_train.heads.HEADS`.
+    """
+    return tuple(dict.fromkeys([_OF_ALL, *(name for family in families for name in HEADS[family].evidence_meanings)]))
 
 
 class ServingModel(nn.Module):
@@ -29,7 +34,7 @@ class ServingModel(nn.Module):
     Args:
         model: The trained model; it is not changed.
         preprocessing: The normalisation.
-        extra: Which of `EXTRA_OUTPUTS` to return, too.
+        extra: Which of the `extra_outputs` of its head to return, too.
         dtype: What the backbone computes in; everything else stays in float32.
 
     Raises:
@@ -47,16 +52,15 @@ class ServingModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        possible = (_OF_ALL, *model.head.evidence_meanings)
         for name in extra:
-            choose("output", name, EXTRA_OUTPUTS)
-        needed = [name for name in _OF_PROTOTYPES if name in extra]
-        if needed and not isinstance(model.head, TverskyHead):
-            raise ExportError(
-                f"a head of type {type(model.head).__name__} has no {', '.join(needed)}; only a Tversky head has: "
-                "leave these outputs out"
-            )
-        self.has_parts = bool(needed)
-        self.outputs = [*_ALWAYS, *(name for name in EXTRA_OUTPUTS if name in extra)]
+            choose("output", name, extra_outputs(*HEADS))
+            if name not in possible:
+                raise ExportError(
+                    f"a {model.head.family} head has no output {name}; it has {', '.join(possible)}: leave {name} out"
+                )
+        self.has_parts = any(name != _OF_ALL for name in extra)
+        self.outputs = [*_ALWAYS, *(name for name in possible if name in extra)]
         lowered = lower_model(model, parts=self.has_parts)
         self.normalize = Normalize(preprocessing)
         self.backbone = lowered.backbone.to(dtype)
@@ -71,14 +75,7 @@ class ServingModel(nn.Module):
         normalized = self.normalize(images).to(self.dtype).contiguous()
         embedding = self.backbone(normalized).to(torch.float32)
         if self.has_parts:
-            parts = self.head(embedding)
-            values = {
-                "logits": parts.logits,
-                "similarities": parts.similarities,
-                "common": parts.common,
-                "input_only": parts.input_only,
-                "prototype_only": parts.prototype_only,
-            }
+            values: dict[str, Tensor] = self.head(embedding)
         else:
             values = {"logits": self.head(embedding)}
         values["embedding"] = embedding

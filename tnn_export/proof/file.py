@@ -47,7 +47,7 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
     try:
         config: ModelConfig = decode(ModelConfig, manifest.model, "model")
         with torch.random.fork_rng(devices=[]):
-            head = build_head(manifest.outputs[1].shape[1] or 0, config)
+            head = build_head(config.head, manifest.outputs[1].shape[1] or 0, config.num_classes, config.options)
         names = [f"{_HEAD}{name}" for name in head.state_dict()]
         arrays: dict[str, Any] = read_arrays(path, "images", "kinds", "labels", "embeddings", *names, text=["kinds"])
         head.load_state_dict({name.removeprefix(_HEAD): torch.from_numpy(arrays[name]) for name in names})

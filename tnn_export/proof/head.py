@@ -15,17 +15,17 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import StageParity
 from tnn_export.proof.running import Ran, Runner
 from tnn_export.proof.samples import make_embeddings
-from tnn_train.heads import TverskyHead
+from tnn_train.heads import Head
 
 __all__ = ["compare_heads"]
 
 _REAL_EMBEDDINGS = 64
 
 
-def compare_heads(head: nn.Module, reference: Reference) -> StageParity:
+def compare_heads(head: Head, reference: Reference) -> StageParity:
     """Compare the lowered head with the eager one."""
     samples = make_embeddings(head, reference.embeddings[:_REAL_EMBEDDINGS])
-    lowered = lower_head(head, parts=reference.has_parts and isinstance(head, TverskyHead))
+    lowered = lower_head(head, parts=reference.has_parts and bool(head.evidence_meanings))
     return compare(
         Reference(head, samples, torch.from_numpy(samples.images), parts=reference.has_parts),
         _of_head(lowered),
@@ -40,7 +40,7 @@ def _of_head(lowered: nn.Module) -> Runner:
         for batch in batches:
             with torch.inference_mode():
                 found = lowered(torch.from_numpy(batch))
-            values = {"logits": found} if isinstance(found, torch.Tensor) else found._asdict()
+            values = {"logits": found} if isinstance(found, torch.Tensor) else found
             outputs.append({"embedding": batch, **{name: value.numpy() for name, value in values.items()}})
         return Ran(outputs, f"torch {torch.__version__}")
 

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnn_export.formats.precision import HEAD_TOLERANCE
 from tnn_export.proof.report import Flip
 from tnn_export.proof.samples import Samples
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.heads import TverskyHead
+from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = ["BOUNDARY", "Reference", "largest"]
 
 BOUNDARY = 1e-5
-"""A feature of an embedding may be on either side of 0 if ``|a_k| <= BOUNDARY * |x| |omega_k|``."""
+"""A switch of a head may be on either side of 0 if it is at most this share of its reach, ``|x| |omega_k|``."""
 
 _AT_ONCE = 64
 _MOST_UNSURE = 12
@@ -36,18 +36,19 @@ class Reference:
         head: The trained head, in float32.
         samples: The images.
         embeddings: Of eager PyTorch, float32 ``[N, D]``.
-        parts: Whether to have the similarities to the prototypes and what they are made of, too.
+        parts: Whether to have what the logits are made of, too: `Head.evidence`.
     """
 
-    def __init__(self, head: nn.Module, samples: Samples, embeddings: Tensor, *, parts: bool = False) -> None:
+    def __init__(self, head: Head, samples: Samples, embeddings: Tensor, *, parts: bool = False) -> None:
         self.head = copy.deepcopy(head).cpu().eval()
         self.has_parts = parts
         self.samples = samples
         self.embeddings = embeddings
         with torch.inference_mode():
-            values = [self._values(x) for x in torch.split(embeddings, _AT_ONCE)]
-            self.outputs = _joined([self._outputs(a) for a in values])
-            self.features = torch.cat(values)
+            batches = torch.split(embeddings, _AT_ONCE)
+            switches = [self.head.switches(x) for x in batches]
+            self.outputs = _joined([self._outputs(x, a) for x, a in zip(batches, switches, strict=True)])
+            self.switches = torch.cat([a for a in switches if a is not None]) if switches[0] is not None else None
         # The length of an embedding that is all but 0 is no measure of its error.
         lengths = torch.linalg.vector_norm(embeddings, dim=1)
         self.lengths = lengths.clamp_min(_SHORTEST * float(lengths.max())).clamp_min(_TINY)
@@ -73,12 +74,12 @@ class Reference:
         return np.asarray(_scale(self.outputs["logits"]).numpy())[:, None]
 
     def margins(self) -> NDArray[np.float32]:
-        """Return how far each sample is from the nearest membership boundary, relative to the reach of its features."""
-        if not isinstance(self.head, TverskyHead):
+        """Return how far each sample is from where logits jump, relative to the reach of the head's switches."""
+        if self.switches is None:
             return np.full(len(self.samples), np.inf, dtype=np.float32)
         with torch.inference_mode():
             reach = self.head.reach(self.embeddings).clamp_min(_TINY)
-            return np.asarray((self.features.abs() / reach).amin(1).numpy())
+            return np.asarray((self.switches.abs() / reach).amin(1).numpy())
 
     def differences(self, rows: Tensor, outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
         """Return the largest relative difference of each sample, ``[n]``.
@@ -93,7 +94,7 @@ class Reference:
 
     def head_outputs(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Return what the eager head makes of embeddings ``[n, D]``."""
-        return self._outputs(self._values(embeddings))
+        return self._outputs(embeddings, self.head.switches(embeddings))
 
     def explain(
         self, row: int, embedding: Tensor, outputs: Mapping[str, Tensor], tolerance: float | None
@@ -106,9 +107,9 @@ class Reference:
             outputs: The artifact's, ``[1, ...]`` each.
             tolerance: The precision's.
         """
-        if not isinstance(self.head, TverskyHead) or not torch.isfinite(embedding).all():
+        own = self.head.switches(embedding)
+        if own is None or self.switches is None or not torch.isfinite(embedding).all():
             return None
-        own = self._values(embedding)
         unsure = (own.abs() <= BOUNDARY * self.head.reach(embedding)).flatten().nonzero().flatten()
         if len(unsure) > _MOST_UNSURE:
             return None
@@ -116,9 +117,9 @@ class Reference:
         sides[:, unsure] = torch.tensor(list(itertools.product((False, True), repeat=len(unsure))), dtype=torch.bool)
         rows = torch.full((len(sides),), row)
         repeated = {name: value.expand(len(sides), *value.shape[1:]) for name, value in outputs.items()}
-        of_head = self.differences(rows, repeated, self._outputs(_moved(own, sides)))
-        eager = self.features[row : row + 1]
-        moved = self._outputs(_moved(eager, sides))
+        of_head = self.differences(rows, repeated, self._outputs(embedding, _moved(own, sides)))
+        eager = self.switches[row : row + 1]
+        moved = self._outputs(self.embeddings[row : row + 1], _moved(eager, sides))
         of_model = self.differences(rows, repeated, moved)
         fits = of_head <= HEAD_TOLERANCE
         if tolerance is not None:
@@ -130,23 +131,12 @@ class Reference:
         jump = (moved["logits"][best] - self.outputs["logits"][row]).abs().max()
         return Flip(row, tuple(features), float(jump))
 
-    def _values(self, embeddings: Tensor) -> Tensor:
-        return self.head.project(embeddings) if isinstance(self.head, TverskyHead) else embeddings
-
-    def _outputs(self, values: Tensor) -> dict[str, Tensor]:
+    def _outputs(self, x: Tensor, switches: Tensor | None) -> dict[str, Tensor]:
+        """Return what the eager head makes of embeddings ``[1 or n, D]`` and of values ``[n, K]`` of its switches."""
         head = self.head
-        logits = head.score(values) if isinstance(head, TverskyHead) else head(values)
-        outputs = {"logits": logits, "probabilities": torch.softmax(logits, 1)}
-        if self.has_parts and isinstance(head, TverskyHead):
-            prototypes = head.project(head.prototypes)
-            parts = head.parts(values, prototypes)
-            outputs |= {
-                "similarities": head.compare(values, prototypes),
-                "common": parts.common * (head.theta if head.config.model == "contrast" else 1.0),
-                "input_only": parts.input_only * head.alpha,
-                "prototype_only": parts.prototype_only * head.beta,
-            }
-        return outputs
+        logits = head(x) if switches is None else head.score(switches)
+        evidence = head.evidence(x, switches) if self.has_parts else {}
+        return {"logits": logits, "probabilities": torch.softmax(logits, 1), **evidence}
 
 
 def largest(differences: Tensor) -> Tensor:
@@ -155,7 +145,7 @@ def largest(differences: Tensor) -> Tensor:
 
 
 def _moved(values: Tensor, sides: Tensor) -> Tensor:
-    """Return feature values ``[1, F]`` on the sides of 0 that are asked for, ``[n, F]``: True is above it."""
+    """Return switches ``[1, K]`` on the sides of 0 that are asked for, ``[n, K]``: True is above it."""
     return torch.where(sides, values.clamp_min(_TINY), values.clamp_max(0))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["LOWERED", "Flip", "ParityReport", "StageParity"]
+from tnn_runtime.errors import TnnError
+
+__all__ = ["LOWERED", "Flip", "ParityError", "ParityReport", "StageParity"]
 
 LOWERED = "lowered head"
 """The first stage of every proof: the eager head against the lowered one, on embeddings."""
@@ -145,3 +147,23 @@ class ParityReport:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the report as plain values that JSON can hold, one dictionary for each stage."""
         return {name: dataclasses.asdict(parity) for name, parity in self.stages.items()}
+
+
+class ParityError(TnnError):
+    """An exported artifact that does not give the outputs of eager PyTorch.
+
+    Args:
+        report: The whole comparison.
+        consequence: What that means.
+
+    Attributes:
+        report: The whole comparison.
+    """
+
+    def __init__(
+        self,
+        report: ParityReport,
+        consequence: str = "the exported model differs from eager PyTorch, so nothing was written",
+    ) -> None:
+        self.report = report
+        super().__init__(f"{consequence}: {report.summary()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from tnn_export.errors import ExportError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.heads import TverskyHead
+from tnn_train.heads import Head
 
 __all__ = ["REAL", "Samples", "make_embeddings", "make_samples"]
 
 REAL = "real"
 _RANDOM = 4
-_BOUNDARY_FEATURES = 4
+_BOUNDARY_SWITCHES = 4
+_NEWTON_STEPS = 3
+_BESIDE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,11 @@ def _made(shape: tuple[int, int, int]) -> dict[str, NDArray[np.uint8]]:
     }
 
 
-def make_embeddings(head: torch.nn.Module, embeddings: Tensor) -> Samples:
+def make_embeddings(head: Head, embeddings: Tensor) -> Samples:
     """Return embeddings to compare a lowered head on: those of images, random and extreme ones, and the boundary.
 
-    For a Tversky head with a learned bank the last ones put single features on either side of 0, by a ten-millionth
-    of what the feature could reach, where membership jumps.
+    For a head whose logits jump, the last ones put single switches on either side of 0, by a ten-millionth of what the
+    switch could reach.
 
     Args:
         head: The trained head.
@@ -119,13 +122,36 @@ def make_embeddings(head: torch.nn.Module, embeddings: Tensor) -> Samples:
         "opposite": -embeddings[:1],
         "large": 100 * embeddings[:1],
     }
-    if isinstance(head, TverskyHead) and head.feature_bank is not None:
-        bank, x = head.feature_bank.detach().double()[:_BOUNDARY_FEATURES], embeddings[0].double()
-        distances = bank @ x - 1e-7 * x.norm() * bank.norm(dim=1) * torch.tensor([[-1.0], [1.0]])
-        moved = x - (distances / bank.square().sum(1).clamp_min(1e-30))[:, :, None] * bank
-        groups["boundary"] = moved.flatten(0, 1).float()
+    if head.switches(embeddings[:1]) is not None:
+        groups["boundary"] = _around_the_boundary(head, embeddings[0])
     return Samples(
         torch.cat(list(groups.values())).numpy(),
         tuple(kind for kind, group in groups.items() for _ in group),
         np.full(sum(map(len, groups.values())), -1, np.int64),
     )
+
+
+def _around_the_boundary(head: Head, x: Tensor) -> Tensor:
+    """Return an embedding ``[D]`` moved to either side of 0 of each of the first switches, ``[2 k, D]``.
+
+    Newton's method finds the places: exact in one step where a switch is linear in the embedding.
+    """
+    head, x = copy.deepcopy(head).cpu().double(), x.double()
+    moved = []
+    for side in (-1.0, 1.0):
+        for switch in range(min(_BOUNDARY_SWITCHES, _values(head, x).shape[0])):
+            place = x
+            for _ in range(_NEWTON_STEPS):
+                place = place.detach().requires_grad_()
+                value = _values(head, place)[switch]
+                (slope,) = torch.autograd.grad(value, place)
+                distance = value.detach() - side * _BESIDE * head.reach(place.detach()[None])[0, switch].detach()
+                place = place - distance / slope.square().sum().clamp_min(1e-30) * slope
+            moved.append(place.detach().float())
+    return torch.stack(moved)
+
+
+def _values(head: Head, x: Tensor) -> Tensor:
+    switches = head.switches(x[None])
+    assert switches is not None
+    return switches[0]

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.answers.reject import Reject, check_threshold
-from tnn_runtime.backends import Outputs
 
 __all__ = ["Answers", "Prediction"]
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
@@ -28,7 +29,6 @@ __all__ = [
     "Backend",
     "BackendOptions",
     "Device",
-    "Outputs",
     "TimedRun",
     "open_backend",
     "open_device_timer",
@@ -52,18 +52,6 @@ TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.floa
 
 PROBE = Path(__file__).with_name("probe.onnx")
 """A model that adds two float32 numbers ``x`` to themselves and gives ``y``."""
-
-
-class Outputs(NamedTuple):
-    """What a model gives for a batch.
-
-    Args:
-        logits: float32 ``[N, classes]``.
-        embedding: float32 ``[N, D]``.
-    """
-
-    logits: NDArray[np.float32]
-    embedding: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

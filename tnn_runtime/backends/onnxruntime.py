@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs, TimedRun
+from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.binding import BoundSlot, failed_run
 from tnn_runtime.backends.cuda import Cuda

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import PROBE, BackendOptions, Device, Outputs, TimedRun
+from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure

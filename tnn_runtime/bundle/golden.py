@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import Outputs
 from tnn_runtime.bundle.manifest import GOLDEN_FILE, Manifest
 from tnn_runtime.bundle.storage import read_arrays
 from tnn_runtime.errors import ArtifactError, SelfCheckError
@@ -17,7 +16,11 @@ __all__ = ["replay_golden_samples"]
 
 
 def replay_golden_samples(
-    folder: Path, manifest: Manifest, device: str, run: Callable[[NDArray[np.uint8]], Outputs], max_batch_size: int
+    folder: Path,
+    manifest: Manifest,
+    device: str,
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    max_batch_size: int,
 ) -> None:
     """Compare the logits of the golden samples with those that they had in eager PyTorch.
 
@@ -25,7 +28,7 @@ def replay_golden_samples(
         folder: The bundle folder.
         manifest: Its manifest, with the largest difference that is allowed for each sample.
         device: What to call the device in an error.
-        run: Runs the model there.
+        run: Runs the model there: from images, uint8 ``[n, H, W, C]``, to logits, float32 ``[n, classes]``.
         max_batch_size: The largest batch that it takes.
 
     Raises:
@@ -48,7 +51,7 @@ def replay_golden_samples(
             f"for {count} tolerances and {classes} classes in the manifest; export the bundle again"
         )
     parts = (images[start : start + max_batch_size] for start in range(0, count, max_batch_size))
-    worst = np.abs(np.concatenate([run(part).logits for part in parts]) - expected).max(axis=1)
+    worst = np.abs(np.concatenate([run(part) for part in parts]) - expected).max(axis=1)
     if not (worst <= allowed).all():
         raise SelfCheckError(
             f"{folder} does not reproduce its golden samples on {device}: "

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
-from tnn_runtime.backends import Outputs
 from tnn_runtime.errors import (
     ClassifierClosed,
     DeadlineExceeded,

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import Backend, Outputs
+from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.backends import Backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.errors import DeviceLost
 from tnn_runtime.queue.metrics import Metrics
@@ -72,6 +73,10 @@ class Replica:
         finally:
             self._metrics.run_ends(count, time.perf_counter() - started)
         return outputs if len(filled) == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the logits alone, as `run`."""
+        return self.run(images).logits
 
     def warm_up(self, shape: Sequence[int]) -> None:
         """Run every batch size that the backend is prepared for, or the smallest where it takes any.

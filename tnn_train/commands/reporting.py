@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.heads import TverskyHead
+from tnn_train.heads.description import Sample
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.report import RunSummary, write_report
 from tnn_train.training.embeddings import cache_folder, embed, recall
@@ -26,16 +28,12 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
     Args:
         result: The finished training.
         data: The images that it saw.
-        device: Where to embed the training images that are compared with the prototypes.
+        device: Where to embed the training images that the head speaks of.
         command: What was typed.
     """
     best = load_checkpoint(result.best)
-    head = best.model.head
-    indices, embeddings = None, None
-    if isinstance(head, TverskyHead):
-        indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
-        images = data.normalized(best.preprocessing.mean, best.preprocessing.std).train
-        embeddings = _embeddings(best, images, indices, device)
+    indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
+    images = data.normalized(best.preprocessing.mean, best.preprocessing.std).train
     summary = RunSummary(
         name=data.name,
         history=result.history,
@@ -43,10 +41,12 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         test_images=data.test,
         class_names=data.class_names,
         config=best.training,
-        head=head.cpu(),
+        head=best.model.head.cpu(),
         train_images=data.train,
-        train_embeddings=embeddings,
-        train_indices=indices,
+        sample=Sample(
+            data.train.labels[indices], data.class_names, partial(_embeddings, best, images, indices, device)
+        ),
+        sample_indices=indices,
         versions=versions(),
         command=command,
     )

@@ -12,7 +12,7 @@ from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_train.commands.arguments import Configuration, parse
 from tnn_train.data import ImageData, load_data
 from tnn_train.fields import FieldError, choose
-from tnn_train.heads import HEADS
+from tnn_train.heads import BASELINE, DEFAULT, HEADS
 from tnn_train.report.compare import compare_runs, write_comparison
 from tnn_train.training.loop import TrainResult, check_machine, train
 from tnn_train.training.recipe import TrainConfig
@@ -47,7 +47,7 @@ class _Sweep(Configuration):
     """
 
     out: Path
-    heads: tuple[str, ...] = ("linear", "tversky")
+    heads: tuple[str, ...] = (BASELINE, DEFAULT)
     seeds: int = 5
     learning_rates: tuple[float, ...] = ()
     config: Path | None = None

@@ -42,7 +42,7 @@ what it writes:
   OUT/report.html    curves, mistakes, calibration, prototypes
 
 a configuration file has the same names, with underscores, in sections:
-  [data]  source = "photos"    [train]  epochs = 10    [model]  head = "tversky"    [model.tversky]  num_features = 128
+  [data]  source = "photos"    [train]  epochs = 10    [model]  backbone = "resnet50"    [model.tversky]  alpha = 0.1
 """
 
 

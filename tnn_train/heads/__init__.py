@@ -1,28 +1,37 @@
-"""Classification heads: one file each.
+"""Classification heads: one file or folder a family, each with an entry in `HEADS`.
 
-A head is a module that turns embeddings ``[N, D]`` into logits ``[N, C]``, with a constructor
-``Head.from_config(in_features, config)``. Enter a new one in `HEADS`, and its lowering in `tnn_export.lowering`.
+What a family has to say is in `tnn_train.heads.base`.
 """
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from tnn_train.fields import choose
+from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.head import TverskyHead
-from tnn_train.model.config import ModelConfig
 
-__all__ = ["HEADS", "LinearHead", "TverskyHead", "build_head"]
+__all__ = ["BASELINE", "DEFAULT", "HEADS", "Head", "LinearHead", "TverskyHead", "build_head"]
 
-HEADS: dict[str, type[LinearHead] | type[TverskyHead]] = {"linear": LinearHead, "tversky": TverskyHead}
+HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead)}
+"""The families by name."""
+
+DEFAULT, BASELINE = TverskyHead.family, LinearHead.family
+"""What is trained unless something else is asked for, and what it is compared with."""
 
 
-def build_head(in_features: int, config: ModelConfig) -> nn.Module:
-    """Build the head that ``config`` names, for embeddings of ``in_features`` values.
+def build_head(family: str, in_features: int, num_classes: int, options: Any = None) -> Head:
+    """Build an untrained head.
+
+    Args:
+        family: A key of `HEADS`.
+        in_features: D, the size of an embedding.
+        num_classes: C, the number of logits.
+        options: The family's own configuration; ``None`` for its defaults, or if it has none.
 
     Raises:
-        UsageError: If there is no such head.
+        UsageError: If there is no such family.
     """
-    choose("head", config.head, HEADS)
-    return HEADS[config.head].from_config(in_features, config)
+    choose("head", family, HEADS)
+    return HEADS[family].from_config(in_features, num_classes, options)

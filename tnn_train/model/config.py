@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Suppress
 
 from tnn_train.fields import at_least, one_of
+from tnn_train.heads import DEFAULT
 from tnn_train.heads.tversky.config import TverskyConfig
 
-__all__ = ["ModelConfig"]
+__all__ = ["ModelConfig", "options_field"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A backbone and a head.
+    """A backbone and a head; each head family with options has a field, of the family's name.
 
     Args:
         backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0.
@@ -28,7 +29,7 @@ class ModelConfig:
     """
 
     backbone: str = "resnet18"
-    head: str = "tversky"
+    head: str = DEFAULT
     num_classes: Annotated[int, Suppress] = 10
     in_channels: Annotated[int, Suppress] = 3
     stem: str = "auto"
@@ -38,3 +39,13 @@ class ModelConfig:
         at_least(self, 2, "num_classes")
         one_of(self, "in_channels", (1, 3))
         one_of(self, "stem", ("auto", "imagenet", "small"))
+
+    @property
+    def options(self) -> Any:
+        """The options of the head that it has; ``None`` if its family has none."""
+        return getattr(self, options_field(self.head), None)
+
+
+def options_field(family: str) -> str:
+    """Return the name of the field that holds the options of a head family."""
+    return family.replace("-", "_")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.heads import build_head
+from tnn_train.heads import Head, build_head
 from tnn_train.model.backbones import BACKBONES, build_backbone
 from tnn_train.model.config import ModelConfig
 
@@ -23,7 +23,7 @@ class ImageModel(nn.Module):
         head: Embeddings to logits.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -71,4 +71,4 @@ def build_model(config: ModelConfig) -> ImageModel:
         UsageError: If the configuration names an unknown backbone or head, or a stem that the backbone cannot have.
     """
     backbone, features = build_backbone(config)
-    return ImageModel(backbone, build_head(features, config))
+    return ImageModel(backbone, build_head(config.head, features, config.num_classes, config.options))

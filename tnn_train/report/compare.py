@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.errors import UsageError
 from tnn_train.heads import HEADS
+from tnn_train.model.config import options_field
 from tnn_train.report.page import render
 from tnn_train.report.plots import plot_estimates, plot_seeds
 from tnn_train.training.recipe import speed_unit
@@ -217,7 +218,7 @@ def _speed_unit(runs: Sequence[Run]) -> str:
 
 def _head_of(name: str) -> str | None:
     """Return the head that a setting is an option of."""
-    return next((head for head in HEADS if name.startswith(f"model.{head}.")), None)
+    return next((head for head in HEADS if name.startswith(f"model.{options_field(head)}.")), None)
 
 
 def _applies(name: str, settings: dict[str, Any]) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from tnn_runtime.errors import UsageError
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.heads import Head
+from tnn_train.heads.description import Sample
 
 __all__ = ["RunSummary"]
 
@@ -30,9 +31,8 @@ class RunSummary:
         config: All settings, nested; ``config["model"]`` names the ``backbone`` and the ``head``.
         head: The trained head.
         train_images: The training images, without augmentation.
-        train_embeddings: What the backbone makes of a sample of them, ``[n, D]``, for the prototypes of a Tversky head;
-            see `tnn_train.data.images.even_sample`.
-        train_indices: Which of ``train_images`` these are, int64 ``[n]``.
+        sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
+        sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
         versions: Of the packages.
         command: What was typed.
     """
@@ -43,10 +43,10 @@ class RunSummary:
     test_images: ImageSet
     class_names: Sequence[str]
     config: Mapping[str, Any]
-    head: nn.Module
+    head: Head
     train_images: ImageSet
-    train_embeddings: NDArray[np.float32] | Tensor | None = None
-    train_indices: NDArray[np.int64] | None = None
+    sample: Sample | None = None
+    sample_indices: NDArray[np.int64] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
 
@@ -56,8 +56,9 @@ class RunSummary:
         counts = {
             "test images and answers": (len(self.test_images), len(self.test.labels)),
             "class names and logits": (len(self.class_names), self.test.logits.shape[1]),
-            "training embeddings and their indices": tuple(
-                0 if part is None else len(part) for part in (self.train_embeddings, self.train_indices)
+            "images of the sample and their indices": (
+                0 if self.sample is None else len(self.sample.labels),
+                0 if self.sample_indices is None else len(self.sample_indices),
             ),
         }
         for what, (one, other) in counts.items():

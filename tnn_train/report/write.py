@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ import numpy as np
 from tnn_runtime.bundle.storage import write_text
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
-from tnn_train.heads import TverskyHead
-from tnn_train.heads.tversky.analysis import HeadAnalysis, Prototype, analyse_head
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
 from tnn_train.report.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
@@ -24,19 +23,10 @@ __all__ = ["write_report"]
 
 _MISTAKES = 24
 _PAIRS = 15
-_PROTOTYPES = 50
-_MEANINGS = {
-    "alpha": "weight of what only the image has",
-    "beta": "weight of what only the prototype has",
-}
-_MODEL_MEANINGS = {
-    "contrast": {"theta": "weight of what both have"},
-    "ratio": {"theta": "offset of the denominator", "logit_scale": "factor from similarities to logits"},
-}
 
 
 def write_report(path: Path, run: RunSummary) -> None:
-    """Write one HTML file with everything inside: numbers, curves, confusion, calibration, mistakes and prototypes.
+    """Write one HTML file with everything inside: numbers, curves, confusion, calibration, mistakes, and the head.
 
     Args:
         path: The file, which is replaced if it exists.
@@ -65,7 +55,8 @@ def write_report(path: Path, run: RunSummary) -> None:
         reliability=plot_reliability(calibration),
         mistakes=_mistakes(run),
         wrong=int((run.test.predictions != run.test.labels).sum()),
-        prototypes=_prototypes(run, run.head) if isinstance(run.head, TverskyHead) else None,
+        described=run.head.describe(run.sample),
+        picture=partial(_sample_picture, run),
         sections=_sections(run.config),
     )
     write_text(path, html)
@@ -116,53 +107,6 @@ def _mistakes(run: RunSummary) -> list[dict[str, Any]]:
     ]
 
 
-def _prototypes(run: RunSummary, head: TverskyHead) -> dict[str, Any]:
-    """Return what the report says of a Tversky head."""
-    scalars = [
-        {
-            "name": name,
-            "meaning": meaning,
-            "start": getattr(head.config, name),
-            "now": getattr(head, name).item(),
-            "learned": name not in head.config.fixed,
-        }
-        for name, meaning in (_MEANINGS | _MODEL_MEANINGS[head.config.model]).items()
-    ]
-    if run.train_embeddings is None or run.train_indices is None:
-        return {"scalars": scalars, "analysis": None}
-    analysis = analyse_head(head, run.train_embeddings, run.train_images.labels[run.train_indices])
-    busiest = sorted(analysis.prototypes, key=lambda prototype: -prototype.best_for)[:_PROTOTYPES]
-    shown = sorted(busiest, key=lambda prototype: prototype.index)
-    return {
-        "scalars": scalars,
-        "config": head.config,
-        "analysis": analysis,
-        "cards": [_card(prototype, run, run.train_indices) for prototype in shown],
-        "idle": _idle(analysis),
-    }
-
-
-def _card(prototype: Prototype, run: RunSummary, indices: Any) -> dict[str, Any]:
-    images = indices[prototype.nearest].tolist()
-    return {
-        "prototype": prototype,
-        "images": [
-            {**_picture(run.train_images, index), "label": int(run.train_images.labels[index]), "similarity": value}
-            for index, value in zip(images, prototype.similarities.tolist(), strict=True)
-        ],
-    }
-
-
-def _idle(analysis: HeadAnalysis) -> Mapping[str, tuple[int, ...]]:
-    """Return what does no work, by what is said of it."""
-    return {
-        "Prototypes that are the best for no image": analysis.dead_prototypes,
-        "Features that no image has": analysis.features_in_no_image,
-        "Features that no prototype has": analysis.features_in_no_prototype,
-        "Features that every image and every prototype has": analysis.features_everywhere,
-    }
-
-
 def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the settings by the part of the configuration that they belong to."""
     sections: dict[str, dict[str, Any]] = {}
@@ -170,6 +114,11 @@ def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         section, _, rest = name.partition(".")
         sections.setdefault(section if rest else "setting", {})[rest or section] = value
     return sections
+
+
+def _sample_picture(run: RunSummary, place: int) -> dict[str, Any]:
+    assert run.sample_indices is not None
+    return _picture(run.train_images, int(run.sample_indices[place]))
 
 
 def _picture(images: ImageSet, index: int) -> dict[str, Any]:

@@ -7,11 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from tnn_train.data import DataConfig, ImageData
 from tnn_train.fields import Field, FieldError
-from tnn_train.heads.tversky.config import TverskyConfig
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import INCIDENTAL, TrainConfig
 
@@ -20,13 +19,17 @@ __all__ = ["identity", "refuse_other"]
 _WHERE = ("root", "download")
 """What of the data's options says where they lie: data may be moved."""
 
-_CONFIGURATIONS = {"": TrainConfig, "data.": DataConfig, "model.": ModelConfig, "model.tversky.": TverskyConfig}
-_FIELDS = {
-    f"{prefix}{field.name}": Field(config, field.name, prefix)
-    for prefix, config in _CONFIGURATIONS.items()
-    for field in dataclasses.fields(config)
-}
-"""The fields that an identity is made of, by their names in it."""
+
+def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """Yield the fields of a configuration and of those in it, by their names in an identity."""
+    for name, kind in get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _fields(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", Field(config, name, prefix)
+
+
+_FIELDS = {**dict(_fields(TrainConfig)), **dict(_fields(DataConfig, "data.")), **dict(_fields(ModelConfig, "model."))}
 
 
 def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:

@@ -19,7 +19,6 @@ from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.fields import Field, FieldError
-from tnn_train.heads.tversky.config import CLASS_MEANS
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
@@ -91,8 +90,8 @@ def train(
         run = RunFolder(folder, trainer, is_resumed=resume)
         if resume:
             run.restore()
-        elif model.head == "tversky" and model.tversky.prototype_init == CLASS_MEANS:
-            trainer.start_at_class_means()
+        else:
+            trainer.start()
         with open_logs(folder, trainer) as logs:
             while not trainer.is_finished:
                 for _ in trainer.steps():

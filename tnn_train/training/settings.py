@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tnn_train.heads import HEADS
+from tnn_train.model.config import options_field
 
 __all__ = ["flatten"]
 
@@ -13,7 +14,9 @@ __all__ = ["flatten"]
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{"model.tversky.alpha": 0.5, ...}``, without the options of heads that the model does not have."""
     model = config.get("model", {})
-    unused = {f"model.{name}" for name in HEADS if isinstance(model, Mapping) and name != model.get("head")}
+    unused = {
+        f"model.{options_field(name)}" for name in HEADS if isinstance(model, Mapping) and name != model.get("head")
+    }
     return dict(_leaves(config, "", unused))
 
 

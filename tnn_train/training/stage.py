@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tnn_train.data import ImageData
 from tnn_train.data.augment import AugmentedSet
 from tnn_train.data.loader import Items
+from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.training.embeddings import cache_folder, embed
 from tnn_train.training.recipe import TrainConfig
@@ -45,7 +46,10 @@ class Stage:
 
     def whole(self, learner: nn.Module) -> ImageModel:
         """Return the whole model with ``learner``, the learner or a copy of it, in its place."""
-        return learner if isinstance(learner, ImageModel) else ImageModel(self.model.backbone, learner)
+        if isinstance(learner, Head):
+            return ImageModel(self.model.backbone, learner)
+        assert isinstance(learner, ImageModel)
+        return learner
 
     def snapshot(self, learner: nn.Module) -> ImageModel:
         """Return a model that further training does not change."""

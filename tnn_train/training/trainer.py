@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -23,8 +22,6 @@ from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
 from tnn_train.evaluation.metrics import Evaluation, best_epoch
 from tnn_train.evaluation.scoring import score
-from tnn_train.heads import TverskyHead
-from tnn_train.heads.tversky.inits import class_means
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.training.identity import identity, refuse_other
@@ -102,22 +99,22 @@ class Trainer:
         waited = self.epoch - self.best_row["epoch"] if self.history else 0
         return self.epoch >= self.config.epochs or (self.config.patience is not None and waited >= self.config.patience)
 
-    def start_at_class_means(self) -> None:
-        """Move the prototypes to means of the embeddings of their classes, in one pass over the training images.
+    def start(self) -> None:
+        """Let the head start from the training images, if it wants to.
 
         Batch norm works as in training, so that the embeddings are those of the first epoch.
         """
-        head = self.stage.model.head
-        assert isinstance(head, TverskyHead)
         loader = training_loader(self.stage.train, self._order(0, 1), self.config.workers)
         self.stage.learner.train()
 
         def embeddings() -> Iterator[tuple[Tensor, Tensor]]:
-            for images, labels in tqdm(loader, desc="class means", unit="batch", disable=None, leave=False, delay=2):
+            for images, labels in tqdm(
+                loader, desc="start of the head", unit="batch", disable=None, leave=False, delay=2
+            ):
                 yield self.stage.embed(self.stage.prepare(images.to(self.device))), labels
 
         with torch.no_grad():
-            head.prototypes.copy_(class_means(embeddings(), head.num_classes, len(head.prototypes)))
+            self.stage.model.head.start(embeddings())
 
     def steps(self) -> Iterator[None]:
         """Train to the end of the running epoch, and pause after each step of the optimizer."""
@@ -242,9 +239,8 @@ class Trainer:
         dtype = _DTYPES[self.config.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             logits = self._forward(inputs)
-        loss = functional.cross_entropy(
-            logits.float(), targets, self._class_weights, label_smoothing=self.config.label_smoothing
-        )
+        head = self.stage.model.head
+        loss = head.loss(logits.float(), targets, self._class_weights, self.config.label_smoothing) + head.penalty()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _diverged(value, f"epoch {self.epoch + 1}, step {self.batch + 1}")

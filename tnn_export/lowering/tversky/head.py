@@ -6,8 +6,6 @@ for each kind of minimum. What follows the head's similarities, a logit scale or
 be.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,33 +15,10 @@ from tnn_export.lowering.tversky.affine import Affine, Prototypes
 from tnn_train.heads import TverskyHead
 from tnn_train.heads.tversky.layer import SHORTEST
 
-__all__ = ["HeadOutputs", "lower_tversky"]
+__all__ = ["lower_tversky"]
 
 BLOCK_VALUES = 1 << 14
 """How many values of prototypes a block of a pairwise sum has; measured, see ``docs/results/head.md``."""
-
-
-class HeadOutputs(NamedTuple):
-    """What a head lowered with its parts returns.
-
-    Contrast model: ``similarities = common - input_only - prototype_only``.
-    Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
-    """
-
-    logits: Tensor
-    """``[N, C]``"""
-
-    similarities: Tensor
-    """To each prototype, before the logit scale and the linear map, ``[N, P]``."""
-
-    common: Tensor
-    """theta f(A and B) in the contrast model, f(A and B) in the ratio model, ``[N, P]``."""
-
-    input_only: Tensor
-    """alpha f(A - B), ``[N, P]``."""
-
-    prototype_only: Tensor
-    """beta f(B - A), ``[N, P]``."""
 
 
 def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
@@ -54,7 +29,7 @@ def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
 
     Args:
         head: The trained head.
-        parts: Whether to return `HeadOutputs`, and not the logits alone.
+        parts: Whether to return a dictionary with `TverskyHead.evidence` beside the logits, and not these alone.
     """
     with torch.no_grad():
         b = head.project(head.prototypes).cpu().double()
@@ -111,7 +86,7 @@ class _LoweredRatio(nn.Module):
 
 
 class _LoweredParts(nn.Module):
-    """Embeddings ``[N, D]`` to `HeadOutputs`."""
+    """Embeddings ``[N, D]`` to logits ``[N, C]`` and what they are made of, ``[N, P]`` each."""
 
     theta: Tensor
 
@@ -127,13 +102,19 @@ class _LoweredParts(nn.Module):
         elif self.is_ratio:
             self.linear = _Scale(scale)
 
-    def forward(self, x: Tensor) -> HeadOutputs:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         common, input_only, prototype_only = self.parts(x).chunk(3, dim=-1)
         if self.is_ratio:
             similarities = common / (common + input_only + prototype_only + self.theta)
         else:
             similarities = common - input_only - prototype_only
-        return HeadOutputs(self.linear(similarities), similarities, common, input_only, prototype_only)
+        return {
+            "logits": self.linear(similarities),
+            "similarities": similarities,
+            "common": common,
+            "input_only": input_only,
+            "prototype_only": prototype_only,
+        }
 
 
 class _Scale(nn.Module):

@@ -11,9 +11,9 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from tnn_runtime.errors import UsageError
-from tnn_train.heads import TverskyHead
 from tnn_train.heads.tversky import similarity
 from tnn_train.heads.tversky.layer import TverskyMeasure, full_precision
+from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.similarity import Pairs, Parts
 
 __all__ = ["Duplicate", "HeadAnalysis", "Prototype", "SharedFeature", "analyse_head", "feature_parts"]
@@ -126,7 +126,7 @@ def feature_parts(measure: TverskyMeasure, a: Tensor, b: Tensor) -> Parts:
 
 @torch.no_grad()
 def analyse_head(
-    head: TverskyHead,
+    head: TverskyProjection,
     embeddings: ArrayLike | Tensor,
     labels: NDArray[np.int64],
     *,
@@ -184,7 +184,7 @@ def analyse_head(
     )
 
 
-def _shared(head: TverskyHead, a: Tensor, b: Tensor, count: int) -> tuple[SharedFeature, ...]:
+def _shared(head: TverskyProjection, a: Tensor, b: Tensor, count: int) -> tuple[SharedFeature, ...]:
     """Return the features with the largest terms between images ``a [n, F]`` and a prototype ``b [F]``."""
     both = (a > 0) & (b > 0)
     common = feature_parts(head, a, b.unsqueeze(0)).common.squeeze(-1).mean(1)

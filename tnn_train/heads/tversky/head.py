@@ -1,88 +1,81 @@
-"""The Tversky projection as a classification head."""
+"""The Tversky projection as a head family."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from tnn_train.heads.tversky.config import CLASS_MEANS, TverskyConfig
-from tnn_train.heads.tversky.inits import INITS
-from tnn_train.heads.tversky.layer import TverskyMeasure, at_least_one, full_precision, precise
-from tnn_train.model.config import ModelConfig
+from tnn_train.heads.base import Head
+from tnn_train.heads.description import Sample, Section
+from tnn_train.heads.tversky.config import CLASS_MEANS, SCALARS, TverskyConfig
+from tnn_train.heads.tversky.inits import class_means
+from tnn_train.heads.tversky.layer import full_precision
+from tnn_train.heads.tversky.projection import TverskyProjection
 
 __all__ = ["TverskyHead"]
 
 
-class TverskyHead(TverskyMeasure):
-    """Logits from the Tversky similarities of the embedding to learned prototypes (arXiv 2506.11035).
+class TverskyHead(TverskyProjection, Head):
+    """Logits from the Tversky similarities of the embedding to learned prototypes; see `TverskyProjection`."""
 
-    With one prototype a class, the similarities are the logits, times a learned scale in the ratio model. With
-    ``config.num_prototypes``, a linear map from the scaled similarities to the classes follows.
-
-    Args:
-        in_features: D, the size of the embedding.
-        num_classes: C, the number of logits.
-        config: The form of the measures.
-        feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
-
-    Attributes:
-        prototypes: Parameter ``[P, D]``.
-        linear: The map from P prototypes to C classes, or ``None`` with one prototype a class.
-        raw_logit_scale: Scalar behind ``logit_scale``, of the ratio model.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        config: TverskyConfig | None = None,
-        feature_bank: nn.Parameter | None = None,
-    ) -> None:
-        config = config or TverskyConfig()
-        super().__init__(in_features, config, feature_bank)
-        at_least_one("num_classes", num_classes)
-        self.num_classes = num_classes
-        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes or num_classes, in_features))
-        init = config.init if config.prototype_init in (None, CLASS_MEANS) else config.prototype_init
-        INITS[init](self.prototypes, config.prototype_gain)
-        self.linear = nn.Linear(config.num_prototypes, num_classes) if config.num_prototypes else None
-        if config.model == "ratio":
-            self._add_scalar("logit_scale", config.logit_scale)
+    family = "tversky"
+    reject_score = "lead"
+    evidence_meanings = {  # noqa: RUF012
+        "similarities": "to each prototype",
+        "common": "weighted measure of what image and prototype share",
+        "input_only": "weighted measure of what only the image has",
+        "prototype_only": "weighted measure of what only the prototype has",
+    }
 
     @classmethod
-    def from_config(cls, in_features: int, config: ModelConfig) -> Self:
-        """Build the head for ``config.num_classes`` classes in the form ``config.tversky``."""
-        return cls(in_features, config.num_classes, config.tversky)
+    def from_config(cls, in_features: int, num_classes: int, options: TverskyConfig | None = None) -> Self:
+        """Build the head in the form ``options``."""
+        return cls(in_features, num_classes, options)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[..., C]`` of embeddings ``x [..., D]``, in the parameters' dtype, at least float32."""
+    def start(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Move the prototypes to means of the embeddings of their classes, if that is how they start."""
+        if self.config.prototype_init == CLASS_MEANS:
+            with torch.no_grad():
+                self.prototypes.copy_(class_means(batches, self.num_classes, len(self.prototypes)))
+
+    def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the similarities ``[N, P]`` to the prototypes and the weighted measures that they are made of.
+
+        Contrast model: ``similarities = common - input_only - prototype_only``.
+        Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
+        """
         with full_precision(x):
-            return self.score(self.project(x))
+            a, b = self.project(x) if switches is None else switches, self.project(self.prototypes)
+            parts = self.parts(a, b)
+            return {
+                "similarities": self.compare(a, b),
+                "common": parts.common * (self.theta if self.config.model == "contrast" else 1.0),
+                "input_only": parts.input_only * self.alpha,
+                "prototype_only": parts.prototype_only * self.beta,
+            }
 
-    def similarities(self, x: Tensor) -> Tensor:
-        """Return the similarities ``[..., P]`` of embeddings ``x [..., D]`` to the prototypes."""
-        with full_precision(x):
-            return self._similarities(self.project(x))
+    def switches(self, x: Tensor) -> Tensor:
+        """Return the feature values ``[N, F]``: a feature is present where its value is above 0."""
+        return self.project(x)
 
-    def score(self, a: Tensor) -> Tensor:
-        """Return logits ``[..., C]`` from feature values ``a [..., F]``."""
-        scaled = self.logit_scale * self._similarities(a)
-        if self.linear is None:
-            return scaled
-        return functional.linear(scaled, precise(self.linear.weight), precise(self.linear.bias))
+    def arrays(self) -> dict[str, Tensor]:
+        """Return the bank, the prototypes, also as features, the scalars, and the linear map if there is one."""
+        tensors = {
+            "feature_bank": self.feature_bank,
+            "feature_weight": self.feature_weight,
+            "prototypes": self.prototypes,
+            "prototype_features": self.project(self.prototypes),
+            **{name: getattr(self, name) for name in SCALARS},
+            "linear_weight": None if self.linear is None else self.linear.weight,
+            "linear_bias": None if self.linear is None else self.linear.bias,
+        }
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    def _similarities(self, a: Tensor) -> Tensor:
-        compared = self.compare(a.reshape(-1, a.shape[-1]), self.project(self.prototypes))
-        return compared.reshape(*a.shape[:-1], len(self.prototypes))
+    def describe(self, sample: Sample | None) -> Sequence[Section]:
+        """Return the section on prototypes and features."""
+        from tnn_train.heads.tversky.section import prototype_section
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """The factor of the ratio model's similarities, a positive scalar; 1 in the contrast model."""
-        return self._scalar("logit_scale") if self.config.model == "ratio" else self.prototypes.new_ones(())
-
-    def extra_repr(self) -> str:
-        """Describe the head in one line."""
-        return f"in_features={self.in_features}, num_classes={self.num_classes}, config={self.config}"
+        return [prototype_section(self, sample)]

@@ -134,7 +134,7 @@ class TverskySimilarity(TverskyMeasure):
     """The Tversky similarity of two objects (arXiv 2506.11035), asymmetric where alpha and beta differ.
 
     Every pair of the broadcast shape takes the memory of F values; to compare all inputs with the same few objects,
-    make these the prototypes of a `tnn_train.TverskyHead`, which needs no such memory.
+    make these the prototypes of a Tversky head, which needs no such memory.
 
     Args:
         in_features: D, the size of the vectors to be compared.

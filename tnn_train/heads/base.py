@@ -1,0 +1,114 @@
+"""What a head is: the questions that the rest of the project asks of a head family, with an answer for each.
+
+A family is a subclass of `Head`. It says how it is built and what its logits are; everything else has a default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tnn_train.heads.description import Sample, Section
+
+__all__ = ["Head"]
+
+
+class Head(nn.Module):
+    """A classification head: embeddings to logits.
+
+    Attributes:
+        family: What the family is called, on the command line and in configurations, checkpoints and manifests.
+        evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
+        reject_score: The score of `tnn_runtime.answers.reject` that tells best how sure such a head is of an image.
+    """
+
+    family: ClassVar[str]
+    evidence_meanings: ClassVar[Mapping[str, str]] = {}
+    reject_score: ClassVar[str] = "probability"
+
+    @classmethod
+    def from_config(cls, in_features: int, num_classes: int, options: Any) -> Self:
+        """Build an untrained head.
+
+        Args:
+            in_features: D, the size of an embedding.
+            num_classes: C, the number of logits.
+            options: The family's own configuration, a field of `tnn_train.ModelConfig`; ``None`` if it has none.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[N, C]``, at least float32, of embeddings ``x [N, D]``."""
+        raise NotImplementedError
+
+    # Training
+
+    def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+        """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.
+
+        Args:
+            logits: Of the head, float32 ``[n, C]``.
+            targets: Classes, int64 ``[n]``, or where images are blended the shares of classes, float ``[n, C]``.
+            weight: How much images of each class count, ``[C]``; ``None`` for all alike.
+            label_smoothing: The probability to spread over all classes, 0 to below 1.
+        """
+        return functional.cross_entropy(logits, targets, weight, label_smoothing=label_smoothing)
+
+    def penalty(self) -> Tensor | float:
+        """Return what is added to the loss of each batch, such as a norm of parameters; by default nothing."""
+        return 0.0
+
+    def start(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Set parameters that follow from the training data, before the first step; by default none.
+
+        Args:
+            batches: Embeddings ``[n, D]`` and classes, int64 ``[n]``. They are computed as they are asked for: a head
+                that does not iterate costs nothing. Gradients are off.
+
+        Raises:
+            TrainingError: If the data does not suit the head.
+        """
+
+    # Export and its proof
+
+    def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
+        """Return what the logits are made of, float32 ``[N, ...]`` by the names of `evidence_meanings`.
+
+        Args:
+            x: Embeddings ``[N, D]``.
+            switches: What to take in place of ``self.switches(x)``.
+        """
+        return {}
+
+    def switches(self, x: Tensor) -> Tensor | None:
+        """Return the values ``[N, K]`` whose sign decides, where logits jump as one of them crosses 0; else ``None``.
+
+        Two right programs may differ where such a value is 0 but for rounding. The proof of an export moves values to
+        the other side, and asks `score` what the head would give.
+        """
+        return None
+
+    def score(self, switches: Tensor) -> Tensor:
+        """Return the logits ``[N, C]`` that follow from values ``[N, K]`` of `switches`."""
+        raise NotImplementedError
+
+    def reach(self, x: Tensor) -> Tensor:
+        """Return how large the `switches` of vectors as long as ``x [N, D]`` can be, ``[N, K]``."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return what the family's explainer in `tnn_runtime.explain` needs, by name; by default nothing."""
+        return {}
+
+    # The report
+
+    def describe(self, sample: Sample | None) -> Sequence[Section]:
+        """Return what the report of a training says of the head; by default nothing.
+
+        Args:
+            sample: Training images, as the head sees them; ``None`` where there are none at hand.
+        """
+        return ()
