@@ -53,12 +53,13 @@ def test_the_parts_are_those_of_the_definitions(config: TverskyConfig) -> None:
     )
     theta = 1.0 if config.model == "ratio" else definitions.as_array(head.theta)
     factors = (theta, definitions.as_array(head.alpha), definitions.as_array(head.beta))
-    for found, part, factor in zip(outputs[2:], measured, factors, strict=True):
-        np.testing.assert_allclose(found.numpy(), factor * part, rtol=2e-5, atol=1e-4)
-    np.testing.assert_allclose(
-        outputs.similarities.numpy(), definitions.similarities(head, inputs, prototypes)[0], rtol=2e-5, atol=1e-4
-    )
-    np.testing.assert_allclose(outputs.logits.numpy(), definitions.logits(head, inputs)[0], rtol=2e-5, atol=1e-4)
+    assert list(outputs) == ["logits", *TverskyHead.evidence_meanings]
+    for part, factor in zip(measured._fields, factors, strict=True):
+        found, expected = outputs[part].numpy(), factor * getattr(measured, part)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
+    similarities, _ = definitions.similarities(head, inputs, prototypes)
+    np.testing.assert_allclose(outputs["similarities"].numpy(), similarities, rtol=2e-5, atol=1e-4)
+    np.testing.assert_allclose(outputs["logits"].numpy(), definitions.logits(head, inputs)[0], rtol=2e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", FORMS, ids=name)
@@ -212,7 +213,7 @@ def test_the_trained_model_is_not_touched(runs: dict[str, TrainResult]) -> None:
 
 
 def test_every_head_and_every_measure_has_a_lowering() -> None:
-    assert set(LOWERINGS) == set(HEADS.values())
+    assert set(LOWERINGS) == set(HEADS)
     assert set(affine.INTERSECTIONS) == set(INTERSECTIONS)
     assert set(affine.DIFFERENCES) == set(DIFFERENCES)
 
@@ -233,12 +234,12 @@ def test_terms_that_weigh_nothing(config: TverskyConfig, zero: tuple[str, ...]) 
         zero = tuple(scalar for scalar in zero if scalar != "theta")
     head, x = random_head(dataclasses.replace(config, fixed=zero, **dict.fromkeys(zero, 0.0)))
     expected, magnitude = definitions.logits(head, x.double().numpy())
-    for found in (head(x), lower_head(head)(x), lower_head(head, parts=True)(x).logits):
+    for found in (head(x), lower_head(head)(x), lower_head(head, parts=True)(x)["logits"]):
         assert (np.abs(found.detach().numpy() - expected) <= 2e-5 * (magnitude + 1)).all()
 
 
-def test_only_a_tversky_head_has_parts() -> None:
-    with pytest.raises(ExportError, match="a head of type LinearHead has no parts; only a Tversky head has them"):
+def test_a_linear_head_has_no_parts() -> None:
+    with pytest.raises(ExportError, match="a linear head gives logits alone, nothing that they are made of"):
         lower_head(LinearHead(5, 4), parts=True)
 
 
@@ -253,19 +254,17 @@ def test_the_parts_run_in_onnx_and_torchscript(model: str, num_prototypes: int |
         warnings.simplefilter("ignore", FutureWarning)
         scripted = torch.jit.freeze(torch.jit.script(lowered))
     expected = lowered(x)
-    torch.testing.assert_close(expected.logits, head(x), rtol=2e-5, atol=2e-5)
-    for found in (session.run(None, {"x": x.numpy()}), scripted(x)):
-        for one, other in zip(found, expected, strict=True):
+    torch.testing.assert_close(expected["logits"], head(x), rtol=2e-5, atol=2e-5)
+    for found in (session.run(None, {"x": x.numpy()}), scripted(x).values()):
+        for one, other in zip(found, expected.values(), strict=True):
             np.testing.assert_allclose(np.asarray(one), other.numpy(), rtol=2e-5, atol=2e-5)
 
 
 def test_a_head_without_a_lowering_is_named() -> None:
     class Other(LinearHead):
-        pass
+        family = "other"
 
     model = build_model(ModelConfig(backbone="tiny"))
     model.head = Other(24, 10)
-    with pytest.raises(
-        ExportError, match="no lowering for a head of type Other; expected one of LinearHead, TverskyHead"
-    ):
+    with pytest.raises(ExportError, match="no lowering for the head family other; expected one of linear, tversky"):
         lower_model(model)

@@ -18,7 +18,7 @@ from tnn_export import ExportError, ExportOptions, check_bundle, export_bundle
 from tnn_export.bundle.inspect import inspect_bundle
 from tnn_export.formats import FORMATS
 from tnn_export.formats import onnx as onnx_format
-from tnn_export.lowering.graph import EXTRA_OUTPUTS
+from tnn_export.lowering.graph import extra_outputs
 from tnn_runtime import Classifier, Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_train import ImageData, load_checkpoint
@@ -37,7 +37,7 @@ def exported(runs: dict[str, TrainResult], tmp_path_factory: pytest.TempPathFact
     """A bundle of each precision, in every format that has it, with every output."""
     folder = tmp_path_factory.mktemp("exported")
     for precision, formats in PRECISION_FORMATS.items():
-        options = ExportOptions(formats, precision, EXTRA_OUTPUTS, BatchBounds(1, 16))
+        options = ExportOptions(formats, precision, extra_outputs("tversky"), BatchBounds(1, 16))
         report = export_bundle(runs["jumping"].best, folder / precision, options=options)
         assert report.passed
         assert tuple(report.stages) == ("lowered head", *formats)
@@ -55,7 +55,7 @@ def test_artifacts_run_with_their_libraries_alone(
     precision: str, exported: dict[str, Path], runs: dict[str, TrainResult], data: ImageData
 ) -> None:
     manifest, folder = Manifest.read(exported[precision])
-    names = ["logits", "embedding", *EXTRA_OUTPUTS]
+    names = ["logits", "embedding", *extra_outputs("tversky")]
     assert [spec.name for spec in manifest.outputs] == names
     images = data.test.pixels
     found = {}
@@ -258,7 +258,7 @@ class TestBadInput:
             ExportOptions(opset=17)
         with pytest.raises(UsageError, match="unknown output 'logit'; choose from probabilities, similarities"):
             export_bundle(runs["tversky"].best, tmp_path / "out", options=ExportOptions(outputs=("logit",)))
-        with pytest.raises(ExportError, match="LinearHead has no common; only a Tversky head has"):
+        with pytest.raises(ExportError, match="a linear head has no output common; it has probabilities: leave common"):
             export_bundle(runs["linear"].best, tmp_path / "out", options=ExportOptions(outputs=("common",)))
 
     def test_no_calibration_images(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_both_have_the_same_backbone_and_their_own_heads(made: Path) -> None:
     assert {path.name for path in made.iterdir()} == names
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     embeddings, logits = {}, {}
-    for head in pair.HEADS:
+    for head in ("tversky", "linear"):
         with Classifier.load(made / head, "cpu") as classifier:
             assert classifier.info["head"] == head
             embeddings[head], logits[head] = classifier.embed(images), classifier.logits(images)
@@ -48,7 +48,7 @@ def test_both_have_the_same_backbone_and_their_own_heads(made: Path) -> None:
 
 
 def test_the_checkpoints_are_what_was_exported(made: Path) -> None:
-    for head in pair.HEADS:
+    for head in ("tversky", "linear"):
         checkpoint = load_checkpoint(made / f"{head}-checkpoint")
         with np.load(made / head / "golden.npz") as golden, torch.no_grad():
             found = checkpoint.model(Normalize(checkpoint.preprocessing)(torch.from_numpy(golden["images"])))
@@ -56,7 +56,7 @@ def test_the_checkpoints_are_what_was_exported(made: Path) -> None:
 
 
 def test_the_card_says_that_the_weights_are_untrained(made: Path) -> None:
-    for head in pair.HEADS:
+    for head in ("tversky", "linear"):
         card = (made / head / "README.md").read_text()
         assert "**The weights are untrained**: they were drawn with the seed 0." in card
         assert Manifest.read(made / head)[0].training == {"untrained": True, "seed": 0}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tnn_export import ParityReport, Reference, check_parity
 from tnn_export.formats.precision import PRECISIONS
-from tnn_export.lowering.graph import EXTRA_OUTPUTS, ServingModel
+from tnn_export.lowering.graph import ServingModel, extra_outputs
 from tnn_export.lowering.tversky import affine
 from tnn_export.proof.parity import BATCH_SIZES, proof_batch_sizes
 from tnn_export.proof.reference import BOUNDARY
@@ -121,10 +121,10 @@ def test_lowered_models_pass(trained: dict[str, Checkpoint], data: ImageData) ->
 @pytest.mark.parametrize("name", ["tversky", "jumping", "ratio"])
 def test_every_output_is_compared(name: str, trained: dict[str, Checkpoint], data: ImageData) -> None:
     checkpoint = trained[name]
-    model = ServingModel(checkpoint.model, checkpoint.preprocessing, EXTRA_OUTPUTS)
+    model = ServingModel(checkpoint.model, checkpoint.preprocessing, extra_outputs("tversky"))
     reference = refer(checkpoint, data, parts=True)
     assert check_parity(reference, {"it": serve(model)}).passed
-    for output in EXTRA_OUTPUTS:
+    for output in extra_outputs("tversky"):
 
         def changed(batches: Sequence[NDArray[Any]], output: str = output) -> Ran:
             ran = serve(model)(batches)

@@ -12,7 +12,8 @@ from conftest import RECIPE
 from torch import nn
 
 from tnn_runtime import UsageError
-from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, reporting, train
+from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, train
+from tnn_train.commands import reporting
 from tnn_train.commands.reporting import report_on
 from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary
@@ -142,10 +143,13 @@ def test_the_report_takes_the_embeddings_that_are_kept(
     if not kept:
         shutil.rmtree(tmp_path / "cache")
     report_on(run, data, CPU)
+    assert computed == []
+    assert len(shown[0].sample.embeddings) == 5
     assert computed == ([] if kept else [5])
     backbone = load_checkpoint(run.best).model.backbone
-    expected = embed(backbone, data.train.subset(shown[0].train_indices), CPU, None).embeddings
-    torch.testing.assert_close(shown[0].train_embeddings, expected)
+    assert shown[0].sample_indices is not None
+    expected = embed(backbone, data.train.subset(shown[0].sample_indices), CPU, None).embeddings
+    torch.testing.assert_close(shown[0].sample.embeddings, expected)
 
 
 def test_the_speed_on_embeddings_is_called_so(

@@ -13,14 +13,15 @@ import pytest
 import torch
 from conftest import RECIPE
 from PIL import Image
-from torch import nn
 
 from tnn_runtime import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
+from tnn_train import ImageData, LinearHead, TverskyConfig, TverskyHead, load_checkpoint
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample
 from tnn_train.evaluation.metrics import Evaluation
+from tnn_train.heads import Head
+from tnn_train.heads.description import Sample
 from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary, write_report
 from tnn_train.report.pictures import figure_url, image_url
@@ -50,14 +51,14 @@ def summarize(run: TrainResult, data: ImageData) -> RunSummary:
         {"data": {"seed": 0}, "model": dataclasses.asdict(checkpoint.config), "train": dataclasses.asdict(RECIPE)},
         checkpoint.model.head,
         data.train,
-        embeddings,
+        Sample(data.train.labels[indices], data.class_names, lambda: embeddings),
         indices,
         {"torch": torch.__version__},
         "tnn-train --data photos --out 'my run'",
     )
 
 
-def constructed(head: nn.Module, class_names: list[str], channels: int = 3, epochs: int = 2) -> RunSummary:
+def constructed(head: Head, class_names: list[str], channels: int = 3, epochs: int = 2) -> RunSummary:
     """Return a run of random answers on random images, with embeddings of four values."""
     random = np.random.default_rng(0)
     classes = len(class_names)
@@ -77,10 +78,10 @@ def constructed(head: nn.Module, class_names: list[str], channels: int = 3, epoc
         Evaluation.of(logits, torch.from_numpy(labels)),
         image_set,
         class_names,
-        {"model": {"backbone": "none", "head": "tversky" if isinstance(head, TverskyHead) else "linear"}},
+        {"model": {"backbone": "none", "head": head.family}},
         head,
         image_set,
-        torch.randn(len(labels), 4),
+        Sample(labels, class_names, lambda: torch.randn(len(labels), 4)),
         np.arange(len(labels)),
     )
 
@@ -162,7 +163,7 @@ def test_the_ratio_model_shows_its_logit_scale(runs: dict[str, TrainResult], dat
 def test_without_embeddings_the_weights_are_still_shown(
     runs: dict[str, TrainResult], data: ImageData, tmp_path: Path
 ) -> None:
-    run = dataclasses.replace(summarize(runs["tversky"], data), train_embeddings=None, train_indices=None)
+    run = dataclasses.replace(summarize(runs["tversky"], data), sample=None, sample_indices=None)
     page = written(run, tmp_path)
     check_page(page)
     assert "alpha" in text(page)
@@ -192,7 +193,7 @@ def test_one_channel_one_epoch_and_many_prototypes(tmp_path: Path) -> None:
 
 
 def test_many_classes_are_listed_by_their_worst(tmp_path: Path) -> None:
-    page = written(constructed(nn.Linear(4, 50), [f"class{number:02}" for number in range(50)]), tmp_path)
+    page = written(constructed(LinearHead(4, 50), [f"class{number:02}" for number in range(50)]), tmp_path)
     check_page(page)
     seen = text(page)
     assert "50 classes in their order" in seen
@@ -203,7 +204,7 @@ def test_many_classes_are_listed_by_their_worst(tmp_path: Path) -> None:
 
 
 def test_weak_classes_are_marked_and_confusions_counted(tmp_path: Path) -> None:
-    run = constructed(nn.Linear(4, 2), ["good", "poor"])
+    run = constructed(LinearHead(4, 2), ["good", "poor"])
     labels = np.repeat([0, 1], 30)
     answers = np.where(np.arange(60) < 50, 0, 1)
     images = ImageSet([], labels, run.test_images.preprocessing, np.zeros((60, 8, 8, 3), np.uint8))
@@ -217,7 +218,7 @@ def test_weak_classes_are_marked_and_confusions_counted(tmp_path: Path) -> None:
 
 
 def test_a_perfect_model_says_so(tmp_path: Path) -> None:
-    run = constructed(nn.Linear(4, 2), ["a", "b"])
+    run = constructed(LinearHead(4, 2), ["a", "b"])
     perfect = torch.nn.functional.one_hot(torch.from_numpy(run.test.labels), 2).double()
     run = dataclasses.replace(run, test=Evaluation.of(perfect, torch.from_numpy(run.test.labels)))
     assert text(written(run, tmp_path)).count("No image of the test set was classified wrongly.") == 2
@@ -228,11 +229,11 @@ def test_a_perfect_model_says_so(tmp_path: Path) -> None:
     [
         ({"history": []}, "the history has no epochs"),
         ({"class_names": ["a"]}, "got 1 and 2 class names and logits"),
-        ({"train_indices": None}, "got 6 and 0 training embeddings and their indices"),
+        ({"sample_indices": None}, "got 6 and 0 images of the sample and their indices"),
     ],
 )
 def test_a_summary_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
-    run = constructed(nn.Linear(4, 2), ["a", "b"])
+    run = constructed(LinearHead(4, 2), ["a", "b"])
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(run, **change)  # type: ignore[arg-type]
 
@@ -248,7 +249,7 @@ def test_images_are_embedded_whole_or_as_thumbnails() -> None:
 
 
 def test_the_plots_of_runs_take_any_number_of_epochs_and_classes() -> None:
-    run = constructed(nn.Linear(4, 2), ["a", "b"], epochs=1)
+    run = constructed(LinearHead(4, 2), ["a", "b"], epochs=1)
     assert len(plot_curves({"one": run.history}).axes) == 2
     assert figure_url(plot_curves({})).startswith("data:image/png;base64,")
     named, unnamed = (plot_confusion(np.eye(n, dtype=np.int64), ["name"] * n).axes[0] for n in (40, 41))

@@ -63,7 +63,7 @@ def lower_head(head: Head, *, parts: bool = False) -> nn.Module:
     family = getattr(head, "family", type(head).__name__)
     if family not in LOWERINGS:
         raise ExportError(
-            f"there is no lowering for a {family} head; expected one of {', '.join(LOWERINGS)}: add one to "
+            f"there is no lowering for the head family {family}; expected one of {', '.join(LOWERINGS)}: add one to "
             "tnn_export.lowering"
         )
     if parts and not head.evidence_meanings:

@@ -122,7 +122,9 @@ def make_embeddings(head: Head, embeddings: Tensor) -> Samples:
         "opposite": -embeddings[:1],
         "large": 100 * embeddings[:1],
     }
-    if head.switches(embeddings[:1]) is not None:
+    with torch.no_grad():
+        jumps = head.switches(embeddings[:1]) is not None
+    if jumps:
         groups["boundary"] = _around_the_boundary(head, embeddings[0])
     return Samples(
         torch.cat(list(groups.values())).numpy(),
