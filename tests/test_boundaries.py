@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from rooms import ROOMS, ROOT, floors, imports
 
 import tnn_export
 import tnn_runtime
 import tnn_train
-
-ROOT = Path(__file__).parents[1]
-
-ROOMS = {
-    "tnn_runtime": """
-        __init__ __main__
-        commands
-        bench
-        bulk prometheus
-        classifier
-        queue
-        backends
-        engines explain
-        bundle
-        images answers
-        options console
-        errors lazy version
-    """,
-    "tnn_train": """
-        __init__ __main__
-        commands
-        report
-        training
-        evaluation
-        model
-        heads
-        data
-        distributed messages
-        errors fields
-    """,
-    "tnn_export": """
-        __init__ __main__
-        commands
-        importers bundle
-        proof
-        formats
-        lowering
-        errors
-    """,
-}
-"""The rooms of each package, a line for each floor: a room imports from the floors below it, and from itself."""
 
 OTHERS = {
     "tnn_runtime": set(),
@@ -72,38 +29,6 @@ OTHERS = {
     "tnn_export": {"tnn_runtime", "tnn_train.errors", "tnn_train.fields", "tnn_train.heads", "tnn_train.model"},
 }
 """What each package may import of the others: a module, or a room with all that is in it."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """An import of a module of ours, as it is written in a file."""
-
-    file: Path
-    module: str
-
-    @property
-    def rooms(self) -> tuple[str, str]:
-        """The room of the file, and that of the module."""
-        return self.file.relative_to(ROOT).with_suffix("").parts[1], self.module.split(".")[1]
-
-
-def imports(package: str) -> Iterator[Import]:
-    """Yield the imports of ours in a package, those under ``TYPE_CHECKING`` and in functions included."""
-    for file in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tnn_"):
-                whole = "." not in node.module
-                yield from (
-                    Import(file, f"{node.module}.{alias.name}" if whole else node.module) for alias in node.names
-                )
-            elif isinstance(node, ast.Import):
-                assert not any(alias.name.startswith("tnn_") for alias in node.names), file
-
-
-def floors(package: str) -> dict[str, int]:
-    """Return the floor of each room, the lowest 0."""
-    lines = ROOMS[package].split("\n")[1:-1]
-    return {room: len(lines) - number for number, line in enumerate(lines, 1) for room in line.split()}
 
 
 @pytest.mark.parametrize("package", ROOMS)
@@ -131,7 +56,7 @@ def test_no_import_runs_up_or_along_a_floor(package: str) -> None:
 def test_no_imports_run_in_a_circle(package: str) -> None:
     needs: dict[str, set[str]] = {}
     for found in imports(package):
-        name = ".".join(found.file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        name = found.importer
         if name == package:
             continue  # The public names are imported when they are first used.
         # An import of a module runs the folders that it lies in, but for those that the importing one lies in, too.

@@ -24,7 +24,8 @@ LOWERINGS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear, "tvers
 
 Given the head, it returns a new module from embeddings ``[N, D]`` to logits ``[N, C]``, float32, made of operators that
 every exporter and TorchScript know. That of a family with `tnn_train.heads.base.Head.evidence` also takes
-``parts=True`` and returns a module that gives a dictionary: ``logits``, and the evidence by its names.
+``parts=True`` and returns a module that gives a dictionary: ``logits``, and the evidence by its names. TorchScript does
+not understand ``from __future__ import annotations``: leave it out of the file with the modules.
 """
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class TverskyHead(TverskyProjection, Head):
 
     family = "tversky"
     reject_score = "lead"
-    evidence_meanings = {  # noqa: RUF012
+    evidence_meanings: ClassVar[Mapping[str, str]] = {
         "similarities": "to each prototype",
         "common": "weighted measure of what image and prototype share",
         "input_only": "weighted measure of what only the image has",
