@@ -449,7 +449,8 @@ class Classifier:
 
     def _nothing(self) -> Outputs:
         """Return the outputs for no images."""
-        return Outputs(*(np.empty((0, spec.shape[1] or 0), np.float32) for spec in self._manifest.outputs[:2]))
+        shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
+        return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
 
     async def _answers(self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""

@@ -1,8 +1,9 @@
-"""A family of heads as a newcomer would add one, its part in `tnn_export`."""
+"""Families of heads as a newcomer would add them, their part in `tnn_export`."""
 
 import torch
 from torch import Tensor, nn
 from toy.head import SHORTEST, NearestMeanHead
+from toy.map_head import BestPlaceHead
 
 
 def lower_nearest_mean(head: NearestMeanHead, *, parts: bool = False) -> nn.Module:
@@ -31,3 +32,15 @@ class _WithCosines(_Logits):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         cosines = self.cosines(x)
         return {"logits": self.scale * cosines, "cosines": cosines}
+
+
+class LoweredBestPlace(nn.Module):
+    """The head as a 1x1 convolution."""
+
+    def __init__(self, head: BestPlaceHead) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(*reversed(head.weight.shape), 1, bias=False)
+        self.convolution.weight = nn.Parameter(head.weight.detach().clone()[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x).amax((2, 3))

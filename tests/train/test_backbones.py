@@ -199,3 +199,25 @@ def test_a_checkpoint_of_a_backbone_with_versions(tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(load_checkpoint(tmp_path / "last").model(pixels), saved.model(pixels))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "regnet_y_400mf", "efficientnet_b0"])
+def test_the_mean_of_a_map_over_all_places_is_the_embedding(name: str) -> None:
+    config = ModelConfig(name, stem="imagenet")
+    whole, size = build_backbone(config)
+    unpooled, channels = build_backbone(config, "map")
+    assert channels == size
+    assert unpooled.state_dict().keys() == whole.state_dict().keys()
+    unpooled.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        maps, embeddings = unpooled.eval()(images), whole.eval()(images)
+    assert maps.shape[:2] == (2, size)
+    assert maps.shape[2] < maps.shape[3]
+    torch.testing.assert_close(maps.mean((2, 3)), embeddings)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "densenet121", "mobilenet_v3_small", "convnext_tiny", "vgg11", "tiny"])
+def test_a_backbone_without_a_map_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"the head takes maps, and backbone {name} has none whose mean .* choose a"):
+        build_backbone(ModelConfig(name, stem="imagenet"), "map")

@@ -53,7 +53,7 @@ def describe_bundle(content: dict[str, Any]) -> str:
         ("model", f"{model['backbone']}, {model['head']} head, {content['precision']}, images {size}"),
         ("classes", f"{len(names)}: {', '.join(names[:_MOST_CLASSES])}{more}"),
         ("batch", f"{batch['smallest']} to {batch['largest'] or 'any'}"),
-        ("outputs", ", ".join(f"{spec['name']} [batch, {spec['shape'][1]}]" for spec in content["outputs"])),
+        ("outputs", ", ".join(map(_tensor, content["outputs"]))),
     ]
     if "onnx" in content:
         graph = content["onnx"]
@@ -75,6 +75,10 @@ def describe_bundle(content: dict[str, Any]) -> str:
         lines.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    return f"{spec['name']} [{', '.join(['batch', *map(str, spec['shape'][1:])])}]"
 
 
 def _parity(parity: dict[str, Any]) -> str:

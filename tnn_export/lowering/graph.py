@@ -86,7 +86,7 @@ class ServingModel(nn.Module):
         """Return a batch of two blank images; two, since exporters take a batch of one for a constant."""
         return torch.zeros(2, *self.input_shape, dtype=torch.uint8)
 
-    def output_shapes(self) -> dict[str, tuple[None, int]]:
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Return the shape of each output in its order, ``None`` for the batch size."""
         with torch.inference_mode():
-            return {name: (None, value.shape[1]) for name, value in self(self.example()).items()}
+            return {name: (None, *value.shape[1:]) for name, value in self(self.example()).items()}

@@ -211,4 +211,4 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def _norm(differences: Tensor) -> Tensor:
-    return torch.nan_to_num(torch.linalg.vector_norm(differences, dim=1), nan=torch.inf)
+    return torch.nan_to_num(torch.linalg.vector_norm(differences.flatten(1), dim=1), nan=torch.inf)

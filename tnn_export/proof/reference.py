@@ -35,7 +35,7 @@ class Reference:
     Args:
         head: The trained head, in float32.
         samples: The images.
-        embeddings: Of eager PyTorch, float32 ``[N, D]``.
+        embeddings: Of eager PyTorch, float32 ``[N, D]``, or maps ``[N, D, h, w]``.
         parts: Whether to have what the logits are made of, too: `Head.evidence`.
     """
 
@@ -50,7 +50,7 @@ class Reference:
             self.outputs = _joined([self._outputs(x, a) for x, a in zip(batches, switches, strict=True)])
             self.switches = torch.cat([a for a in switches if a is not None]) if switches[0] is not None else None
         # The length of an embedding that is all but 0 is no measure of its error.
-        lengths = torch.linalg.vector_norm(embeddings, dim=1)
+        lengths = torch.linalg.vector_norm(embeddings.flatten(1), dim=1)
         self.lengths = lengths.clamp_min(_SHORTEST * float(lengths.max())).clamp_min(_TINY)
 
     @classmethod
@@ -141,7 +141,7 @@ class Reference:
 
 def largest(differences: Tensor) -> Tensor:
     """Return the largest magnitude in each row, infinite where there is no number."""
-    return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).amax(1)
+    return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).flatten(1).amax(1)
 
 
 def _moved(values: Tensor, sides: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def _moved(values: Tensor, sides: Tensor) -> Tensor:
 
 
 def _scale(values: Tensor) -> Tensor:
-    return values.abs().amax(1).clamp_min(1)
+    return values.abs().flatten(1).amax(1).clamp_min(1)
 
 
 def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

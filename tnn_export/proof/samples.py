@@ -29,7 +29,7 @@ class Samples:
     """What to compare an artifact with eager PyTorch on.
 
     Args:
-        images: Distinct images, uint8 ``[N, H, W, C]``; or, for a head alone, embeddings, float32 ``[N, D]``.
+        images: Distinct images, uint8 ``[N, H, W, C]``; or, for a head alone, embeddings, float32 ``[N, ...]``.
         kinds: For each, ``"real"`` or how it was made.
         labels: For each its class, int64 ``[N]``, -1 where it is not known.
     """
@@ -109,16 +109,16 @@ def make_embeddings(head: Head, embeddings: Tensor) -> Samples:
 
     Args:
         head: The trained head.
-        embeddings: Of images, float32 ``[n, D]``.
+        embeddings: Of images, float32 ``[n, D]`` or ``[n, D, h, w]``.
     """
     generator = torch.Generator().manual_seed(0)
     scale = embeddings.abs().mean().clamp_min(1e-3)
-    size = embeddings.shape[1]
+    size = embeddings.shape[1:]
     groups = {
         REAL: embeddings,
-        "random": scale * torch.randn(8, size, generator=generator),
-        "zeros": torch.zeros(1, size),
-        "tiny": torch.full((1, size), 1e-30),
+        "random": scale * torch.randn(8, *size, generator=generator),
+        "zeros": torch.zeros(1, *size),
+        "tiny": torch.full((1, *size), 1e-30),
         "opposite": -embeddings[:1],
         "large": 100 * embeddings[:1],
     }
@@ -134,7 +134,7 @@ def make_embeddings(head: Head, embeddings: Tensor) -> Samples:
 
 
 def _around_the_boundary(head: Head, x: Tensor) -> Tensor:
-    """Return an embedding ``[D]`` moved to either side of 0 of each of the first switches, ``[2 k, D]``.
+    """Return an embedding moved to either side of 0 of each of the first switches, ``[2 k, ...]``.
 
     Newton's method finds the places: exact in one step where a switch is linear in the embedding.
     """

@@ -15,7 +15,7 @@ class Outputs(NamedTuple):
 
     Args:
         logits: float32 ``[N, classes]``.
-        embedding: float32 ``[N, D]``.
+        embedding: What the head takes, float32 ``[N, D]``, or a map ``[N, D, h, w]``.
     """
 
     logits: NDArray[np.float32]

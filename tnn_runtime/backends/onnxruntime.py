@@ -83,7 +83,7 @@ class OnnxRuntimeBackend:
         self.batch_sizes: tuple[int, ...] = ()
         self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
-        self._num_classes, self._embedding_size = (spec.shape[1] for spec in manifest.outputs[:2])
+        self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
         providers = chosen_providers(device, manifest, options)
         self._session: Any = _session(str(folder / ONNX_FILE), device, providers, options.threads, options.spin)
         self.details: dict[str, Any] = {
@@ -107,7 +107,7 @@ class OnnxRuntimeBackend:
         """
         logits, embedding = self._run(images)
         count = len(images)
-        found, expected = (logits.shape, embedding.shape), ((count, self._num_classes), (count, self._embedding_size))
+        found, expected = [logits.shape, embedding.shape], [(count, *shape) for shape in self._shapes]
         if found != expected:
             raise ArtifactError(f"the model gives {found} where the manifest has {expected}; export the bundle again")
         return Outputs(logits, embedding)

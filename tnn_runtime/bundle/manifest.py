@@ -157,12 +157,12 @@ class Manifest:
         names = [self.model.get(name) for name in ("backbone", "head")]
         if not all(isinstance(name, str) and name.isprintable() for name in names):
             return "names no backbone or head of the model"
-        outputs = [(spec.name, spec.shape[:1], len(spec.shape)) for spec in self.outputs]
+        outputs = [(spec.name, len(spec.shape)) for spec in self.outputs]
         if (
             [(spec.name, spec.shape) for spec in self.inputs] != [("images", (None, *self.preprocessing.shape))]
-            or outputs[:2] != [("logits", (None,), 2), ("embedding", (None,), 2)]
-            or any(spec[1:] != ((None,), 2) for spec in outputs)
-            or len({spec[0] for spec in outputs}) < len(outputs)
+            or outputs[:2] not in ([("logits", 2), ("embedding", 2)], [("logits", 2), ("embedding", 4)])
+            or any(len(spec.shape) < 2 or spec.shape[0] is not None or None in spec.shape[1:] for spec in self.outputs)
+            or len(dict(outputs)) < len(outputs)
             or self.outputs[0].shape[1] != len(self.class_names)
         ):
             return "contradicts itself about the input shape, the outputs or the number of classes"

@@ -26,7 +26,7 @@ def build_head(family: str, in_features: int, num_classes: int, options: Any = N
 
     Args:
         family: A key of `HEADS`.
-        in_features: D, the size of an embedding.
+        in_features: D, the size of an embedding, or of a map at each place.
         num_classes: C, the number of logits.
         options: The family's own configuration; ``None`` for its defaults, or if it has none.
 

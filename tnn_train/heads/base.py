@@ -19,13 +19,17 @@ __all__ = ["Head"]
 class Head(nn.Module):
     """A classification head: embeddings to logits.
 
+    In all of this class ``x`` is what `takes` says: embeddings ``[N, D]``, or maps ``[N, D, h, w]``.
+
     Attributes:
         family: What the family is called, on the command line and in configurations, checkpoints and manifests.
+        takes: ``"embedding"``, or ``"map"`` for what the backbone has before it takes the mean over all places.
         evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
         reject_score: The score of `tnn_runtime.answers.reject` that tells best how sure such a head is of an image.
     """
 
     family: ClassVar[str]
+    takes: ClassVar[str] = "embedding"
     evidence_meanings: ClassVar[Mapping[str, str]] = {}
     reject_score: ClassVar[str] = "probability"
 
@@ -34,14 +38,14 @@ class Head(nn.Module):
         """Build an untrained head.
 
         Args:
-            in_features: D, the size of an embedding.
+            in_features: D, the size of an embedding, or of a map at each place.
             num_classes: C, the number of logits.
             options: The family's own configuration, a field of `tnn_train.ModelConfig`; ``None`` if it has none.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, C]``, at least float32, of embeddings ``x [N, D]``."""
+        """Return logits ``[N, C]``, at least float32, of embeddings ``x``."""
         raise NotImplementedError
 
     # Training
@@ -65,7 +69,7 @@ class Head(nn.Module):
         """Set parameters that follow from the training data, before the first step; by default none.
 
         Args:
-            batches: Embeddings ``[n, D]`` and classes, int64 ``[n]``. They are computed as they are asked for: a head
+            batches: Embeddings and classes, int64 ``[n]``. They are computed as they are asked for: a head
                 that does not iterate costs nothing. Gradients are off.
 
         Raises:
@@ -78,7 +82,7 @@ class Head(nn.Module):
         """Return what the logits are made of, float32 ``[N, ...]`` by the names of `evidence_meanings`.
 
         Args:
-            x: Embeddings ``[N, D]``.
+            x: Embeddings.
             switches: What to take in place of ``self.switches(x)``.
         """
         return {}
@@ -96,7 +100,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def reach(self, x: Tensor) -> Tensor:
-        """Return how large the `switches` of vectors as long as ``x [N, D]`` can be, ``[N, K]``."""
+        """Return how large the `switches` of embeddings as long as ``x`` can be, ``[N, K]``."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ class Sample:
     Args:
         labels: Their classes, int64 ``[n]``.
         class_names: One name for each class.
-        embed: Returns their embeddings ``[n, D]``; called once, and only if they are asked for.
+        embed: Returns what the head takes of them, ``[n, D]`` or ``[n, D, h, w]``; called once, if it is asked for.
     """
 
     def __init__(self, labels: NDArray[np.int64], class_names: Sequence[str], embed: Callable[[], Tensor]) -> None:
@@ -31,7 +31,7 @@ class Sample:
 
     @cached_property
     def embeddings(self) -> Tensor:
-        """The embeddings, ``[n, D]``."""
+        """The embeddings, ``[n, D]``, or the maps, ``[n, D, h, w]``."""
         return self._embed()
 
 

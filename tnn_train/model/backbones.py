@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -53,17 +54,21 @@ def check_backbone(name: str) -> None:
     )
 
 
-def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
+def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Module, int]:
     """Build an untrained backbone.
 
-    Its embedding is what the classifier's last layer got. One that takes grey images computes what the RGB one would
-    from three equal channels.
+    Its embedding is what the classifier's last layer got, and its map what this is the mean of over all places. One
+    that takes grey images computes what the RGB one would from three equal channels.
+
+    Args:
+        config: The backbone, its stem and its channels.
+        takes: What the head takes, ``"embedding"`` or ``"map"``.
 
     Returns:
-        A module from images ``[N, in_channels, H, W]`` to embeddings ``[N, D]``, and D.
+        A module from images ``[N, in_channels, H, W]`` to embeddings ``[N, D]`` or maps ``[N, D, h, w]``, and D.
 
     Raises:
-        UsageError: If there is no such backbone, or it cannot have the stem.
+        UsageError: If there is no such backbone, it cannot have the stem, or it has no map.
     """
     check_backbone(config.backbone)
     backbone = BACKBONES[config.backbone]()
@@ -84,7 +89,7 @@ def build_backbone(config: ModelConfig) -> tuple[nn.Module, int]:
     elif config.in_channels == 1:
         convolution.weight = nn.Parameter(convolution.weight.detach().sum(1, keepdim=True))
         convolution.in_channels = 1
-    return backbone, last.in_features
+    return _unpooled(backbone, config.backbone) if takes == "map" else backbone, last.in_features
 
 
 def has_resnet_stem(name: str) -> bool:
@@ -118,6 +123,21 @@ def check_image_size(config: ModelConfig, height: int, width: int) -> None:
         f"backbone {config.backbone} does not take images of {height}x{width} pixels; expected {expected}: choose "
         "another --image-size (image_size=) or backbone"
     )
+
+
+def _unpooled(backbone: nn.Module, name: str) -> nn.Module:
+    """Return a backbone without its mean over all places; its last layer is gone, and weights keep their names."""
+    parts = OrderedDict(backbone.named_children())
+    after = list(parts)[list(parts).index("avgpool") + 1 :] if "avgpool" in parts else []
+    pooling = parts.pop("avgpool", None)
+    left = [layer for part in after for layer in parts[part].modules() if not isinstance(layer, nn.Sequential)]
+    is_mean = isinstance(pooling, nn.AdaptiveAvgPool2d) and pooling.output_size in (1, (1, 1))
+    if not is_mean or not all(isinstance(layer, nn.Identity | nn.Dropout) for layer in left):
+        raise UsageError(
+            f"the head takes maps, and backbone {name} has none whose mean over all places is its embedding; choose a "
+            "ResNet, a RegNet or an EfficientNet"
+        )
+    return nn.Sequential(parts)
 
 
 def _failure(backbone: nn.Module, channels: int, height: int, width: int) -> Exception | None:

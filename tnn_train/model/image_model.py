@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.heads import Head, build_head
+from tnn_train.fields import choose
+from tnn_train.heads import HEADS, Head, build_head
 from tnn_train.model.backbones import BACKBONES, build_backbone
 from tnn_train.model.config import ModelConfig
 
@@ -19,8 +20,8 @@ class ImageModel(nn.Module):
     """A classifier: normalised images, float32 ``[N, C, H, W]``, to logits ``[N, classes]``.
 
     Attributes:
-        backbone: Images to embeddings ``[N, D]``.
-        head: Embeddings to logits.
+        backbone: Images to embeddings ``[N, D]``, or to maps ``[N, D, h, w]`` if its head takes these.
+        head: Embeddings or maps to logits.
     """
 
     def __init__(self, backbone: nn.Module, head: Head) -> None:
@@ -70,5 +71,6 @@ def build_model(config: ModelConfig) -> ImageModel:
     Raises:
         UsageError: If the configuration names an unknown backbone or head, or a stem that the backbone cannot have.
     """
-    backbone, features = build_backbone(config)
+    choose("head", config.head, HEADS)
+    backbone, features = build_backbone(config, HEADS[config.head].takes)
     return ImageModel(backbone, build_head(config.head, features, config.num_classes, config.options))

@@ -30,10 +30,10 @@ _BATCH_SIZE = 64
 
 
 class EmbeddingSet(Dataset[tuple[Tensor, int]]):
-    """Labelled embeddings; an item is (float32 ``[D]``, label), by its index or by ``(epoch, index)``.
+    """Labelled embeddings; an item is (float32 ``[D]`` or ``[D, h, w]``, label), by its index or by ``(epoch, index)``.
 
     Args:
-        embeddings: float32 ``[N, D]``.
+        embeddings: float32 ``[N, D]``, or maps ``[N, D, h, w]`` for a head that takes these.
         images: What they were computed from.
     """
 
@@ -58,7 +58,7 @@ def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Pa
     """Return the embeddings of a set of images, from ``cache`` if they are there.
 
     Args:
-        backbone: From normalised images ``[N, C, H, W]`` to embeddings ``[N, D]``; run in evaluation mode, float32.
+        backbone: From normalised images ``[N, C, H, W]`` to embeddings; run in evaluation mode, float32.
         images: The images.
         device: Where to compute.
         cache: A folder for files named by what they depend on: the backbone's weights and structure, the images, their

@@ -40,7 +40,7 @@ class Stage:
     test: Items
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Return the embeddings ``[N, D]`` of inputs of the learner."""
+        """Return what the head takes of inputs of the learner, ``[N, D]`` or ``[N, D, h, w]``."""
         embeddings: Tensor = self.model.backbone(inputs) if self.learner is self.model else inputs
         return embeddings
 
