@@ -1,8 +1,9 @@
 """Draw why an image got its class: ``python examples/draw_explanation.py BUNDLE IMAGE -o explanation.png``.
 
-Left the image with its best classes; right the three parts of the logit of the best one, and the features with the
-largest parts. What the image shares with the prototype of the class speaks for the class; what only one of them has
-speaks against it.
+Left the image with its best classes; right the parts of the logit of the best one, and the features with the largest
+parts. What speaks for the class goes to the right, and what speaks against it to the left. With a Tversky head that is
+what the image shares with the prototype of the class, and what only one of them has; with a linear head it is what
+values of the embedding add to the logit and take from it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import ImageOps
 
-from tnn_runtime import Classifier, Prediction, UsageError
+from tnn_runtime import Classifier, Explanation, Part, Prediction, UsageError
 from tnn_runtime.console import Parser, run
-from tnn_runtime.explain.tversky import Explanation
 from tnn_runtime.images.preprocess import open_image
 
 PARTS = {
     "common": ("shared with the prototype", "#2a7f62"),
     "input_only": ("only in the image", "#c8553d"),
     "prototype_only": ("only in the prototype", "#e8a33d"),
+    "supporting": ("for the class", "#2a7f62"),
+    "opposing": ("against the class", "#c8553d"),
+    "bias": ("bias", "#777777"),
 }
+"""What parts are called in the picture, and their colours."""
 INK, FAINT = "#222222", "#dddddd"
 SHORT = 24
 
@@ -60,9 +64,9 @@ def draw_image(axes: Axes, path: Path, ranked: Sequence[Prediction]) -> None:
     )
 
 
-def signed(name: str, value: float) -> float:
-    """Return a part as it enters the logit: only what is common speaks for the class."""
-    return value if name == "common" else 0.0 - value
+def style(part: Part) -> tuple[str, str]:
+    """Return what a part is called, and its colour; those of families that are not known here follow from the sign."""
+    return PARTS.get(part.name, (part.name.replace("_", " "), PARTS["supporting" if part.sign > 0 else "opposing"][1]))
 
 
 def clean(axes: Axes, title: str, rows: Sequence[str]) -> None:
@@ -80,25 +84,25 @@ def clean(axes: Axes, title: str, rows: Sequence[str]) -> None:
 
 
 def draw_parts(axes: Axes, explanation: Explanation) -> None:
-    """Draw the three parts as bars: for the class to the right, against it to the left."""
-    for row, (name, (_, colour)) in enumerate(PARTS.items()):
-        value = signed(name, getattr(explanation, name))
-        bars = axes.barh(row, value, color=colour, height=0.6)
-        (label,) = axes.bar_label(bars, [number(value, "+")], padding=4, color=INK)
+    """Draw the parts, and the bias if there is one, as bars: for the class to the right, against it to the left."""
+    bias = [Part("bias", 1, explanation.bias)] if explanation.bias else []
+    parts = [*explanation.parts, *bias]
+    for row, part in enumerate(parts):
+        bars = axes.barh(row, part.signed, color=style(part)[1], height=0.6)
+        (label,) = axes.bar_label(bars, [number(part.signed, "+")], padding=4, color=INK)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axes.margins(x=0.22)
     title = f"Why “{short(explanation.label)}”: logit {number(explanation.logit)}"
-    clean(axes, title, [label for label, _ in PARTS.values()])
+    clean(axes, title, [style(part)[0] for part in parts])
 
 
 def draw_features(axes: Axes, explanation: Explanation) -> None:
-    """Draw what each of the strongest features adds to the three parts, one bar at the end of the other."""
+    """Draw what each of the strongest features adds to the parts, one bar at the end of the other."""
     for row, feature in enumerate(explanation.features):
         ends = {True: 0.0, False: 0.0}
-        for name, (_, colour) in PARTS.items():
-            value = signed(name, getattr(feature, name))
-            axes.barh(row, value, left=ends[value > 0], color=colour, height=0.6)
-            ends[value > 0] += value
+        for part in feature.parts:
+            axes.barh(row, part.signed, left=ends[part.signed > 0], color=style(part)[1], height=0.6)
+            ends[part.signed > 0] += part.signed
     axes.use_sticky_edges = False
     axes.margins(x=0.08)
     clean(axes, "Strongest features", [f"feature {feature.index}" for feature in explanation.features])
@@ -121,7 +125,7 @@ def draw(path: Path, ranked: Sequence[Prediction], explanation: Explanation) -> 
 def command(arguments: Sequence[str]) -> None:
     """Run the example."""
     parser = Parser("draw_explanation", __doc__ or "")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder with a Tversky head")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument("-o", "--out", type=Path, default=Path("explanation.png"), help="picture to write, .png")
     parser.add_argument("--features", type=int, default=5, help="features to draw, 1 to 20")

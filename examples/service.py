@@ -14,7 +14,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ async def predict(request: Request, top_k: int = 5, explain: bool = False) -> An
     (explanations,) = await classifier.explain_async([image], top_k)
     return Answer(
         [Prediction(found.label, found.score, found.index) for found in explanations],
-        [asdict(found) for found in explanations],
+        [found.to_dict() for found in explanations],
     )
 
 

@@ -13,17 +13,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_export.bundle.write import write_head
-from tnn_runtime.explain.tversky import HeadExplainer
-from tnn_train import TverskyHead
+from tnn_runtime.explain.linear import LinearExplainer
+from tnn_runtime.explain.tversky import TverskyExplainer
+from tnn_train import LinearHead, TverskyHead
 
 NAMES_OF_CLASSES = tuple(f"class {index}" for index in range(CLASSES))
 
 
-def explainer_of(head: TverskyHead, folder: Path) -> HeadExplainer:
+def explainer_of(head: TverskyHead, folder: Path) -> TverskyExplainer:
+    """Return the explainer of a head; its file is written into ``folder``."""
     folder.mkdir(exist_ok=True)
     write_head(head, folder)
     config = json.loads(json.dumps(dataclasses.asdict(head.config)))
-    return HeadExplainer(folder / "head.npz", config, NAMES_OF_CLASSES)
+    return TverskyExplainer(folder / "head.npz", config, NAMES_OF_CLASSES, head.prototypes.shape[1])
+
+
+def linear_explainer_of(head: LinearHead, folder: Path) -> LinearExplainer:
+    """Return the explainer of a linear head, as `explainer_of` does."""
+    write_head(head, folder)
+    return LinearExplainer(folder / "head.npz", None, NAMES_OF_CLASSES, head.in_features)
 
 
 def check_explanations(head: TverskyHead, x: Tensor, logits: NDArray[np.float32], folder: Path) -> None:

@@ -180,6 +180,7 @@ def test_public_names() -> None:
         "NearPrototype",
         "NotAnswered",
         "OutputExistsError",
+        "Part",
         "Prediction",
         "ProviderUnavailable",
         "QueueFull",
@@ -187,6 +188,7 @@ def test_public_names() -> None:
         "SelfCheckError",
         "SignatureError",
         "TnnError",
+        "TverskyExplanation",
         "UsageError",
         "__version__",
     ]

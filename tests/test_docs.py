@@ -196,7 +196,13 @@ def test_the_demo(tmp_path: Path) -> None:
             assert entry["ratio_ci95"][0] <= entry["ratio"] <= entry["ratio_ci95"][1]
             assert entry["aa_ratio"] > 0
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 4 + 1 + 2 + 1
+    assert html.count("data:image/png;base64,") == 4 * (1 + 2) + 1 + 2 + 1
+    for head, formula in (
+        ("tversky", "common \N{MINUS SIGN} input only \N{MINUS SIGN} prototype only"),
+        ("linear", "supporting \N{MINUS SIGN} opposing + bias"),
+    ):
+        assert html.count(f"<h3>{head}: ") == 4
+        assert len(re.findall(rf"logit \S+ = {re.escape(formula)}", html)) == 4
     assert not re.search(r'(src|href)="(?!data:)', html)
     assert len(list((tmp_path / "out" / "test-images").rglob("*.png"))) == 120
     hints = result.stdout.split("try next:\n")[1].strip().splitlines()

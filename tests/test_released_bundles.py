@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from fixtures.explain import CLASSES, FILE, explanations, numbers
 
 from tnn_export.__main__ import main
 from tnn_runtime import Classifier
@@ -51,3 +53,21 @@ def test_the_newest_is_proven_again(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_first_has_no_record_of_its_proof(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(RELEASED[0])]) == 1
     assert "has no proof.npz, as bundles of schema 1; export it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bundle", RELEASED, ids=lambda bundle: bundle.name)
+def test_its_explanations_are_those_that_were_stored(bundle: Path) -> None:
+    stored = json.loads(FILE.read_text())[bundle.name]
+    explained = explanations(bundle, stored["embeddings"], stored["logits"])
+    for row, expected in zip(explained, stored["explanations"], strict=True):
+        assert len(row) == len(expected) == CLASSES
+        for explanation, one in zip(row, expected, strict=True):
+            found = numbers(explanation)
+            assert found.keys() == one.keys()
+            assert found["label"] == one["label"]
+            assert found["numbers"] == pytest.approx(one["numbers"], rel=1e-9)
+            assert found["without_first"] == pytest.approx(one["without_first"], rel=1e-9)
+            for name in ("parts", "features", "prototypes"):
+                assert list(found[name]) == list(one[name])
+                for key, value in found[name].items():
+                    assert value == pytest.approx(one[name][key], rel=1e-9)

@@ -27,7 +27,11 @@ from tnn_runtime import (
     ClassifierClosed,
     DeadlineExceeded,
     DeviceLost,
+    Explanation,
+    FeatureParts,
     InputError,
+    Part,
+    Prediction,
     QueueFull,
     RunError,
     TnnError,
@@ -88,8 +92,9 @@ class TestService:
         (found,) = answer.json()["explanations"]
         assert found["label"] == explanation.label
         assert found["logit"] == pytest.approx(explanation.logit, rel=1e-4)
-        assert found["logit"] == pytest.approx(found["common"] - found["input_only"] - found["prototype_only"])
-        assert {"index", "common", "input_only", "prototype_only"} <= set(found["features"][0])
+        assert found["logit"] == pytest.approx(sum(part["sign"] * part["value"] for part in found["parts"]))
+        assert found["formula"] == "common - input_only - prototype_only + bias"
+        assert set(found["features"][0]) == {"index", "parts"}
 
     @pytest.mark.parametrize(
         ("query", "body", "status", "message"),
@@ -415,9 +420,25 @@ class TestDrawing:
             (ranked,), ((explanation,),) = classifier.predict([path]), classifier.explain([path], top_k=1)
         parts, features = example.draw(path, ranked, explanation).axes[1:]
         widths = [bar.get_width() for bar in parts.patches]
-        assert widths == pytest.approx([explanation.common, -explanation.input_only, -explanation.prototype_only])
+        assert widths == pytest.approx([part.signed for part in explanation.parts])
         assert sum(widths) == pytest.approx(explanation.logit)
         assert sum(bar.get_width() for bar in features.patches) == pytest.approx(explanation.logit)
+        assert [label.get_text() for label in parts.get_yticklabels()] == [
+            "shared with the prototype",
+            "only in the image",
+            "only in the prototype",
+        ]
+
+    def test_parts_of_any_head_are_drawn_and_the_bias(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        example = load("draw_explanation", monkeypatch)
+        path = folder / "dog" / "0.png"
+        feature = FeatureParts(7, (Part("opposing", -1, 0.75),))
+        shares = (Part("supporting", 1, 2.0), Part("far_away", -1, 0.75))
+        explanation = Explanation("dog", 0, 0.8, 1.5, shares, 0.25, (feature,))
+        parts, features = example.draw(path, [Prediction("dog", 0.8, 0)], explanation).axes[1:]
+        assert [bar.get_width() for bar in parts.patches] == [2.0, -0.75, 0.25]
+        assert [label.get_text() for label in parts.get_yticklabels()] == ["for the class", "far away", "bias"]
+        assert [bar.get_width() for bar in features.patches] == [-0.75]
 
     @pytest.mark.parametrize("words", [["--features", "0"], ["-o", "why.jpg"]])
     def test_wrong_arguments(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

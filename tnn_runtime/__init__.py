@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         TnnError,
         UsageError,
     )
-    from tnn_runtime.explain.tversky import Explanation, FeatureParts, NearPrototype
+    from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
+    from tnn_runtime.explain.tversky import TverskyExplanation
     from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
     from tnn_runtime.version import __version__
 
@@ -56,6 +57,7 @@ __all__ = [
     "NearPrototype",
     "NotAnswered",
     "OutputExistsError",
+    "Part",
     "Prediction",
     "ProviderUnavailable",
     "QueueFull",
@@ -63,6 +65,7 @@ __all__ = [
     "SelfCheckError",
     "SignatureError",
     "TnnError",
+    "TverskyExplanation",
     "UsageError",
     "__version__",
 ]
@@ -88,7 +91,8 @@ __getattr__ = lazy_names(
             "TnnError",
             "UsageError",
         ],
-        "explain.tversky": ["Explanation", "FeatureParts", "NearPrototype"],
+        "explain.result": ["Explanation", "FeatureParts", "NearPrototype", "Part"],
+        "explain.tversky": ["TverskyExplanation"],
         "bundle.manifest": ["Manifest"],
         "queue.metrics": ["Distribution", "MetricsSnapshot"],
         "answers.results": ["Prediction"],

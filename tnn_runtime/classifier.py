@@ -22,9 +22,10 @@ from tnn_runtime.answers.reject import check_score, check_threshold
 from tnn_runtime.answers.results import Answers, Prediction
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
-from tnn_runtime.bundle.manifest import HEAD_FILE, Manifest
+from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.explain.tversky import Explanation, HeadExplainer
+from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
+from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
 from tnn_runtime.images.preprocess import ImageSource
 from tnn_runtime.options import at_least_one, device_list, seconds
@@ -81,6 +82,7 @@ class Classifier:
         replicas: Replicas,
         queue: QueueOptions,
         metrics: Metrics,
+        explainer: Explainer | None,
         **settings: Any,
     ) -> None:
         """Take parts that `load` has made and checked."""
@@ -90,6 +92,7 @@ class Classifier:
         self._replicas = replicas
         self._queue = queue
         self._metrics = metrics
+        self._explainer = explainer
         self._settings = settings
         self._timeout_s: float | None = settings["timeout_s"]
         self._tracer = settings["tracer"]
@@ -98,9 +101,6 @@ class Classifier:
         self._decoders = Decoders(manifest.preprocessing, usable_cores())
         self._batcher: Batcher | None = None
         self._making = threading.Lock()
-        self._explainer: HeadExplainer | None = None
-        if manifest.model["head"] == "tversky":
-            self._explainer = HeadExplainer(folder / HEAD_FILE, manifest.model.get("tversky"), manifest.class_names)
 
     @classmethod
     def load(
@@ -165,6 +165,7 @@ class Classifier:
         delay_s = seconds(max_queue_delay_ms, "max_queue_delay_ms", "milliseconds") / 1000
         timeout_s = None if timeout_s is None else seconds(timeout_s, "timeout_s")
         manifest, folder = Manifest.read(bundle, public_key)
+        explainer = open_explainer(manifest, folder)
         max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
         options = BackendOptions(
             threads=threads,
@@ -193,7 +194,7 @@ class Classifier:
         for replica in replicas:
             _LOG.info("%s runs on %s: %s", folder, replica.backend.device, replica.reason)
         queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
-        return cls(manifest, folder, Replicas(replicas), queue, metrics, timeout_s=timeout_s, tracer=tracer)
+        return cls(manifest, folder, Replicas(replicas), queue, metrics, explainer, timeout_s=timeout_s, tracer=tracer)
 
     def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[list[Prediction]]:
         """Classify images.
@@ -240,16 +241,23 @@ class Classifier:
     def explain(
         self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3
     ) -> list[list[Explanation]]:
-        """Split the logits of the ``top_k`` best classes of each image into their Tversky parts.
+        """Split the logits of the ``top_k`` best classes of each image into parts for and against the class.
+
+        Which parts these are depends on the head: `Explanation.formula` tells. Those of a Tversky head are
+        `TverskyExplanation`.
 
         Args:
             images: As for `predict`.
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
-            num_prototypes: How many of the prototypes that the image is most like to list.
+            num_prototypes: How many of the prototypes that the image is most like to list, if the head has prototypes.
+
+        Returns:
+            For each image its explanations, the class with the largest logit first.
 
         Raises:
-            UsageError: If the bundle has a linear head, which has no such parts.
+            UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
+                version does not know.
         """
         explain = self._explanation(top_k, num_features, num_prototypes)
         return explain(self._make_answers(self._run(images)))
@@ -415,8 +423,7 @@ class Classifier:
         at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
         explainer = self._explainer
         if explainer is None:
-            head = self._manifest.model["head"]
-            raise UsageError(f"this bundle has a {head} head; only Tversky heads have parts to explain")
+            raise UsageError(why_unexplained(self._manifest))
         return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
 
     def _run(self, images: Images) -> Outputs:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ def _demo(arguments: Sequence[str]) -> None:
         "seconds": time.perf_counter() - started,
     }
     write_json(out / "summary.json", summary)
-    with Classifier.load(out / "bundle-tversky", "cpu") as classifier:
-        write_report(out / "report.html", summary, runs, data, classifier)
+    with ExitStack() as stack:
+        classifiers = {head: stack.enter_context(Classifier.load(out / f"bundle-{head}", "cpu")) for head in HEADS}
+        write_report(out / "report.html", summary, runs, data, classifiers)
     _farewell(out, summary)
 
 

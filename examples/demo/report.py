@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from explained import explain_images
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from tnn_runtime import Classifier, Explanation
+from tnn_runtime import Classifier
 from tnn_train import ImageData
 from tnn_train.report.pictures import figure_url
 from tnn_train.report.plots import plot_confusion, plot_curves
 from tnn_train.training.loop import TrainResult
 
-_EXPLAINED_IMAGES = 4
-_COLORS = {"common": "#2a7f4f", "input_only": "#c8553d", "prototype_only": "#e0a458"}
-
 
 def write_report(
-    path: Path, summary: Mapping[str, Any], runs: Mapping[str, TrainResult], data: ImageData, classifier: Classifier
+    path: Path,
+    summary: Mapping[str, Any],
+    runs: Mapping[str, TrainResult],
+    data: ImageData,
+    classifiers: Mapping[str, Classifier],
 ) -> None:
     """Write ``report.html``.
 
@@ -30,10 +32,8 @@ def write_report(
         summary: The content of ``summary.json``.
         runs: The training of each head.
         data: The images.
-        classifier: The loaded Tversky bundle, for the explanations.
+        classifiers: The loaded bundle of each head, for the explanations.
     """
-    numbers = _worth_explaining(runs["tversky"])
-    images = [data.test.sources[number] for number in numbers]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -44,27 +44,9 @@ def write_report(
             head: figure_url(plot_confusion(run.test.confusion, data.class_names, head)) for head, run in runs.items()
         },
         latency=figure_url(_plot_latency(summary["latency"])),
-        explained=[
-            {
-                "number": number,
-                "right": data.class_names[data.test.labels[number]],
-                "predicted": explanations[0].label,
-                "picture": figure_url(_plot_explanations(data.test.decoded(number), explanations)),
-                "best": explanations[0],
-                "features": explanations[0].features,
-            }
-            for number, explanations in zip(numbers, classifier.explain(images, top_k=3, num_features=3), strict=True)
-        ],
+        explained=explain_images(runs, data, classifiers),
     )
     path.write_text(html, encoding="utf-8")
-
-
-def _worth_explaining(run: TrainResult) -> list[int]:
-    """Choose test images: the first mistakes, then right answers of different classes."""
-    wrong: list[int] = np.flatnonzero(run.test.predictions != run.test.labels)[: _EXPLAINED_IMAGES // 2].tolist()
-    _, firsts = np.unique(run.test.labels, return_index=True)
-    right = [int(number) for number in firsts if number not in wrong]
-    return (wrong + right)[:_EXPLAINED_IMAGES]
 
 
 def _plot_latency(latency: Mapping[str, Any]) -> Figure:
@@ -101,29 +83,4 @@ def _plot_latency(latency: Mapping[str, Any]) -> Figure:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=8, frameon=False)
         axes.set_xticks(places, [name for name, _ in rows], fontsize=8)
         axes.grid(alpha=0.3, axis="y")
-    return figure
-
-
-def _plot_explanations(image: np.ndarray[Any, np.dtype[np.uint8]], explanations: list[Explanation]) -> Figure:
-    """Draw an image beside the parts of its best classes: what speaks for a class goes right, against it left."""
-    figure = Figure(figsize=(7.5, 1.9), layout="constrained")
-    picture, axes = figure.subplots(1, 2, width_ratios=[1, 4])
-    picture.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
-    picture.set_axis_off()
-    for row, explanation in enumerate(explanations):
-        axes.barh(row, explanation.common, color=_COLORS["common"], label="common" if row == 0 else None)
-        axes.barh(row, -explanation.input_only, color=_COLORS["input_only"], label="input only" if row == 0 else None)
-        axes.barh(
-            row,
-            -explanation.prototype_only,
-            left=-explanation.input_only,
-            color=_COLORS["prototype_only"],
-            label="prototype only" if row == 0 else None,
-        )
-        axes.plot([explanation.logit], [row], "kD", markersize=5, label="logit = sum" if row == 0 else None)
-    axes.set_yticks(range(len(explanations)), [f"class {explanation.label}" for explanation in explanations])
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.grid(alpha=0.3, axis="x")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -182,7 +182,6 @@ def test_what_is_missing_or_unknown_is_refused_by_both(small_bundle: Path) -> No
         (("files", "model.onnx"), {"size": 1}),
         (("files",), {name: entry for name, entry in CURRENT["files"].items() if name != "model.onnx"}),
         (("files",), {name: entry for name, entry in CURRENT["files"].items() if name != "golden.npz"}),
-        (("files",), {name: entry for name, entry in CURRENT["files"].items() if name != "head.npz"}),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -190,3 +189,9 @@ def test_what_both_refuse(small_bundle: Path, keys: tuple[str | int, ...], value
     content = put(CURRENT, keys, value)
     assert refusal(small_bundle, content)
     assert problems(content)
+
+
+def test_the_schema_knows_which_head_needs_a_file() -> None:
+    listed = {name: entry for name, entry in CURRENT["files"].items() if name != "head.npz"}
+    assert problems(put(CURRENT, ("files",), listed)) == ["$.files: 'head.npz' is a required property"]
+    assert problems(put(put(CURRENT, ("files",), listed), ("model", "head"), "linear")) == []

@@ -1,1 +1,52 @@
-"""Why a classifier answers what it answers: one file a head family."""
+"""Why a classifier answers what it answers: one file a head family, each with an entry in `EXPLAINERS`.
+
+What a family has to provide is in `tnn_runtime.explain.base`, and what it returns in `tnn_runtime.explain.result`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tnn_runtime.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
+from tnn_runtime.errors import ArtifactError
+from tnn_runtime.explain.base import Explainer
+from tnn_runtime.explain.linear import LinearExplainer
+from tnn_runtime.explain.tversky import TverskyExplainer
+
+__all__ = ["EXPLAINERS", "Explainer", "open_explainer", "why_unexplained"]
+
+EXPLAINERS: dict[str, type[Explainer]] = {"linear": LinearExplainer, "tversky": TverskyExplainer}
+"""The families by name."""
+
+
+def open_explainer(manifest: Manifest, folder: Path) -> Explainer | None:
+    """Make the explainer of a bundle.
+
+    Args:
+        manifest: Of the bundle.
+        folder: The bundle folder; its files have been verified.
+
+    Returns:
+        The explainer, or ``None`` if the bundle cannot be explained, for the reason that `why_unexplained` tells.
+
+    Raises:
+        ArtifactError: If the manifest does not list a file that the family needs, or it cannot be used.
+    """
+    family = manifest.model["head"]
+    if family not in EXPLAINERS:
+        return None
+    explainer = EXPLAINERS[family]
+    if HEAD_FILE in manifest.files:
+        options, size = manifest.model.get(family.replace("-", "_")), manifest.outputs[1].shape[1]
+        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0)
+    if explainer.needs_file:
+        raise ArtifactError(f"{folder / MANIFEST_FILE} does not list {HEAD_FILE}; export the bundle again")
+    return None
+
+
+def why_unexplained(manifest: Manifest) -> str:
+    """Return why a bundle has no explainer, in one line that tells what to do."""
+    family = manifest.model["head"]
+    if family not in EXPLAINERS:
+        return f"got a bundle with a {family} head; this version explains {', '.join(EXPLAINERS)}: upgrade tnn-deploy"
+    return f"got a bundle with a {family} head and no {HEAD_FILE}, as older versions exported it: export it again"

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+
+from tnn_runtime.explain.base import Values
 
 __all__ = ["COMMON", "DISTINCTIVE", "MEMBERSHIPS", "Features", "Measure", "common_of"]
-
-Values = NDArray[np.float64]
 
 
 class Features(NamedTuple):

@@ -5,119 +5,101 @@ All is computed from the embedding and the head's tensors in float64, term by te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import InitVar, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.ranking import largest, softmax
-from tnn_runtime.bundle.storage import read_arrays
-from tnn_runtime.errors import ArtifactError, UsageError
-from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, Values, common_of
+from tnn_runtime.errors import ArtifactError
+from tnn_runtime.explain.base import Counts, Explainer, Values, strongest
+from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, common_of
+from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part, Parted
 
-__all__ = ["Explanation", "FeatureParts", "HeadExplainer", "NearPrototype"]
+__all__ = ["MapSums", "TverskyExplainer", "TverskyExplanation", "TverskyFeatureParts"]
+
+_SIGNS = {"common": 1, "input_only": -1, "prototype_only": -1}
+
+
+class _TverskyParts(Parted):
+    """The three parts by name."""
+
+    @property
+    def common(self) -> float:
+        """Weighted salience of what the input shares with the prototype of the class."""
+        return self.part("common").value
+
+    @property
+    def input_only(self) -> float:
+        """Weighted salience of what the input has and the prototype has not (or has less of)."""
+        return self.part("input_only").value
+
+    @property
+    def prototype_only(self) -> float:
+        """Weighted salience of what the prototype has and the input has not (or has less of)."""
+        return self.part("prototype_only").value
 
 
 @dataclass(frozen=True)
-class FeatureParts:
-    """What one feature of the bank adds to the three parts of an `Explanation`."""
-
-    index: int
-    common: float
-    input_only: float
-    prototype_only: float
-
-
-@dataclass(frozen=True)
-class NearPrototype:
-    """A prototype that is like the input.
+class TverskyFeatureParts(FeatureParts, _TverskyParts):
+    """What one feature of the bank adds to the three parts of a `TverskyExplanation`.
 
     Args:
-        index: Its position among the prototypes.
-        label: Name of the class that owns it; ``None`` where a linear map follows the prototypes.
-        similarity: The Tversky similarity of the input to it: 0 to 1 in the ratio model, unbounded in the contrast
-            model.
-        contribution: What it adds to the logit of the explained class. Over all prototypes, and with the bias, this is
-            the logit. Where each class owns a prototype, those of other classes add nothing.
+        by_prototype: Its three parts against each prototype, ``[3][P]``, where `TverskyExplanation.sums` is needed.
     """
 
-    index: int
-    label: str | None
-    similarity: float
-    contribution: float
+    by_prototype: tuple[tuple[float, ...], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What a logit is made of, so far as it takes to leave features out: Q prototypes, or what they add up to.
+class MapSums:
+    """What leaving features out takes where a linear map follows the similarities of the ratio model.
 
     Args:
-        weight: Of each similarity in the logit, ``[Q]``.
-        totals: The three parts over all features, ``[3, Q]``.
-        parts: Those of the listed features, ``[3, Q, k]``.
-        offset: theta in the ratio model; ``None`` in the contrast model.
-        bias: What is added.
+        weights: Of each similarity in the logit, P values.
+        totals: The three parts of each prototype over all features, ``[3][P]``.
+        theta: What is added to each denominator.
     """
 
-    weight: Values
-    totals: Values
-    parts: Values
-    offset: float | None
-    bias: float
-
-    def logit_without(self, places: Sequence[int]) -> float:
-        """Return the logit without some of the listed features."""
-        similarities = _similarity(self.totals - self.parts[:, :, places].sum(2), self.offset)
-        return float(self.weight @ similarities) + self.bias
+    weights: tuple[float, ...]
+    totals: tuple[tuple[float, ...], ...]
+    theta: float
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """Why a class got its logit.
+class TverskyExplanation(Explanation, _TverskyParts):
+    """Why a class of a Tversky head got its logit.
 
     Contrast model: ``logit = common - input_only - prototype_only + bias``.
     Ratio model: ``logit = scale * common / (common + input_only + prototype_only + offset)``.
 
-    Where a linear map follows the prototypes, each part is a sum over the prototypes, weighted by the map. In the ratio
-    model the parts of a prototype are then shares of its denominator, so that ``logit = common + bias``, and
-    ``input_only`` and ``prototype_only`` are what the similarities fell short of 1 by.
+    Where a linear map follows the prototypes, each part is a sum over the prototypes, weighted by the map, and negative
+    where its weights are. In the ratio model the parts of a prototype are then shares of its denominator, so that
+    ``logit = common + bias``, and ``input_only`` and ``prototype_only`` are what the similarities fell short of 1 by.
 
     Args:
-        label: Name of the class.
-        index: Its position among the logits.
-        score: Softmax probability, 0 to 1.
-        logit: The logit that the parts add up to.
-        common: Weighted salience of the features that the input shares with the prototype of the class.
-        input_only: Weighted salience of what the input has and the prototype has not (or has less of).
-        prototype_only: Weighted salience of what the prototype has and the input has not (or has less of).
+        model: The model of the head.
         offset: theta in the ratio model, 0 in the contrast model or where a linear map follows.
         scale: The learned logit scale of the ratio model, 1 in the contrast model or where a linear map follows.
-        bias: That of the linear map, 0 where there is none.
-        features: The features with the largest parts, strongest first.
-        prototypes: The prototypes that the input is most like, most similar first: the same for every class, but for
-            what they contribute.
-        sums: What `without` needs.
+        sums: What `without` needs where a linear map follows the ratio model; ``None`` elsewhere.
     """
 
-    label: str
-    index: int
-    score: float
-    logit: float
-    common: float
-    input_only: float
-    prototype_only: float
-    offset: float
-    scale: float
-    bias: float
-    features: tuple[FeatureParts, ...]
-    prototypes: tuple[NearPrototype, ...] = ()
-    sums: InitVar[_Sums | None] = None
+    features: tuple[TverskyFeatureParts, ...]
+    model: Literal["contrast", "ratio"] = "contrast"
+    offset: float = 0.0
+    scale: float = 1.0
+    sums: MapSums | None = field(default=None, repr=False)
 
-    def __post_init__(self, sums: _Sums | None) -> None:
-        object.__setattr__(self, "_sums", sums)
+    @property
+    def formula(self) -> str:
+        """How the logit follows from the parts, for people to read."""
+        if self.model == "contrast":
+            return super().formula
+        if self.sums is not None:
+            return "common + bias"
+        return "scale * common / (common + input_only + prototype_only + offset)"
 
     def without(self, features: Iterable[int]) -> float:
         """Return what the logit would be if neither the input nor any prototype had these features.
@@ -130,16 +112,16 @@ class Explanation:
         Raises:
             UsageError: If one of them is not listed.
         """
-        listed = [feature.index for feature in self.features]
-        wanted = set(features)
-        sums: _Sums | None = getattr(self, "_sums", None)
-        if sums is None or not wanted <= set(listed):
-            raise UsageError(
-                f"got the features {sorted(wanted)}; expected some of those that this explanation lists, "
-                f"{sorted(listed) if sums is not None else 'and one that a classifier made'}: list more with a larger "
-                "num_features"
-            )
-        return sums.logit_without([place for place, index in enumerate(listed) if index in wanted])
+        gone = [self.features[place] for place in self._places(features)]
+        if self.sums is None:
+            sums = MapSums((self.scale,), _column(self.parts), self.offset)
+            shares = [_column(feature.parts) for feature in gone]
+        else:
+            sums, shares = self.sums, [feature.by_prototype for feature in gone]
+        left = np.array(sums.totals)
+        left -= np.array(shares).reshape(-1, *left.shape).sum(0)
+        similarities = _similarity(left, sums.theta if self.model == "ratio" else None)
+        return float(np.array(sums.weights) @ similarities) + self.bias
 
 
 _SCALARS = ("alpha", "beta", "theta", "logit_scale")
@@ -148,116 +130,83 @@ _BLOCK = 1 << 15
 """How many values of a pairwise array are computed at once: as many as the caches of a processor hold."""
 
 
-class HeadExplainer:
-    """Explains the logits of a Tversky head from embeddings.
+class TverskyExplainer(Explainer):
+    """Explains the logits of a Tversky head.
 
-    Args:
-        path: ``head.npz`` of a bundle: ``prototype_features [P, F]`` (the prototypes in feature space, as the head
-            computed them), the scalars ``alpha``, ``beta``, ``theta`` and ``logit_scale``; ``feature_bank [F, D]`` or,
-            for a diagonal bank, ``feature_weight [F]``; and ``linear_weight [C, P]`` and ``linear_bias [C]`` if a
-            linear map follows the prototypes.
-        config: The ``tversky`` part of the model configuration in the manifest.
-        class_names: C names, which the file must agree with.
-
-    Raises:
-        ArtifactError: If the file cannot be read, or the head has a form that this version cannot explain.
+    ``head.npz`` has ``prototype_features [P, F]`` (the prototypes in feature space, as the head computed them), the
+    scalars ``alpha``, ``beta``, ``theta`` and ``logit_scale``; ``feature_bank [F, D]`` or, for a diagonal bank,
+    ``feature_weight [F]``; and ``linear_weight [C, P]`` and ``linear_bias [C]`` if a linear map follows the prototypes.
+    The options are the ``tversky`` part of the model configuration.
     """
 
-    def __init__(self, path: Path, config: Any, class_names: Sequence[str]) -> None:
-        self._names, num_classes = tuple(class_names), len(class_names)
+    def __init__(self, path: Path, options: Any, class_names: Sequence[str], size: int) -> None:
         try:
-            is_ratio = {"contrast": False, "ratio": True}[config["model"]]
-            self._common = common_of(config["intersection"], is_ratio=is_ratio)
-            self._distinctive = DISTINCTIVE[config["difference"]]
-            self._membership = MEMBERSHIPS[config["membership"]]
-            self._sharpness = float(config["sharpness"])
-            self._normalize = bool(config["normalize"])
-            bank = {"learned": "feature_bank", "diagonal": "feature_weight"}[config["feature_bank"]]
-            linear = () if config["num_prototypes"] is None else ("linear_weight", "linear_bias")
+            self._is_ratio = {"contrast": False, "ratio": True}[options["model"]]
+            self._common = common_of(options["intersection"], is_ratio=self._is_ratio)
+            self._distinctive = DISTINCTIVE[options["difference"]]
+            self._membership = MEMBERSHIPS[options["membership"]]
+            self._sharpness = float(options["sharpness"])
+            self._normalize = bool(options["normalize"])
+            self._has_bank = {"learned": True, "diagonal": False}[options["feature_bank"]]
+            self._has_map = options["num_prototypes"] is not None
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"the form {config} cannot be explained by this version; upgrade tnn-deploy") from error
-        arrays = read_arrays(path, "prototype_features", *_SCALARS, bank, *linear)
-        values = {name: array.astype(np.float64) for name, array in arrays.items()}
-        if not all(np.isfinite(array).all() for array in values.values()):
-            raise ArtifactError(f"{path} has values that are no finite numbers; export the bundle again")
-        b = values["prototype_features"]
-        size = b.shape[-1:]
-        expected = {
-            "prototype_features": (len(values["linear_weight"].T) if linear else num_classes, *size),
-            "feature_bank": (*size, *values[bank].shape[1:2]),
-            "feature_weight": size,
-            "linear_weight": (num_classes, len(b) if b.ndim else 0),
-            "linear_bias": (num_classes,),
-        }
-        if any(array.shape != expected.get(name, ()) for name, array in values.items()):
-            shapes = {name: list(array.shape) for name, array in values.items()}
-            raise ArtifactError(f"{path} has the shapes {shapes} for {num_classes} classes; export the bundle again")
-        self._bank, self._weight = values.get("feature_bank"), values.get("feature_weight", np.ones(size))
-        self._prototypes = self._membership(b, self._sharpness)
+            raise ArtifactError(
+                f"the form {options} cannot be explained by this version; upgrade tnn-deploy"
+            ) from error
+        super().__init__(path, options, class_names, size)
+        values = self.arrays
+        prototypes = values["prototype_features"]
+        self._bank = values.get("feature_bank")
+        self._weight = values.get("feature_weight", np.ones(prototypes.shape[1]))
+        self._prototypes = self._membership(prototypes, self._sharpness)
         self._alpha, self._beta, theta, self._scale = (float(values[name]) for name in _SCALARS)
-        self._theta = 1.0 if is_ratio else theta
-        self._offset = theta if is_ratio else None
+        self._theta = 1.0 if self._is_ratio else theta
+        self._offset = theta if self._is_ratio else None
         self._linear = values.get("linear_weight")
-        self._bias = values.get("linear_bias", np.zeros(num_classes))
+        self._bias = values.get("linear_bias", np.zeros(len(self.class_names)))
 
-    def __call__(
-        self,
-        embeddings: NDArray[np.float32],
-        logits: NDArray[np.float32],
-        top_k: int = 3,
-        num_features: int = 5,
-        num_prototypes: int = 3,
-    ) -> list[list[Explanation]]:
-        """Explain the best classes of each image.
+    def shapes(self, options: Any) -> Mapping[str, str]:
+        """Return the arrays that ``head.npz`` must have."""
+        features, owners = "F" if self._has_bank else "D", "P" if self._has_map else "C"
+        bank = {"feature_bank": "FD"} if self._has_bank else {"feature_weight": "D"}
+        linear = {"linear_weight": "CP", "linear_bias": "C"} if self._has_map else {}
+        return {"prototype_features": owners + features, **dict.fromkeys(_SCALARS, ""), **bank, **linear}
 
-        Args:
-            embeddings: What the graph gave, ``[N, D]``.
-            logits: What it gave with them, ``[N, C]``: they choose the classes.
-            top_k: How many classes to explain for each image.
-            num_features: How many of the strongest features to list for each class.
-            num_prototypes: How many of the nearest prototypes to list.
+    def prepare(self, embeddings: Values) -> Values:
+        """Return the feature values ``[N, F]`` of embeddings ``[N, D]``."""
+        if self._normalize:
+            embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), _SHORTEST)
+        return np.abs(embeddings) if self._bank is None else embeddings @ self._bank.T
 
-        Returns:
-            For each image its explanations, the class with the largest logit first.
-        """
-        values = self._project(embeddings.astype(np.float64))
-        ranked = largest(logits, max(top_k, num_prototypes))
+    def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
+        """Explain the best classes of one image from its feature values ``[F]``."""
+        features = self._membership(values, self._sharpness)
         explain = self._explain if self._linear is None else self._explain_map
-        return [
-            explain(self._membership(a, self._sharpness), order, scores, top_k, num_features, num_prototypes)
-            for a, order, scores in zip(values, ranked, softmax(logits), strict=True)
-        ]
+        return explain(features, ranked, scores, counts)
 
-    def _explain(
-        self, a: Features, ranked: NDArray[np.int64], scores: Values, top_k: int, num_features: int, num_prototypes: int
-    ) -> list[Explanation]:
+    def _explain(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
         similarities = _similarity(parts.sum(2), self._offset)
-        near = np.argsort(-similarities, kind="stable")[:num_prototypes]
-        explanations = []
-        for place, index in enumerate(ranked[:top_k].tolist()):
-            features = _strongest(parts[:, place], num_features)
+        near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
+        explanations: list[Explanation] = []
+        for place, index in enumerate(ranked[: counts.classes].tolist()):
             prototypes = tuple(
                 NearPrototype(
                     int(ranked[other]),
-                    self._names[ranked[other]],
+                    self.class_names[ranked[other]],
                     float(similarities[other]),
                     self._scale * float(similarities[other]) if other == place else 0.0,
                 )
                 for other in near
             )
-            one = parts[:, [place]]
-            sums = _Sums(np.array([self._scale]), one.sum(2), one[:, :, features], self._offset, 0.0)
-            explanations.append(self._explanation(index, scores, parts[:, place], features, prototypes, sums))
+            explanations.append(self._explanation(index, scores, parts[:, place], prototypes, counts.features))
         return explanations
 
-    def _explain_map(
-        self, a: Features, ranked: NDArray[np.int64], scores: Values, top_k: int, num_features: int, num_prototypes: int
-    ) -> list[Explanation]:
+    def _explain_map(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that a linear map makes of all prototypes."""
         assert self._linear is not None
-        classes = ranked[:top_k]
+        classes = ranked[: counts.classes]
         weights = self._linear[classes] * self._scale
         count, size = self._prototypes.salience.shape
         totals, shares = np.empty((3, count)), np.zeros((3, len(classes), size))
@@ -271,54 +220,51 @@ class HeadExplainer:
                 importance = importance / (totals[:, block].sum(0) + self._offset)
             shares += importance @ parts
         similarities = _similarity(totals, self._offset)
-        near = np.argsort(-similarities, kind="stable")[:num_prototypes]
-        explanations = []
+        near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
+        explanations: list[Explanation] = []
         for place, index in enumerate(classes.tolist()):
-            features = _strongest(shares[:, place], num_features)
             prototypes = tuple(
                 NearPrototype(int(p), None, float(similarities[p]), float(weights[place, p] * similarities[p]))
                 for p in near
             )
-            bias = float(self._bias[index])
-            if self._offset is None:
-                own = shares[:, [place]]
-                sums = _Sums(np.ones(1), own.sum(2), own[:, :, features], None, bias)
-            else:
-                listed = self._parts(a, slice(None), features)
-                sums = _Sums(weights[place], totals, listed, self._offset, bias)
-            explanations.append(self._explanation(index, scores, shares[:, place], features, prototypes, sums))
+            one = self._explanation(index, scores, shares[:, place], prototypes, counts.features)
+            if self._offset is not None:
+                listed = self._parts(a, slice(None), np.array([feature.index for feature in one.features]))
+                one = replace(
+                    one,
+                    features=tuple(
+                        replace(feature, by_prototype=_tuples(listed[:, :, k]))
+                        for k, feature in enumerate(one.features)
+                    ),
+                    sums=MapSums(tuple(weights[place].tolist()), _tuples(totals), self._offset),
+                )
+            explanations.append(one)
         return explanations
 
     def _explanation(
-        self,
-        index: int,
-        scores: Values,
-        parts: Values,
-        features: NDArray[np.int64],
-        prototypes: tuple[NearPrototype, ...],
-        sums: _Sums,
-    ) -> Explanation:
-        """Put an explanation together from the parts of each feature, ``[3, F]``, as they add up to the logit."""
-        c, i, p = (float(part) for part in parts.sum(1))
-        own = self._linear is None
-        offset, scale = (self._offset or 0.0, self._scale) if own else (0.0, 1.0)
-        logit = sums.bias + c - i - p
-        if self._offset is not None:
-            logit = scale * c / (c + i + p + offset) if own else sums.bias + c
-        return Explanation(
-            label=self._names[index],
+        self, index: int, scores: Values, parts: Values, prototypes: tuple[NearPrototype, ...], num_features: int
+    ) -> TverskyExplanation:
+        """Put an explanation together from the parts of each feature, ``[3, F]``, as they make up the logit."""
+        c, i, p = parts.sum(1).tolist()
+        bias, is_own = float(self._bias[index]), self._linear is None
+        offset, scale = (self._offset or 0.0, self._scale) if is_own else (0.0, 1.0)
+        logit = bias + c - i - p
+        if self._is_ratio:
+            logit = scale * c / (c + i + p + offset) if is_own else bias + c
+        return TverskyExplanation(
+            label=self.class_names[index],
             index=index,
             score=float(scores[index]),
             logit=logit,
-            common=c,
-            input_only=i,
-            prototype_only=p,
+            parts=_named((c, i, p)),
+            bias=bias,
+            features=tuple(
+                TverskyFeatureParts(k, _named(parts[:, k].tolist())) for k in strongest(parts, num_features).tolist()
+            ),
+            prototypes=prototypes,
+            model="ratio" if self._is_ratio else "contrast",
             offset=offset,
             scale=scale,
-            bias=sums.bias,
-            features=tuple(FeatureParts(int(k), *map(float, parts[:, k])) for k in features),
-            prototypes=prototypes,
-            sums=sums,
         )
 
     def _parts(
@@ -336,12 +282,6 @@ class HeadExplainer:
             ]
         )
 
-    def _project(self, x: Values) -> Values:
-        """Return the feature values ``[N, F]`` of embeddings ``[N, D]``."""
-        if self._normalize:
-            x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _SHORTEST)
-        return np.abs(x) if self._bank is None else x @ self._bank.T
-
 
 def _similarity(parts: Values, offset: float | None) -> Values:
     """Return the similarities of the three parts ``[3, ...]``: of the ratio model if there is an offset."""
@@ -351,6 +291,16 @@ def _similarity(parts: Values, offset: float | None) -> Values:
     return np.asarray(common / (common + input_only + prototype_only + offset))
 
 
-def _strongest(parts: Values, count: int) -> NDArray[np.int64]:
-    """Return the features with the largest parts ``[3, F]``, strongest first."""
-    return np.argsort(-np.abs(parts).max(axis=0), kind="stable")[:count]
+def _named(values: Sequence[float]) -> tuple[Part, ...]:
+    """Return the three parts with their names and signs."""
+    return tuple(Part(name, sign, value) for (name, sign), value in zip(_SIGNS.items(), values, strict=True))
+
+
+def _tuples(values: Values) -> tuple[tuple[float, ...], ...]:
+    """Return the rows of a matrix as tuples."""
+    return tuple(map(tuple, values.tolist()))
+
+
+def _column(parts: Sequence[Part]) -> tuple[tuple[float, ...], ...]:
+    """Return parts as those of one prototype, ``[3][1]``."""
+    return tuple((part.value,) for part in parts)

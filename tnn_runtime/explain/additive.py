@@ -1,0 +1,75 @@
+"""What families have in common whose logit is a sum over features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.explain.base import Counts, Explainer, Values, strongest
+from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
+
+__all__ = ["AdditiveExplainer"]
+
+
+class AdditiveExplainer(Explainer):
+    """Explains a head whose logit is one term a feature, and a bias: ``logit = supporting - opposing + bias``.
+
+    ``supporting`` is the sum of the positive terms, ``opposing`` the size of the sum of the negative ones. A family
+    implements `shapes` and `terms`, and `bias` and `prototypes` where it has them.
+    """
+
+    @abstractmethod
+    def terms(self, values: Values, classes: NDArray[np.int64]) -> Values:
+        """Return what each of F features adds to the logits of K classes, ``[K, F]``."""
+
+    def bias(self, classes: NDArray[np.int64]) -> Values:
+        """Return what is added to the logits of K classes whatever the input is, ``[K]``; by default nothing."""
+        return np.zeros(len(classes))
+
+    def prototypes(
+        self, values: Values, ranked: NDArray[np.int64], index: int, count: int
+    ) -> tuple[NearPrototype, ...]:
+        """Return the nearest prototypes, most similar first; by default none.
+
+        Args:
+            values: As for `explain`.
+            ranked: As for `explain`.
+            index: The class that is explained.
+            count: How many, at most.
+        """
+        return ()
+
+    def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
+        """Explain the best classes of one image."""
+        classes = ranked[: counts.classes]
+        found = []
+        for index, terms, bias in zip(
+            classes.tolist(), self.terms(values, classes), self.bias(classes).tolist(), strict=True
+        ):
+            supporting, opposing = float(terms[terms > 0].sum()), float(np.abs(terms[terms < 0]).sum())
+            found.append(
+                Explanation(
+                    label=self.class_names[index],
+                    index=index,
+                    score=float(scores[index]),
+                    logit=supporting - opposing + bias,
+                    parts=(_supporting(supporting), _opposing(opposing)),
+                    bias=bias,
+                    features=tuple(
+                        FeatureParts(k, (_supporting(term) if term >= 0 else _opposing(-term),))
+                        for k, term in ((k, float(terms[k])) for k in strongest(terms, counts.features).tolist())
+                    ),
+                    prototypes=self.prototypes(values, ranked, index, counts.prototypes),
+                )
+            )
+        return found
+
+
+def _supporting(value: float) -> Part:
+    return Part("supporting", 1, value)
+
+
+def _opposing(value: float) -> Part:
+    return Part("opposing", -1, value)

@@ -1,0 +1,130 @@
+"""What a head family has to provide to be explained, and what the families have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.answers.ranking import largest, softmax
+from tnn_runtime.bundle.storage import read_arrays
+from tnn_runtime.errors import ArtifactError
+from tnn_runtime.explain.result import Explanation
+
+__all__ = ["Counts", "Explainer", "Values", "strongest"]
+
+Values: TypeAlias = NDArray[np.float64]
+
+
+class Counts(NamedTuple):
+    """How many classes to explain for each image, and how many features and prototypes to list for each class."""
+
+    classes: int
+    features: int
+    prototypes: int
+
+
+class Explainer(ABC):
+    """Explains the logits of a head from embeddings, in float64.
+
+    A family is a subclass that implements `shapes` and `explain`, and has an entry in `tnn_runtime.explain.EXPLAINERS`.
+    Where the logit is a sum over features, `tnn_runtime.explain.additive.AdditiveExplainer` does most of it.
+
+    Args:
+        path: ``head.npz`` of the bundle: what ``Head.arrays`` of the family returned at the export.
+        options: The family's own configuration in the manifest; ``None`` if it has none.
+        class_names: C names.
+        size: D, the size of an embedding.
+
+    Attributes:
+        needs_file: Whether a bundle of the family without ``head.npz`` is damaged. Where that is normal, such as for
+            bundles that an older version exported, it is loaded and cannot be explained.
+        arrays: The arrays of the file by name, float64.
+        class_names: The names of the classes.
+
+    Raises:
+        ArtifactError: If the file cannot be read or does not fit, or the options are unknown to this version.
+    """
+
+    needs_file: ClassVar[bool] = True
+
+    def __init__(self, path: Path, options: Any, class_names: Sequence[str], size: int) -> None:
+        self.class_names = tuple(class_names)
+        shapes = self.shapes(options)
+        self.arrays = {name: array.astype(np.float64) for name, array in read_arrays(path, *shapes).items()}
+        if not all(np.isfinite(array).all() for array in self.arrays.values()):
+            raise ArtifactError(f"{path} has values that are no finite numbers; export the bundle again")
+        sizes = {"C": len(self.class_names), "D": size}
+        if not all(_fits(array.shape, shapes[name], sizes) for name, array in self.arrays.items()):
+            found = {name: list(array.shape) for name, array in self.arrays.items()}
+            raise ArtifactError(
+                f"{path} has the shapes {found} for {len(self.class_names)} classes and embeddings of {size} values; "
+                "export the bundle again"
+            )
+
+    def __call__(
+        self,
+        embeddings: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        top_k: int = 3,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+    ) -> list[list[Explanation]]:
+        """Explain the best classes of each image.
+
+        Args:
+            embeddings: What the graph gave, ``[N, D]``.
+            logits: What it gave with them, ``[N, C]``: they choose the classes.
+            top_k: How many classes to explain for each image.
+            num_features: How many of the strongest features to list for each class.
+            num_prototypes: How many of the nearest prototypes to list, in families that have prototypes.
+
+        Returns:
+            For each image its explanations, the class with the largest logit first.
+        """
+        counts = Counts(top_k, num_features, num_prototypes)
+        values = self.prepare(embeddings.astype(np.float64))
+        ranked = largest(logits, max(top_k, num_prototypes))
+        return [
+            self.explain(one, order, scores, counts)
+            for one, order, scores in zip(values, ranked, softmax(logits), strict=True)
+        ]
+
+    @abstractmethod
+    def shapes(self, options: Any) -> Mapping[str, str]:
+        """Return the arrays that ``head.npz`` must have, each with a letter for every dimension.
+
+        C stands for the number of classes and D for the size of an embedding; any other letter stands for a size that
+        is the same wherever the letter is. A number is ``""``.
+        """
+
+    def prepare(self, embeddings: Values) -> Values:
+        """Return what `explain` takes, ``[N, ...]``, of embeddings ``[N, D]``; by default these."""
+        return embeddings
+
+    @abstractmethod
+    def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
+        """Explain the best classes of one image.
+
+        Args:
+            values: What `prepare` returned for it, by default its embedding ``[D]``.
+            ranked: The classes with the largest logits, largest first: enough for all `counts`, or all classes.
+            scores: The softmax probabilities, ``[C]``.
+            counts: How much to explain: the first ``counts.classes`` of ``ranked``.
+        """
+
+
+def strongest(parts: Values, count: int) -> NDArray[np.int64]:
+    """Return the features with the largest absolute values in parts ``[..., F]`` of any kind, strongest first."""
+    return np.argsort(-np.abs(parts).reshape(-1, parts.shape[-1]).max(axis=0), kind="stable")[:count]
+
+
+def _fits(shape: tuple[int, ...], letters: str, sizes: dict[str, int]) -> bool:
+    """Return whether a shape is what letters stand for, and enter the sizes of new letters into ``sizes``."""
+    return len(shape) == len(letters) and all(
+        sizes.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
+    )
