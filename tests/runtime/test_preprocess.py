@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tnn_runtime import ArtifactError, InputError, imagefile
+from tnn_runtime import ArtifactError, InputError
+from tnn_runtime.images import files as imagefile
 from tnn_runtime.images import preprocess as module
 from tnn_runtime.images.preprocess import Preprocessing, find_images
 
