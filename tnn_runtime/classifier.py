@@ -81,18 +81,29 @@ class Classifier:
         replicas: Replicas,
         queue: QueueOptions,
         metrics: Metrics,
-        **settings: Any,
+        *,
+        timeout_s: float | None = None,
+        tracer: Any = None,
     ) -> None:
-        """Take parts that `load` has made and checked."""
+        """Take parts that `load` has made and checked.
+
+        Args:
+            manifest: The manifest of the bundle.
+            folder: The bundle folder.
+            replicas: The loaded models.
+            queue: How submitted images wait.
+            metrics: Where the replicas count.
+            timeout_s: As for `load`, in seconds.
+            tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
+        """
         self._manifest = manifest
         self._shape = manifest.preprocessing.shape
         self._folder = folder
         self._replicas = replicas
         self._queue = queue
         self._metrics = metrics
-        self._settings = settings
-        self._timeout_s: float | None = settings["timeout_s"]
-        self._tracer = settings["tracer"]
+        self._timeout_s = timeout_s
+        self._tracer = tracer
         self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
         self._lifecycle = Lifecycle()
         self._decoders = Decoders(manifest.preprocessing, usable_cores())
