@@ -114,7 +114,7 @@ class Batcher:
 
     Args:
         replicas: The models.
-        answers: Makes answers of the outputs for a batch.
+        make_answers: Makes answers of the outputs for a batch.
         options: How images wait.
         lifecycle: Where requests are counted from acceptance to answer.
         metrics: Where everything is counted.
@@ -123,12 +123,12 @@ class Batcher:
     def __init__(
         self,
         replicas: Replicas,
-        answers: Callable[[Outputs], Answers],
+        make_answers: Callable[[Outputs], Answers],
         options: QueueOptions,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
-        self._answers = answers
+        self._make_answers = make_answers
         self._options = options
         self._lifecycle = lifecycle
         self._metrics = metrics
@@ -302,7 +302,7 @@ class Batcher:
         links = [request.link for request in batch if request.link is not None]
         try:
             images = np.stack([request.pixels for request in batch if request.pixels is not None])
-            answers = self._answers(replica.run(images, links))
+            answers = self._make_answers(replica.run(images, links))
         except TnnError as error:
             _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
             for request in batch:
