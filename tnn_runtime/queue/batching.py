@@ -29,6 +29,7 @@ from tnn_runtime.errors import (
     TnnError,
     UsageError,
 )
+from tnn_runtime.queue.copies import own_copy
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
@@ -158,7 +159,7 @@ class Batcher:
         self._lifecycle.check()
         with self._changed:
             if self._end is not None:
-                raise _again(self._end)
+                raise own_copy(self._end)
             if self._waiting + len(requests) > self._options.max_queue_size:
                 raise QueueFull(
                     f"{self._waiting} images wait, and {len(requests)} more would be over the limit of "
@@ -178,7 +179,7 @@ class Batcher:
             decode: Returns its image, uint8 ``[height, width, channels]``.
         """
         if self._end is not None:
-            request.fail(_again(self._end))
+            request.fail(own_copy(self._end))
         elif not request.is_over():
             try:
                 pixels = decode()
@@ -206,7 +207,7 @@ class Batcher:
                     self._changed.notify()
                 self._due = min(self._due, due)
         if end is not None:
-            request.fail(_again(end))
+            request.fail(own_copy(end))
 
     def close(self) -> None:
         """End the threads; batches that run are answered, and images that still wait get `ClassifierClosed`.
@@ -233,7 +234,7 @@ class Batcher:
             self._queue.clear()
             self._changed.notify_all()
         for request in waiting:
-            request.fail(_again(end))
+            request.fail(own_copy(end))
 
     def _answered(self, request: Future[Any]) -> None:
         """Count a request that has its answer, whatever it is, and forget its image."""
@@ -266,7 +267,7 @@ class Batcher:
                 last = self._workers == 0
             end = replica.lost or RunError("a callback ended the thread that runs batches; load the bundle again")
             for request in batch:
-                request.fail(_again(end))
+                request.fail(own_copy(end))
             if last:
                 self._stop(end)
 
@@ -306,18 +307,13 @@ class Batcher:
         except TnnError as error:
             _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
             for request in batch:
-                request.fail(_again(error))
+                request.fail(own_copy(error))
         except Exception as error:
             _LOG.exception("a batch of %d images failed on %s", len(batch), replica.backend.device)
+            told = RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
+            told.__cause__ = error
             for request in batch:
-                request.fail(
-                    RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
-                )
+                request.fail(own_copy(told))
         else:
             for row, request in enumerate(batch):
                 request.succeed(answers, row)
-
-
-def _again(error: TnnError) -> TnnError:
-    """Return an equal error of its own for each request: raising one object in several threads mixes its tracebacks."""
-    return type(error)(*error.args)
