@@ -98,6 +98,17 @@ def busy(model: Model, made: Queue) -> Iterator[Future[Any]]:
     model.go.set()
 
 
+def test_whoever_submits_holds_a_plain_future() -> None:
+    def public(future: Future[Any]) -> set[str]:
+        return {name for name in dir(future) if not name.startswith("_")}
+
+    model = Model()
+    with queue(model) as made:
+        request = made.send(1)
+        assert request.result(FOREVER) == 1
+    assert public(request) == public(Future())
+
+
 def test_images_gather_while_the_model_is_busy() -> None:
     model = Model()
     with queue(model) as made:
