@@ -29,7 +29,14 @@ OTHERS = {
         "tnn_runtime.images.preprocess",
         "tnn_runtime.lazy",
     },
-    "tnn_export": {"tnn_runtime", "tnn_train.errors", "tnn_train.fields", "tnn_train.heads", "tnn_train.model"},
+    "tnn_export": {
+        "tnn_runtime",
+        "tnn_train.errors",
+        "tnn_train.fields",
+        "tnn_train.heads",
+        "tnn_train.model",
+        "tnn_train.run_files",
+    },
 }
 """What each package may import of the others: a module, or a room with all that is in it."""
 

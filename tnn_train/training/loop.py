@@ -23,9 +23,10 @@ from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.weights import load_weights, resolve_stem
+from tnn_train.run_files import BEST, LAST
 from tnn_train.training.loggers import open_logs
 from tnn_train.training.recipe import TrainConfig
-from tnn_train.training.run_folder import BEST, LAST, RunFolder, check_run_folder
+from tnn_train.training.run_folder import RunFolder, check_run_folder
 from tnn_train.training.stage import set_stage
 from tnn_train.training.stopping import listen
 from tnn_train.training.trainer import Trainer
