@@ -35,7 +35,7 @@ ROOMS = {
         heads
         data
         distributed messages
-        errors fields
+        errors fields run_files
     """,
     "tnn_export": """
         __init__ __main__

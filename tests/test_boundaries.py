@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import pickle
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -26,9 +29,19 @@ OTHERS = {
         "tnn_runtime.images.preprocess",
         "tnn_runtime.lazy",
     },
-    "tnn_export": {"tnn_runtime", "tnn_train.errors", "tnn_train.fields", "tnn_train.heads", "tnn_train.model"},
+    "tnn_export": {
+        "tnn_runtime",
+        "tnn_train.errors",
+        "tnn_train.fields",
+        "tnn_train.heads",
+        "tnn_train.model",
+        "tnn_train.run_files",
+    },
 }
 """What each package may import of the others: a module, or a room with all that is in it."""
+
+LAZY = ("tnn_runtime", "tnn_runtime.bench", "tnn_train", "tnn_export")
+"""The packages whose names are loaded when they are used."""
 
 
 @pytest.mark.parametrize("package", ROOMS)
@@ -194,8 +207,58 @@ def test_public_names() -> None:
     ]
     for package in (tnn_train, tnn_export, tnn_runtime):
         assert all(getattr(package, name).__doc__ for name in package.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = tnn_train.nothing
+
+
+def seen_by_type_checkers(package: str) -> dict[str, str]:
+    """Return the public names that a package imports for type checkers, each with the module that it comes from."""
+    found: dict[str, str] = {}
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            if alias.name == "*":
+                found |= dict.fromkeys(importlib.import_module(node.module).__all__, node.module)
+            else:
+                assert alias.asname == alias.name, f"{package}: {alias.name} is not exported to type checkers"
+                found[alias.name] = node.module
+    return found
+
+
+def test_every_lazy_package_is_looked_at() -> None:
+    lazy = {entry.importer for package in ROOMS for entry in imports(package) if entry.module == "tnn_runtime.lazy"}
+    assert lazy == set(LAZY)
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_type_checkers_see_the_names_that_are_loaded(package: str) -> None:
+    module, seen = importlib.import_module(package), seen_by_type_checkers(package)
+    assert sorted(seen) == module.__all__ == dir(module)
+    for name, home in seen.items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name)
+    everything: dict[str, object] = {}
+    exec(f"from {package} import *", everything)
+    assert seen.keys() <= everything.keys()
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_names_are_loaded_when_they_are_used_and_kept() -> None:
+    program = """
+import sys, tnn_runtime
+assert "Prediction" in dir(tnn_runtime) and "Prediction" not in vars(tnn_runtime)
+assert not {"numpy", "tnn_runtime.answers.results"} & sys.modules.keys()
+from tnn_runtime import Prediction
+assert vars(tnn_runtime)["Prediction"] is Prediction is sys.modules["tnn_runtime.answers.results"].Prediction
+"""
+    run(program)
+
+
+def test_public_values_can_be_sent_to_a_process() -> None:
+    for value in (tnn_runtime.Prediction("cat", 0.5, 1), tnn_runtime.Classifier, tnn_train.TrainConfig(epochs=3)):
+        assert pickle.loads(pickle.dumps(value)) == value
+    error = pickle.loads(pickle.dumps(tnn_runtime.QueueFull("full")))
+    assert (type(error), error.args) == (tnn_runtime.QueueFull, ("full",))
 
 
 def test_every_package_is_typed() -> None:

@@ -57,7 +57,7 @@ def test_an_answer_of_another_image_is_found(soak: ModuleType, monkeypatch: pyte
 
 
 def test_a_lost_answer_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    succeed, count = Request.succeed, 0
+    succeed, count = Request._succeed, 0
 
     def forgetful(self: Request, answers: Answers, row: int) -> None:
         nonlocal count
@@ -70,7 +70,7 @@ def test_a_lost_answer_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatc
 
     late: list[tuple[Request, Answers, int]] = []
     monkeypatch.setattr(soak, "PATIENCE_S", 1)
-    monkeypatch.setattr(Request, "succeed", forgetful)
+    monkeypatch.setattr(Request, "_succeed", forgetful)
     original = soak.check
 
     def check(kind: str, future: Request, *rest: object) -> str:

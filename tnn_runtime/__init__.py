@@ -12,90 +12,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tnn_runtime.lazy import lazy_names
+from tnn_runtime import errors
+from tnn_runtime.lazy import attach
 
 if TYPE_CHECKING:
-    from tnn_runtime.answers.results import Prediction
-    from tnn_runtime.bundle.manifest import Manifest
-    from tnn_runtime.classifier import Classifier, Health
-    from tnn_runtime.errors import (
-        ArtifactError,
-        ClassifierClosed,
-        DeadlineExceeded,
-        DeviceLost,
-        EngineError,
-        InputError,
-        NotAnswered,
-        OutputExistsError,
-        ProviderUnavailable,
-        QueueFull,
-        RunError,
-        SelfCheckError,
-        SignatureError,
-        TnnError,
-        UsageError,
+    from tnn_runtime.answers.results import Prediction as Prediction
+    from tnn_runtime.bundle.manifest import Manifest as Manifest
+    from tnn_runtime.classifier import Classifier as Classifier
+    from tnn_runtime.classifier import Health as Health
+    from tnn_runtime.errors import *  # noqa: F403
+    from tnn_runtime.explain.result import Explanation as Explanation
+    from tnn_runtime.explain.result import FeatureParts as FeatureParts
+    from tnn_runtime.explain.result import NearPrototype as NearPrototype
+    from tnn_runtime.explain.result import Part as Part
+    from tnn_runtime.explain.tversky import TverskyExplanation as TverskyExplanation
+    from tnn_runtime.queue.metrics import Distribution as Distribution
+    from tnn_runtime.queue.metrics import MetricsSnapshot as MetricsSnapshot
+    from tnn_runtime.version import __version__ as __version__
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "answers.results": ["Prediction"],
+            "bundle.manifest": ["Manifest"],
+            "classifier": ["Classifier", "Health"],
+            "errors": errors.__all__,
+            "explain.result": ["Explanation", "FeatureParts", "NearPrototype", "Part"],
+            "explain.tversky": ["TverskyExplanation"],
+            "queue.metrics": ["Distribution", "MetricsSnapshot"],
+            "version": ["__version__"],
+        },
     )
-    from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
-    from tnn_runtime.explain.tversky import TverskyExplanation
-    from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
-    from tnn_runtime.version import __version__
-
-__all__ = [
-    "ArtifactError",
-    "Classifier",
-    "ClassifierClosed",
-    "DeadlineExceeded",
-    "DeviceLost",
-    "Distribution",
-    "EngineError",
-    "Explanation",
-    "FeatureParts",
-    "Health",
-    "InputError",
-    "Manifest",
-    "MetricsSnapshot",
-    "NearPrototype",
-    "NotAnswered",
-    "OutputExistsError",
-    "Part",
-    "Prediction",
-    "ProviderUnavailable",
-    "QueueFull",
-    "RunError",
-    "SelfCheckError",
-    "SignatureError",
-    "TnnError",
-    "TverskyExplanation",
-    "UsageError",
-    "__version__",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "classifier": ["Classifier", "Health"],
-        "errors": [
-            "ArtifactError",
-            "ClassifierClosed",
-            "DeadlineExceeded",
-            "DeviceLost",
-            "EngineError",
-            "InputError",
-            "NotAnswered",
-            "OutputExistsError",
-            "ProviderUnavailable",
-            "QueueFull",
-            "RunError",
-            "SelfCheckError",
-            "SignatureError",
-            "TnnError",
-            "UsageError",
-        ],
-        "explain.result": ["Explanation", "FeatureParts", "NearPrototype", "Part"],
-        "explain.tversky": ["TverskyExplanation"],
-        "bundle.manifest": ["Manifest"],
-        "queue.metrics": ["Distribution", "MetricsSnapshot"],
-        "answers.results": ["Prediction"],
-        "version": ["__version__"],
-    },
-)

@@ -83,9 +83,21 @@ class Classifier:
         queue: QueueOptions,
         metrics: Metrics,
         explainer: Explainer | None,
-        **settings: Any,
+        *,
+        timeout_s: float | None = None,
+        tracer: Any = None,
     ) -> None:
-        """Take parts that `load` has made and checked."""
+        """Take parts that `load` has made and checked.
+
+        Args:
+            manifest: The manifest of the bundle.
+            folder: The bundle folder.
+            replicas: The loaded models.
+            queue: How submitted images wait.
+            metrics: Where the replicas count.
+            timeout_s: As for `load`, in seconds.
+            tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
+        """
         self._manifest = manifest
         self._shape = manifest.preprocessing.shape
         self._folder = folder
@@ -93,9 +105,8 @@ class Classifier:
         self._queue = queue
         self._metrics = metrics
         self._explainer = explainer
-        self._settings = settings
-        self._timeout_s: float | None = settings["timeout_s"]
-        self._tracer = settings["tracer"]
+        self._timeout_s = timeout_s
+        self._tracer = tracer
         self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
         self._lifecycle = Lifecycle()
         self._decoders = Decoders(manifest.preprocessing, usable_cores())
@@ -302,16 +313,16 @@ class Classifier:
             DeadlineExceeded: If a batch did not begin in time.
             InputError, NotAnswered: As `predict`.
         """
-        return await self._answers(images, self._predictions(top_k, reject), timeout_s)
+        return await self._await_answers(images, self._predictions(top_k, reject), timeout_s)
 
     async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `logits` returns; see `predict_async`."""
-        rows = await self._answers(images, lambda answers, row: answers.logits[row], timeout_s)
+        rows = await self._await_answers(images, lambda answers, row: answers.logits[row], timeout_s)
         return np.stack(rows) if rows else self._nothing().logits
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._answers(images, lambda answers, row: answers.embedding[row], timeout_s)
+        rows = await self._await_answers(images, lambda answers, row: answers.embedding[row], timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -325,7 +336,7 @@ class Classifier:
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
         explain = self._explanation(top_k, num_features, num_prototypes)
-        answers = await self._answers(images, Answers.only, timeout_s)
+        answers = await self._await_answers(images, Answers.only, timeout_s)
         return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
 
     @property
@@ -459,7 +470,9 @@ class Classifier:
         shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
         return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
 
-    async def _answers(self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None) -> list[T]:
+    async def _await_answers(
+        self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None
+    ) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
         requests = self._enqueue(_container(images), answer, timeout_s)
         try:

@@ -8,50 +8,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tnn_runtime.lazy import lazy_names
+from tnn_runtime.lazy import attach
 
 if TYPE_CHECKING:
-    from tnn_train.data import DataConfig, ImageData, load_data
-    from tnn_train.evaluation.scoring import evaluate
-    from tnn_train.heads import LinearHead, TverskyHead
-    from tnn_train.heads.tversky.config import TverskyConfig
-    from tnn_train.heads.tversky.layer import TverskySimilarity
-    from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from tnn_train.model.config import ModelConfig
-    from tnn_train.model.image_model import build_model
-    from tnn_train.training.loop import train
-    from tnn_train.training.recipe import TrainConfig
-
-__all__ = [
-    "Checkpoint",
-    "DataConfig",
-    "ImageData",
-    "LinearHead",
-    "ModelConfig",
-    "TrainConfig",
-    "TverskyConfig",
-    "TverskyHead",
-    "TverskySimilarity",
-    "build_model",
-    "evaluate",
-    "load_checkpoint",
-    "load_data",
-    "save_checkpoint",
-    "train",
-]
-
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
-        "heads.tversky.config": ["TverskyConfig"],
-        "model.config": ["ModelConfig"],
-        "data": ["DataConfig", "ImageData", "load_data"],
-        "heads": ["LinearHead", "TverskyHead"],
-        "heads.tversky.layer": ["TverskySimilarity"],
-        "training.loop": ["train"],
-        "model.image_model": ["build_model"],
-        "training.recipe": ["TrainConfig"],
-        "evaluation.scoring": ["evaluate"],
-    },
-)
+    from tnn_train.data import DataConfig as DataConfig
+    from tnn_train.data import ImageData as ImageData
+    from tnn_train.data import load_data as load_data
+    from tnn_train.evaluation.scoring import evaluate as evaluate
+    from tnn_train.heads import LinearHead as LinearHead
+    from tnn_train.heads import TverskyHead as TverskyHead
+    from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
+    from tnn_train.heads.tversky.layer import TverskySimilarity as TverskySimilarity
+    from tnn_train.model.checkpoint import Checkpoint as Checkpoint
+    from tnn_train.model.checkpoint import load_checkpoint as load_checkpoint
+    from tnn_train.model.checkpoint import save_checkpoint as save_checkpoint
+    from tnn_train.model.config import ModelConfig as ModelConfig
+    from tnn_train.model.image_model import build_model as build_model
+    from tnn_train.training.loop import train as train
+    from tnn_train.training.recipe import TrainConfig as TrainConfig
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "data": ["DataConfig", "ImageData", "load_data"],
+            "evaluation.scoring": ["evaluate"],
+            "heads": ["LinearHead", "TverskyHead"],
+            "heads.tversky.config": ["TverskyConfig"],
+            "heads.tversky.layer": ["TverskySimilarity"],
+            "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],
+            "model.config": ["ModelConfig"],
+            "model.image_model": ["build_model"],
+            "training.loop": ["train"],
+            "training.recipe": ["TrainConfig"],
+        },
+    )

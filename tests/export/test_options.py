@@ -133,8 +133,9 @@ def test_a_bundle_is_checked_again(precision: str, exported: dict[str, Path]) ->
 
 
 def test_a_check_on_a_device_that_is_missing_or_unknown(exported: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="unknown device 'tpu'; choose cpu, cuda or cuda:N"):
-        check_bundle(exported["fp32"], "tpu")
+    for name in ("tpu", "auto", "cpu:0", "cuda:", "cuda:x"):
+        with pytest.raises(UsageError, match=f"unknown device '{name}'; choose cpu, cuda or cuda:N"):
+            check_bundle(exported["fp32"], name)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ProviderUnavailable, match=r"device 'cuda' does not work here: .*; or choose device 'cpu'"):

@@ -98,6 +98,17 @@ def busy(model: Model, made: Queue) -> Iterator[Future[Any]]:
     model.go.set()
 
 
+def test_whoever_submits_holds_a_plain_future() -> None:
+    def public(future: Future[Any]) -> set[str]:
+        return {name for name in dir(future) if not name.startswith("_")}
+
+    model = Model()
+    with queue(model) as made:
+        request = made.send(1)
+        assert request.result(FOREVER) == 1
+    assert public(request) == public(Future())
+
+
 def test_images_gather_while_the_model_is_busy() -> None:
     model = Model()
     with queue(model) as made:
@@ -363,3 +374,43 @@ def test_what_happens_is_counted() -> None:
     assert found.queue_seconds.count == 7
     assert found.inference_seconds.count == 3
     assert found.inference_seconds.mean > 0
+
+
+class Telling(DeviceLost):
+    """An error whose constructor takes something else than its arguments."""
+
+    def __init__(self, code: int, *, device: str) -> None:
+        super().__init__(f"code {code} on {device}")
+        self.code = code
+
+
+@pytest.mark.parametrize("cause", [RuntimeError("a library"), None])
+def test_everybody_gets_a_whole_error_of_its_own(cause: Exception | None) -> None:
+    model = Model()
+    model.error = Telling(700, device="cuda:0")
+    model.error.__cause__ = cause
+    model.error.add_note("a note")
+    with queue(model) as made:
+        with busy(model, made) as first:
+            waiting = [made.send(value) for value in range(5)]
+        errors = [request.exception(FOREVER) for request in [first, *waiting]]
+        for thread in made.batcher._threads:
+            thread.join(FOREVER)
+        for call in (lambda: made.send(1), lambda: made.replicas.run(np.zeros((1, 1, 1, 1), np.uint8))):
+            with pytest.raises(Telling) as caught:
+                call()
+            errors.append(caught.value)
+    assert len({id(error) for error in [model.error, *errors]}) == 9
+    for error in errors:
+        assert isinstance(error, Telling)
+        assert (str(error), error.code, error.__notes__) == ("code 700 on cuda:0", 700, ["a note"])
+        assert error.__cause__ is cause
+
+
+def test_the_error_behind_a_failed_batch_is_its_cause() -> None:
+    model = Model()
+    model.error = ZeroDivisionError("a bug")
+    with queue(model) as made:
+        error = made.send(1).exception(FOREVER)
+    assert isinstance(error, RunError)
+    assert error.__cause__ is model.error

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import stats
 
 from tnn_export import export_bundle
-from tnn_runtime import ArtifactError, SelfCheckError, UsageError
+from tnn_runtime import ArtifactError, SelfCheckError, UsageError, errors
 from tnn_runtime.__main__ import main
 from tnn_runtime.bench import (
     BenchmarkError,
@@ -42,6 +42,7 @@ from tnn_runtime.bench import environment as environment_module
 from tnn_runtime.bench import intervals as intervals_module
 from tnn_runtime.bench import memory as memory_module
 from tnn_runtime.bench import timing as timing_module
+from tnn_runtime.bench.errors import error_from_json, error_to_json
 from tnn_runtime.bench.report import table, write_report
 from tnn_runtime.bench.timing import by_wall_clock, repeats_for, take_turns, warm_up
 from tnn_train import ModelConfig, TrainConfig, load_data, train
@@ -398,6 +399,29 @@ def bad(images):
     def test_errors_keep_their_class(self, tmp_path: Path) -> None:
         with pytest.raises(SelfCheckError, match="^wrong$"):
             run_job(JOB, program(tmp_path, 'def bad(images):\n    raise SelfCheckError("wrong")'))
+
+    def test_an_error_of_the_other_program_is_of_the_nearest_class_that_is_known(self, tmp_path: Path) -> None:
+        own = """
+class Own(SelfCheckError):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+def bad(images):
+    error = Own("this", "that")
+    error.add_note("a note")
+    raise error
+"""
+        with pytest.raises(SelfCheckError) as caught:
+            run_job(JOB, program(tmp_path, own))
+        assert type(caught.value) is SelfCheckError
+        assert str(caught.value) == "this and that"
+        assert caught.value.__notes__ == ["a note"]
+
+    def test_every_public_error_travels(self) -> None:
+        for kind in (BenchmarkError, *(getattr(errors, name) for name in errors.__all__)):
+            error = error_from_json(json.loads(json.dumps(error_to_json(kind("text")))))
+            assert type(error) is kind
+            assert str(error) == "text"
 
 
 TIMED = """

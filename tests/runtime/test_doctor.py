@@ -6,9 +6,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tnn_runtime import ProviderUnavailable, doctor
+from tnn_runtime import ProviderUnavailable
 from tnn_runtime.backends import PROBE
 from tnn_runtime.backends import onnxruntime as backend
+from tnn_runtime.commands import doctor
 from tnn_runtime.commands.doctor import Finding, examine
 
 

@@ -22,6 +22,7 @@ from tnn_export import lower_head
 from tnn_runtime import EngineError, ProviderUnavailable, TnnError, UsageError
 from tnn_runtime.engines import Library, build, build_engine, find_tensorrt
 from tnn_runtime.engines.hardware import build_target
+from tnn_runtime.engines.spec import fingerprint
 from tnn_train import TverskyConfig
 
 RTX = find_tensorrt("tensorrt_rtx") if find_spec("tensorrt_rtx_bindings") else None
@@ -501,6 +502,22 @@ def test_weights_elsewhere_are_refused(spread: Path, tmp_path: Path) -> None:
     (inside / "model.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(EngineError, match=r"keeps weights in '../weights.bin', which leaves its folder"):
         build_engine(inside / "model.onnx", tmp_path, **ASKED)
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 3000, "a/" * 2000, ""])
+def test_names_that_lead_to_no_file_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    proto = onnx.ModelProto()
+    proto.graph.initializer.add().external_data.add(key="location", value=name)
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(EngineError, match=r"keeps weights in '.*', which is not there; copy it into"):
+        fingerprint(tmp_path / "model.onnx")
+
+
+def test_bytes_that_are_no_model_have_no_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\xff" * 99)
+    with pytest.raises(EngineError, match=r"model.onnx is no ONNX model that can be read \(a number that has no end\)"):
+        fingerprint(tmp_path / "model.onnx")
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ ORT = (
         ORT.format("CUDA failure 46: CUDA-capable device(s) is/are busy or unavailable "),
         ORT.format("CUDA failure 214: uncorrectable ECC error encountered "),
         ORT.format("CUDA failure 999: unknown error "),
-        "CUDA error 716: cudaErrorMisalignedAddress, misaligned address",
         "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal memory access was encountered)",
         "Error Code 1: Cuda Runtime (In catchCudaError at checkMacros.cpp:250 (cudaError 700: an illegal access))",
         "Error Code 1: Cask (Cask convolution execution); cudaErrorLaunchFailure",
@@ -40,7 +39,6 @@ def test_these_lose_the_device(message: str) -> None:
         ORT.format("CUDA failure 2: out of memory "),
         ORT.format("CUDNN failure 4: CUDNN_STATUS_INTERNAL_ERROR "),
         ORT.format("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED "),
-        "CUDA error 701: cudaErrorLaunchOutOfResources, too many resources requested for launch",
         "Failed to allocate memory for requested buffer of size 700",
         "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: images index: 1 Got: 700",
         "unknown error",
@@ -51,6 +49,13 @@ def test_these_fail_their_batch_alone(message: str) -> None:
     error = failure(message, "it cannot run", "try again")
     assert isinstance(error, RunError)
     assert str(error).endswith("; try again")
+
+
+@pytest.mark.parametrize("message", ["", "CUDA failure 700: an illegal memory access", "CUDA failure 2: out of memory"])
+def test_the_code_of_cuda_decides_whatever_the_message_says(message: str) -> None:
+    for code in range(1, 1000):
+        kind = DeviceLost if code in FATAL else RunError
+        assert type(failure(message, "it cannot run", "try again", code=code)) is kind
 
 
 def test_messages_tell_neither_sources_nor_the_name_of_the_machine() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from tnn_runtime import ArtifactError, InputError, imagefile
+from tnn_runtime import ArtifactError, InputError
+from tnn_runtime.images import files as imagefile
 from tnn_runtime.images import preprocess as module
 from tnn_runtime.images.preprocess import Preprocessing, find_images
 
@@ -73,6 +74,77 @@ def test_exif_orientation_is_applied(pixels: np.ndarray) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert np.array_equal(RGB(encode(lying, exif=exif)), pixels)
+
+
+ORIENTATIONS = [None, *range(10)]
+
+
+def with_orientation(image: Image.Image, orientation: int | None, style: str, **options: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    return encode(image, style, exif=exif, **options)
+
+
+def by_copies(preprocessing: Preprocessing, image: Image.Image) -> np.ndarray:
+    """What the pixels are where each step makes an image of its own."""
+    image = ImageOps.exif_transpose(image).convert({1: "L", 3: "RGB"}[preprocessing.channels])
+    size = preprocessing.width, preprocessing.height
+    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR)).reshape(preprocessing.shape)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK", "P", "1"])
+@pytest.mark.parametrize("size", [(4, 6), (6, 4), (31, 17)])
+def test_pixels_are_those_of_pillow_in_every_orientation(
+    orientation: int | None, mode: str, size: tuple[int, int]
+) -> None:
+    random = np.random.default_rng(size)
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8)).convert(mode)
+    styles = {"CMYK": ["JPEG", "TIFF"], "P": ["PNG"], "1": ["PNG"], "RGBA": ["PNG", "WEBP"]}
+    for style in styles.get(mode, ["JPEG", "PNG", "TIFF"]):
+        content = with_orientation(image, orientation, style)
+        for preprocessing in (RGB, GREY):
+            expected = by_copies(preprocessing, Image.open(io.BytesIO(content)))
+            assert np.array_equal(preprocessing(content), expected), style
+            with Image.open(io.BytesIO(content)) as opened:
+                assert np.array_equal(preprocessing(opened), expected), style
+
+
+@pytest.mark.parametrize("orientation", [None, 0, 1, 9])
+@pytest.mark.parametrize("size", [(4, 6), (40, 50)])
+def test_a_picture_that_does_not_turn_is_not_copied(
+    orientation: int | None, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {
+        preprocessing: with_orientation(Image.new(mode, size, 9), orientation, "PNG")
+        for preprocessing, mode in ((RGB, "RGB"), (GREY, "L"))
+    }
+    copies: list[Image.Image] = []
+    copy = Image.Image.copy
+    monkeypatch.setattr(Image.Image, "copy", lambda image: copies.append(image) or copy(image))
+    for preprocessing, content in contents.items():
+        preprocessing(content)
+        with Image.open(io.BytesIO(content)) as opened:
+            preprocessing(opened)
+    assert copies == []
+    ImageOps.exif_transpose(Image.new("RGB", size))
+    assert len(copies) == 1
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16"])
+def test_the_image_of_a_caller_stays_as_it_is(orientation: int | None, mode: str, pixels: np.ndarray) -> None:
+    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16)) if mode == "I;16" else image.convert(mode)
+    options = {"transparency": b"\0\x80" if mode == "P" else 0} if mode in ("P", "L") else {}
+    with Image.open(io.BytesIO(with_orientation(image, orientation, "PNG", **options))) as opened:
+        opened.load()
+        before = opened.tobytes(), dict(opened.info), opened.mode, opened.size, dict(opened.getexif())
+        for preprocessing in (RGB, GREY):
+            preprocessing(opened)[:].sum()
+            assert (opened.tobytes(), opened.info, opened.mode, opened.size, dict(opened.getexif())) == before
 
 
 def test_files_are_found_in_order_without_hidden_ones(tmp_path: Path) -> None:

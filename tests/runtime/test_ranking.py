@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import special
 
-from tnn_runtime.answers.ranking import largest
+from tnn_runtime.answers.ranking import largest, logsumexp, softmax
 
 FEW_VALUES = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, np.inf, -np.inf, np.nan])
 FINITE = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0])
@@ -22,3 +23,18 @@ def test_it_is_the_beginning_of_a_stable_sort(elements: st.SearchStrategy[float]
     before = values.copy()
     largest(values, count)
     assert np.array_equal(values, before, equal_nan=True)
+
+
+@given(
+    logits=arrays(
+        np.float32,
+        array_shapes(min_dims=2, max_dims=2, max_side=12),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False) | st.floats(-20, 20, width=32),
+    )
+)
+def test_float32_logits_are_taken_exactly(logits: np.ndarray) -> None:
+    exact = logits.astype(np.float64)
+    np.testing.assert_allclose(softmax(logits), special.softmax(exact, axis=1), rtol=1e-13, atol=1e-300)
+    np.testing.assert_allclose(logsumexp(logits), special.logsumexp(exact, axis=1), rtol=1e-13, atol=1e-13)
+    assert softmax(logits[:0]).shape == (0, logits.shape[1])
+    assert logsumexp(logits[:0]).shape == (0,)

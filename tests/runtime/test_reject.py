@@ -12,6 +12,7 @@ import pytest
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import logsumexp, softmax
 
 from tnn_runtime import Classifier, UsageError
@@ -43,6 +44,19 @@ def test_scores_are_what_they_are_called() -> None:
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, values, rtol=1e-6)
         assert SCORES[name](LOGITS[:0]).shape == (0,)
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+@given(
+    logits=arrays(
+        np.float32, array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.floats(width=32) | st.just(3e38)
+    )
+)
+def test_scores_are_exactly_those_that_thresholds_in_released_bundles_were_found_with(logits: np.ndarray) -> None:
+    most = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits.astype(np.float64) - most).sum(axis=1)
+    for name, expected in (("probability", 1 / total), ("energy", most[:, 0] + np.log(total))):
+        np.testing.assert_array_equal(SCORES[name](logits), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("score", SCORES)

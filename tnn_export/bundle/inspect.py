@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.bundle.manifest import ONNX_FILE, SCHEMA_VERSION, Manifest
+from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
 from tnn_runtime.bundle.storage import read_json
 
 __all__ = ["describe_bundle", "inspect_bundle"]
@@ -23,7 +23,7 @@ def inspect_bundle(bundle: str | Path) -> dict[str, Any]:
         ArtifactError: If the bundle is missing or damaged.
     """
     manifest, folder = Manifest.read(bundle)
-    content = read_json(folder / "manifest.json", "bundle", SCHEMA_VERSION)
+    content = read_json(folder / MANIFEST_FILE, "bundle", SCHEMA_VERSION)
     content["bundle"] = str(folder)
     if ONNX_FILE in manifest.files:
         content["onnx"] = _graph(folder / ONNX_FILE)

@@ -9,11 +9,10 @@ from typing import Any
 
 from tnn_runtime.bundle.storage import read_json
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.run_files import BEST, RESULTS_FILE, RESULTS_SCHEMA
 
 __all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]
 
-_RESULTS_FILE = "results.json"
-_NEWEST = 1
 _UNTRAINED = "untrained"
 _KEPT = ("test_accuracy", "test_loss", "ece", "val_accuracy", "best_epoch", "parameters")
 
@@ -29,10 +28,10 @@ def load_with_results(folder: Path) -> Checkpoint:
 
 
 def _results(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint.parent / _RESULTS_FILE
-    if checkpoint.name != "best" or not path.is_file():
+    path = checkpoint.parent / RESULTS_FILE
+    if checkpoint.name != BEST or not path.is_file():
         return {}
-    results = read_json(path, "run", _NEWEST)
+    results = read_json(path, "run", RESULTS_SCHEMA)
     return {name: results[name] for name in _KEPT if name in results}
 
 

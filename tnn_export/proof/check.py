@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from pathlib import Path
 
 from tnn_export.formats import FORMATS
@@ -35,7 +36,7 @@ def check_bundle(bundle: str | Path, device: str = "cpu", public_key: str | Path
         ProviderUnavailable: If CUDA was asked for and does not work, with what is missing.
         UsageError: If there is no such device.
     """
-    if device != "cpu" and device.partition(":")[0] != "cuda":
+    if not re.fullmatch("cpu|cuda(:[0-9]{1,3})?", device):
         raise UsageError(f"unknown device {device!r}; choose cpu, cuda or cuda:N")
     if device != "cpu":
         require_cuda(device)

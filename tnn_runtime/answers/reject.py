@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.ranking import logsumexp, softmax
 from tnn_runtime.errors import UsageError
 
 __all__ = ["SCORES", "Reject", "calibrate", "check_score", "check_threshold", "fewest_samples"]
@@ -19,8 +20,7 @@ Scores = NDArray[np.float32]
 
 def probability(logits: Logits) -> Scores:
     """Return the largest softmax probability of each row of logits ``[N, C]``, 0 to 1."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(1 / np.exp(shifted).sum(axis=1), np.float32)
+    return np.asarray(softmax(logits).max(axis=1), np.float32)
 
 
 def logit(logits: Logits) -> Scores:
@@ -30,9 +30,7 @@ def logit(logits: Logits) -> Scores:
 
 def energy(logits: Logits) -> Scores:
     """Return log(sum(exp(logits))) of each row, the negative energy of arXiv 2010.03759."""
-    largest = logits.max(axis=1, keepdims=True)
-    shifted = logits.astype(np.float64) - largest
-    return np.asarray(largest[:, 0] + np.log(np.exp(shifted).sum(axis=1)), np.float32)
+    return np.asarray(logsumexp(logits), np.float32)
 
 
 def lead(logits: Logits) -> Scores:

@@ -164,16 +164,18 @@ class Cuda:
                 self._call("cudaEventDestroy", event)
 
     def _call(self, function: str, *arguments: object) -> tuple[Any, ...]:
-        code, *values = getattr(self._runtime, function)(*arguments)
-        if int(code):
-            text = self._text(code)
+        status, *values = getattr(self._runtime, function)(*arguments)
+        if code := int(status):
             raise failure(
-                f"CUDA error {int(code)}: {text}", f"{function} failed", "use a smaller batch if memory is short"
+                f"CUDA error {code}: {self._text(status)}",
+                f"{function} failed",
+                "use a smaller batch if memory is short",
+                code=code,
             )
         return tuple(values)
 
-    def _text(self, code: Any) -> str:
-        (_, name), (_, text) = self._runtime.cudaGetErrorName(code), self._runtime.cudaGetErrorString(code)
+    def _text(self, status: Any) -> str:
+        (_, name), (_, text) = self._runtime.cudaGetErrorName(status), self._runtime.cudaGetErrorString(status)
         return f"{name.decode()}, {text.decode()}"
 
 

@@ -46,16 +46,17 @@ _TEXTS = [text.lower() for _, text in FATAL.values()]
 _CORE = re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUDNN_FE|CURAND|CUFFT|CUSPARSE) failure [0-9]+: [^;]+")
 
 
-def failure(message: str, during: str, remedy: str) -> RunError | DeviceLost:
+def failure(message: str, during: str, remedy: str, *, code: int | None = None) -> RunError | DeviceLost:
     """Return the error for a call that failed on a GPU.
 
     Args:
         message: What the library said.
         during: What failed, as the beginning of a sentence: ``"ONNX Runtime cannot run the model on 3 images"``.
         remedy: What to do if the batch alone has failed.
+        code: The `cudaError_t` that CUDA itself returned; without one, it is looked for in the message.
     """
     core = complaint(message)
-    if _is_fatal(message):
+    if code in FATAL if code is not None else _tells_of_fatal(message):
         return DeviceLost(
             f"{during} ({core}), and CUDA has lost the device for this process; start another process, and look at "
             "nvidia-smi and the kernel's log (Xid) if it happens again"
@@ -70,7 +71,8 @@ def complaint(error: object) -> str:
     return core[0].strip() if core else line[:300]
 
 
-def _is_fatal(message: str) -> bool:
+def _tells_of_fatal(message: str) -> bool:
+    """Return whether a message of ONNX Runtime or TensorRT, which give no code, tells of a lost device."""
     lower = message.lower()
     numbers = {int(number) for number in _NUMBER.findall(message)}
     if numbers & FATAL.keys():

@@ -8,48 +8,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tnn_runtime.lazy import lazy_names
+from tnn_runtime.lazy import attach
 
 if TYPE_CHECKING:
-    from tnn_runtime.bench.comparison import Comparison, DeviceTime, Report, compare_bundles
-    from tnn_runtime.bench.environment import machine
-    from tnn_runtime.bench.errors import BenchmarkError
-    from tnn_runtime.bench.intervals import Claim, Estimate, Latency, difference_us, latency, no_slower, ratio
-    from tnn_runtime.bench.processes import run_job
-    from tnn_runtime.bench.timing import WarmUp, interleave
-    from tnn_runtime.bench.worker import Job, Offer, Opened, serve
-
-_MODULES = {
-    "comparison": ["Comparison", "DeviceTime", "Report", "compare_bundles"],
-    "environment": ["machine"],
-    "errors": ["BenchmarkError"],
-    "intervals": ["Claim", "Estimate", "Latency", "difference_us", "latency", "no_slower", "ratio"],
-    "processes": ["run_job"],
-    "timing": ["WarmUp", "interleave"],
-    "worker": ["Job", "Offer", "Opened", "serve"],
-}
-
-__all__ = [
-    "BenchmarkError",
-    "Claim",
-    "Comparison",
-    "DeviceTime",
-    "Estimate",
-    "Job",
-    "Latency",
-    "Offer",
-    "Opened",
-    "Report",
-    "WarmUp",
-    "compare_bundles",
-    "difference_us",
-    "interleave",
-    "latency",
-    "machine",
-    "no_slower",
-    "ratio",
-    "run_job",
-    "serve",
-]
-
-__getattr__ = lazy_names(__name__, _MODULES)
+    from tnn_runtime.bench.comparison import Comparison as Comparison
+    from tnn_runtime.bench.comparison import DeviceTime as DeviceTime
+    from tnn_runtime.bench.comparison import Report as Report
+    from tnn_runtime.bench.comparison import compare_bundles as compare_bundles
+    from tnn_runtime.bench.environment import machine as machine
+    from tnn_runtime.bench.errors import BenchmarkError as BenchmarkError
+    from tnn_runtime.bench.intervals import Claim as Claim
+    from tnn_runtime.bench.intervals import Estimate as Estimate
+    from tnn_runtime.bench.intervals import Latency as Latency
+    from tnn_runtime.bench.intervals import difference_us as difference_us
+    from tnn_runtime.bench.intervals import latency as latency
+    from tnn_runtime.bench.intervals import no_slower as no_slower
+    from tnn_runtime.bench.intervals import ratio as ratio
+    from tnn_runtime.bench.processes import run_job as run_job
+    from tnn_runtime.bench.timing import WarmUp as WarmUp
+    from tnn_runtime.bench.timing import interleave as interleave
+    from tnn_runtime.bench.worker import Job as Job
+    from tnn_runtime.bench.worker import Offer as Offer
+    from tnn_runtime.bench.worker import Opened as Opened
+    from tnn_runtime.bench.worker import serve as serve
+else:
+    __getattr__, __dir__, __all__ = attach(
+        __name__,
+        {
+            "comparison": ["Comparison", "DeviceTime", "Report", "compare_bundles"],
+            "environment": ["machine"],
+            "errors": ["BenchmarkError"],
+            "intervals": ["Claim", "Estimate", "Latency", "difference_us", "latency", "no_slower", "ratio"],
+            "processes": ["run_job"],
+            "timing": ["WarmUp", "interleave"],
+            "worker": ["Job", "Offer", "Opened", "serve"],
+        },
+    )

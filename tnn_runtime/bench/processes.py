@@ -13,8 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
-from tnn_runtime import errors
-from tnn_runtime.bench.errors import BenchmarkError
+from tnn_runtime.bench.errors import BenchmarkError, error_from_json
 from tnn_runtime.bench.worker import Job
 
 __all__ = ["BUNDLES", "run_job"]
@@ -71,7 +70,7 @@ def _converse(
         if "result" in message:
             return dict(message["result"])
         if "error" in message:
-            raise getattr(errors, message["error"], BenchmarkError)(message["text"])
+            raise error_from_json(message["error"])
         progress()
     raise BenchmarkError(
         f"a process that measured {'memory' if job.only else 'latency'} with {job.threads} threads ended early "

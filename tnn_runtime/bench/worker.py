@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.backends import BackendOptions, TimedRun, open_device_timer
 from tnn_runtime.bench.environment import Clock, thread_settings
-from tnn_runtime.bench.errors import BenchmarkError
+from tnn_runtime.bench.errors import BenchmarkError, error_to_json
 from tnn_runtime.bench.memory import device_bytes, peak_bytes, resident_bytes
 from tnn_runtime.bench.timing import TimedCall, by_wall_clock, repeats_for, take_turns, warm_up
 from tnn_runtime.bundle.manifest import Manifest
@@ -114,7 +114,7 @@ def serve(offer_for: Callable[[Job], Offer]) -> int:
         offer = offer_for(job)
         result = _measure_memory(job, offer) if job.only else _measure_time(job, offer, partial(send, blocks=1))
     except TnnError as error:
-        send(error=type(error).__name__, text=str(error))
+        send(error=error_to_json(error))
         return 1
     send(result=result)
     return 0

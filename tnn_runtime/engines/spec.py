@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnn_runtime.bundle.onnx_file import external_files
 from tnn_runtime.bundle.storage import describe_files
-from tnn_runtime.errors import EngineError, UsageError
+from tnn_runtime.errors import ArtifactError, EngineError, UsageError
 
 __all__ = ["EngineSpec", "fingerprint"]
-
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
-"""An entry of `TensorProto.external_data` with the key "location", up to the length of its value."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,18 @@ def fingerprint(model: Path) -> str:
 
 
 def _external_data(model: Path) -> list[str]:
-    content = model.read_bytes()
-    names = set()
-    for entry in _LOCATION.finditer(content):
-        length = sum((byte & 0x7F) << 7 * place for place, byte in enumerate(entry[1]))
-        names.add(content[entry.end() : entry.end() + length].decode(errors="replace"))
+    try:
+        names = external_files(model)
+    except ArtifactError as error:
+        raise EngineError(str(error)) from error
+    folder = os.path.realpath(model.parent)
     for name in names:
-        path = (model.parent / name).resolve()
-        if not path.is_relative_to(model.parent.resolve()):
+        path = os.path.realpath(os.path.join(folder, name))
+        if not Path(path).is_relative_to(folder):
             raise EngineError(f"{model} keeps weights in {name!r}, which leaves its folder; do not use it")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise EngineError(f"{model} keeps weights in {name!r}, which is not there; copy it into {model.parent}")
-    return sorted(names)
+    return names
 
 
 def _counts(numbers: tuple[int, ...]) -> list[bool]:

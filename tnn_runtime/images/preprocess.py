@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from tnn_runtime.errors import ArtifactError, InputError
 from tnn_runtime.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
@@ -26,6 +26,9 @@ ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 _SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
+_TURNED = frozenset(range(2, 9))
+"""The values of EXIF's orientation with which the rows are not from the top to the bottom, or the columns not from the
+left to the right."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,9 @@ class Preprocessing:
                 raise InputError(f"{_name(source)} has several frames; expected a single picture")
             try:
                 check_pixels(opened)
-                image = _eight_bit(ImageOps.exif_transpose(opened))
-                image.info.pop("transparency", None)  # It is dropped in any case; for palettes, Pillow warns of that.
-                image = image.convert(_MODES[self.channels])
-                image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
+                image = _converted(_eight_bit(_upright(opened)), _MODES[self.channels])
+                if image.size != (self.width, self.height):
+                    image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
                 raise InputError(
                     f"{_name(source)} cannot be decoded ({reason(error)}); replace or remove it"
@@ -162,6 +164,27 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     if array.size == 0:
         raise InputError(f"got an array of shape {list(array.shape)}; expected at least one pixel")
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
+
+
+# Where there is nothing to do, Pillow's functions return copies, which cost as much as the work of others. The image is
+# returned as it is instead; it may be the caller's own, so that nothing here changes one.
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF data says."""
+    image.load()  # PNG may have the data after the pixels
+    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an image to a mode without transparency."""
+    if image.mode == mode:
+        return image
+    if "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]  # It is dropped in any case; for palettes, Pillow warns of that.
+    return image.convert(mode)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -29,6 +29,7 @@ from tnn_runtime.errors import (
     TnnError,
     UsageError,
 )
+from tnn_runtime.queue.copies import own_copy
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
@@ -57,6 +58,9 @@ class QueueOptions:
 class Request(Future[Any]):
     """One submitted image on its way to its answer.
 
+    Whoever submitted the image holds this very object: to them it is a plain future, so that all else is private to
+    this module.
+
     Args:
         answer: Makes the answer from those of the batch and the row of this image.
         timeout_s: Seconds from now until the batch must have begun, or ``None``.
@@ -65,22 +69,22 @@ class Request(Future[Any]):
 
     def __init__(self, answer: Callable[[Answers, int], Any], timeout_s: float | None = None, link: Any = None) -> None:
         super().__init__()
-        self.link = link
-        self.pixels: NDArray[np.uint8] | None = None
-        self.ready = 0.0
-        self.waits = True
+        self._link = link
+        self._pixels: NDArray[np.uint8] | None = None
+        self._ready = 0.0
+        self._waits = True
         self._timeout_s = timeout_s
         self._deadline = _NEVER if timeout_s is None else time.monotonic() + timeout_s
         self._answer = answer
 
-    def due(self, max_delay_s: float) -> float:
+    def _due_after(self, max_delay_s: float) -> float:
         """Return the moment up to which it waits for others: at most half of the time that it had left."""
-        return min(self.ready + max_delay_s, (self.ready + self._deadline) / 2)
+        return min(self._ready + max_delay_s, (self._ready + self._deadline) / 2)
 
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Return whether it needs no answer any more: it was cancelled, or its time is over, which it is told."""
         if time.monotonic() > self._deadline:
-            self.fail(
+            self._fail(
                 DeadlineExceeded(
                     f"the batch of this image did not begin within its {self._timeout_s:g} s; send fewer images at a "
                     "time, or allow more time"
@@ -88,20 +92,20 @@ class Request(Future[Any]):
             )
         return self.done()
 
-    def begin(self) -> bool:
+    def _begin(self) -> bool:
         """Mark it as running, which cannot be cancelled; return False if it needs no answer any more."""
-        return not self.is_over() and self.set_running_or_notify_cancel()
+        return not self._is_over() and self.set_running_or_notify_cancel()
 
-    def succeed(self, answers: Answers, row: int) -> None:
+    def _succeed(self, answers: Answers, row: int) -> None:
         """Set its answer."""
         try:
             result = self._answer(answers, row)
         except Exception as error:  # the answer to one image must not be the end of the others
-            self.fail(error)
+            self._fail(error)
         else:
             self.set_result(result)
 
-    def fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         """Set its error, unless it was answered or cancelled before."""
         try:
             self.set_exception(error)
@@ -114,7 +118,7 @@ class Batcher:
 
     Args:
         replicas: The models.
-        answers: Makes answers of the outputs for a batch.
+        make_answers: Makes answers of the outputs for a batch.
         options: How images wait.
         lifecycle: Where requests are counted from acceptance to answer.
         metrics: Where everything is counted.
@@ -123,12 +127,12 @@ class Batcher:
     def __init__(
         self,
         replicas: Replicas,
-        answers: Callable[[Outputs], Answers],
+        make_answers: Callable[[Outputs], Answers],
         options: QueueOptions,
         lifecycle: Lifecycle,
         metrics: Metrics,
     ) -> None:
-        self._answers = answers
+        self._make_answers = make_answers
         self._options = options
         self._lifecycle = lifecycle
         self._metrics = metrics
@@ -158,7 +162,7 @@ class Batcher:
         self._lifecycle.check()
         with self._changed:
             if self._end is not None:
-                raise _again(self._end)
+                raise own_copy(self._end)
             if self._waiting + len(requests) > self._options.max_queue_size:
                 raise QueueFull(
                     f"{self._waiting} images wait, and {len(requests)} more would be over the limit of "
@@ -178,12 +182,12 @@ class Batcher:
             decode: Returns its image, uint8 ``[height, width, channels]``.
         """
         if self._end is not None:
-            request.fail(_again(self._end))
-        elif not request.is_over():
+            request._fail(own_copy(self._end))
+        elif not request._is_over():
             try:
                 pixels = decode()
             except Exception as error:
-                request.fail(error)
+                request._fail(error)
             else:
                 self.put(request, pixels)
 
@@ -194,9 +198,9 @@ class Batcher:
             request: The request.
             pixels: Its image, uint8 ``[height, width, channels]``, which nobody changes any more.
         """
-        request.pixels = pixels
-        request.ready = time.monotonic()
-        due = request.due(self._options.max_delay_s)
+        request._pixels = pixels
+        request._ready = time.monotonic()
+        due = request._due_after(self._options.max_delay_s)
         with self._changed:
             end = self._end
             if end is None:
@@ -206,7 +210,7 @@ class Batcher:
                     self._changed.notify()
                 self._due = min(self._due, due)
         if end is not None:
-            request.fail(_again(end))
+            request._fail(own_copy(end))
 
     def close(self) -> None:
         """End the threads; batches that run are answered, and images that still wait get `ClassifierClosed`.
@@ -233,12 +237,12 @@ class Batcher:
             self._queue.clear()
             self._changed.notify_all()
         for request in waiting:
-            request.fail(_again(end))
+            request._fail(own_copy(end))
 
     def _answered(self, request: Future[Any]) -> None:
         """Count a request that has its answer, whatever it is, and forget its image."""
         assert isinstance(request, Request)
-        request.pixels = None
+        request._pixels = None
         if request.cancelled():
             self._metrics.failed("Cancelled")
         elif error := request.exception():
@@ -249,7 +253,7 @@ class Batcher:
     def _leave(self, request: Request) -> None:
         """Count a request that no longer waits: its batch begins, or it is answered without one."""
         with self._changed:
-            waits, request.waits = request.waits, False
+            waits, request._waits = request._waits, False
             self._waiting -= waits
         if waits:
             self._metrics.waiting(-1)
@@ -266,7 +270,7 @@ class Batcher:
                 last = self._workers == 0
             end = replica.lost or RunError("a callback ended the thread that runs batches; load the bundle again")
             for request in batch:
-                request.fail(_again(end))
+                request._fail(own_copy(end))
             if last:
                 self._stop(end)
 
@@ -280,8 +284,10 @@ class Batcher:
                         return []
                     count = min(len(self._queue), self._options.max_batch_size)
                     candidates = [self._queue.popleft() for _ in range(count)]
-                    self._due = min((other.due(self._options.max_delay_s) for other in self._queue), default=_NEVER)
-                batch = [request for request in candidates if request.begin()]
+                    self._due = min(
+                        (other._due_after(self._options.max_delay_s) for other in self._queue), default=_NEVER
+                    )
+                batch = [request for request in candidates if request._begin()]
                 for request in batch:
                     self._leave(request)
                 if batch:
@@ -298,26 +304,21 @@ class Batcher:
 
     def _run(self, replica: Replica, batch: list[Request]) -> None:
         now = time.monotonic()
-        self._metrics.waited([now - request.ready for request in batch])
-        links = [request.link for request in batch if request.link is not None]
+        self._metrics.waited([now - request._ready for request in batch])
+        links = [request._link for request in batch if request._link is not None]
         try:
-            images = np.stack([request.pixels for request in batch if request.pixels is not None])
-            answers = self._answers(replica.run(images, links))
+            images = np.stack([request._pixels for request in batch if request._pixels is not None])
+            answers = self._make_answers(replica.run(images, links))
         except TnnError as error:
             _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
             for request in batch:
-                request.fail(_again(error))
+                request._fail(own_copy(error))
         except Exception as error:
             _LOG.exception("a batch of %d images failed on %s", len(batch), replica.backend.device)
+            told = RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
+            told.__cause__ = error
             for request in batch:
-                request.fail(
-                    RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
-                )
+                request._fail(own_copy(told))
         else:
             for row, request in enumerate(batch):
-                request.succeed(answers, row)
-
-
-def _again(error: TnnError) -> TnnError:
-    """Return an equal error of its own for each request: raising one object in several threads mixes its tracebacks."""
-    return type(error)(*error.args)
+                request._succeed(answers, row)

@@ -15,6 +15,7 @@ from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends import Backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.errors import DeviceLost
+from tnn_runtime.queue.copies import own_copy
 from tnn_runtime.queue.metrics import Metrics
 
 __all__ = ["Replica", "Replicas"]
@@ -55,7 +56,7 @@ class Replica:
             DeviceLost: If the device has failed, now or before.
         """
         if self.lost is not None:
-            raise DeviceLost(str(self.lost))
+            raise own_copy(self.lost)
         count = len(images)
         filled = fill_up(images, self.backend.batch_sizes, self._smallest) if self._fills else images
         started = time.perf_counter()

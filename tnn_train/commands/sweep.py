@@ -14,9 +14,9 @@ from tnn_train.data import ImageData, load_data
 from tnn_train.fields import FieldError, choose
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
 from tnn_train.report.compare import compare_runs, write_comparison
+from tnn_train.run_files import LAST
 from tnn_train.training.loop import TrainResult, check_machine, train
 from tnn_train.training.recipe import TrainConfig
-from tnn_train.training.run_folder import LAST
 
 __all__ = ["command"]
 

@@ -41,6 +41,10 @@ time (arXiv 1708.04896); ``mixup`` (arXiv 1710.09412) and ``cutmix`` (arXiv 1905
 labels; of both, one is drawn for each batch."""
 
 
+_OF_AN_ITEM = 3
+"""How many numbers decide an item of `AugmentedSet`: seed, epoch and index."""
+
+
 class AugmentedSet(Dataset[tuple[Tensor, int]]):
     """Images with random changes; an item is (uint8 ``[H, W, C]``, label), and its key is ``(epoch, index)``.
 
@@ -112,8 +116,22 @@ def mixing(names: Sequence[str], num_classes: int) -> Callable[[Tensor, Tensor],
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a seed for torch that depends on all of ``numbers``, each at least 0; others give unrelated randomness."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    """Return a seed for torch that depends on all of ``numbers``; other sequences give unrelated randomness.
+
+    `numpy.random.SeedSequence` fills what is shorter than four numbers up with zeros, so that ``(1, 2, 3)`` and
+    ``(1, 2, 3, 0)`` are one to it. Their length therefore goes in as its ``spawn_key``, except that of three numbers:
+    with them, the seed, epoch and index of an image, images were always augmented, and a training that is resumed must
+    draw what it would have drawn.
+
+    Args:
+        numbers: Each from 0 to 2**32 - 1.
+
+    Raises:
+        OverflowError: If one is not: two of them could be one larger number.
+    """
+    length = () if len(numbers) == _OF_AN_ITEM else (len(numbers),)
+    sequence = np.random.SeedSequence(np.array(numbers, np.uint32), spawn_key=length)
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 @contextmanager
@@ -121,7 +139,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     """Within this context, torch's CPU generator depends on ``numbers`` alone; afterwards it is as it was before.
 
     Args:
-        numbers: Not negative, such as seed, epoch and index; sequences that differ anywhere give unrelated randomness.
+        numbers: As for `derived_seed`, such as seed, epoch and index.
     """
     with torch.random.fork_rng(devices=[]):
         # `torch.manual_seed` would reset the generators of the accelerators too.

@@ -15,6 +15,7 @@ from tnn_train.model.checkpoint import load_checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of, unwrap
+from tnn_train.run_files import BEST
 
 __all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "load_weights", "resolve_stem"]
 
@@ -111,8 +112,8 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
     path = Path(source)
     if source == IMAGENET:
         return _imagenet(config.backbone)
-    if (path / "best").is_dir():
-        raise UsageError(f"{path} is a run; give one of its checkpoints: {path / 'best'}")
+    if (path / BEST).is_dir():
+        raise UsageError(f"{path} is a run; give one of its checkpoints: {path / BEST}")
     if path.is_dir():
         checkpoint = load_checkpoint(path)
         if checkpoint.config.backbone != config.backbone:

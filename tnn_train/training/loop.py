@@ -23,9 +23,10 @@ from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.weights import load_weights, resolve_stem
+from tnn_train.run_files import BEST, LAST
 from tnn_train.training.loggers import open_logs
 from tnn_train.training.recipe import TrainConfig
-from tnn_train.training.run_folder import BEST, LAST, RunFolder, check_run_folder
+from tnn_train.training.run_folder import RunFolder, check_run_folder
 from tnn_train.training.stage import set_stage
 from tnn_train.training.stopping import listen
 from tnn_train.training.trainer import Trainer
@@ -33,6 +34,8 @@ from tnn_train.training.trainer import Trainer
 __all__ = ["TrainResult", "check_machine", "pick_device", "resolve", "train"]
 
 _MOST_PER_CORE = 4
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_CHOICE = "choose auto, cpu, cuda or cuda:N"
 
 
 @dataclass(frozen=True)
@@ -145,14 +148,14 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: If there is no such device, or it does not work here.
     """
-    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d+)?", name):
-        raise UsageError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N")
+    if not _DEVICE.fullmatch(name):
+        raise UsageError(f"unknown device {name!r}; {_CHOICE}")
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = shorten(str(error).split("\n")[0], 160, placeholder=" ...")
-        raise UsageError(f"device {name!r} does not work here ({reason}); choose auto, cpu, cuda or cuda:N") from error
+        raise UsageError(f"device {name!r} does not work here ({reason}); {_CHOICE}") from error
     return device
 
 

@@ -12,13 +12,12 @@ from typing import Any
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.storage import read_json, write_json
 from tnn_runtime.errors import ArtifactError
+from tnn_train.run_files import LAST, METRICS_FILE, RESULTS_FILE, RESULTS_SCHEMA
 from tnn_train.training.recipe import INCIDENTAL
 from tnn_train.training.settings import flatten
 
 __all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 
-SCHEMA_VERSION = 1
-RESULTS_FILE, METRICS_FILE, LAST = "results.json", "metrics.jsonl", "last"
 SEEDS = ("data.seed", "train.seed")
 _IGNORED = {*SEEDS, *(f"train.{name}" for name in INCIDENTAL)}
 
@@ -92,7 +91,7 @@ class Run:
 
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json`` into a run folder."""
-    write_json(folder / RESULTS_FILE, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(results)})
+    write_json(folder / RESULTS_FILE, {"schema_version": RESULTS_SCHEMA, **dataclasses.asdict(results)})
 
 
 def read_run(folder: Path) -> Run:
@@ -109,7 +108,7 @@ def read_run(folder: Path) -> Run:
                 "leave it out"
             )
         raise ArtifactError(f"{folder} is not a run: it has no {RESULTS_FILE}; give folders that tnn-train has made")
-    raw = read_json(path, "run", SCHEMA_VERSION)
+    raw = read_json(path, "run", RESULTS_SCHEMA)
     try:
         results = decode(Results, {name: value for name, value in raw.items() if name != "schema_version"}, "results")
     except TypeError as error:

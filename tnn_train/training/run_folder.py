@@ -20,12 +20,11 @@ from tnn_train.data.images import ImageSet, even_sample
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
 from tnn_train.model.image_model import ImageModel
+from tnn_train.run_files import BEST, LAST, METRICS_FILE
 from tnn_train.training.results import Results, write_results
 from tnn_train.training.trainer import Trainer
 
-__all__ = ["BEST", "LAST", "RunFolder", "check_run_folder"]
-
-BEST, LAST = "best", "last"
+__all__ = ["RunFolder", "check_run_folder"]
 
 _SECONDS_BETWEEN = 5.0
 """Epochs shorter than this, as those on embeddings are, are not saved each."""
@@ -123,7 +122,7 @@ class RunFolder:
     def _write_metrics(self) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in self.trainer.history)
         if self.trainer.processes.is_first:
-            write_text(self.folder / "metrics.jsonl", rows)
+            write_text(self.folder / METRICS_FILE, rows)
 
     def _checkpoint(self, model: ImageModel, row: dict[str, Any]) -> Checkpoint:
         trainer = self.trainer

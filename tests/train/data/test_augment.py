@@ -12,6 +12,7 @@ from tnn_runtime import UsageError
 from tnn_train import ImageData, load_data
 from tnn_train.data import AUGMENTATIONS, AugmentedSet, ImageSet, check_augmentations, mixing, seeded
 from tnn_train.data import load as load_module
+from tnn_train.data.augment import derived_seed
 
 OF_AN_IMAGE = tuple(name for name in AUGMENTATIONS if name not in ("mixup", "cutmix"))
 
@@ -76,6 +77,25 @@ def test_seeds_that_differ_anywhere_are_unrelated() -> None:
     neighbours = np.array([[draw(0, epoch, index) for index in range(30)] for epoch in range(30)])
     assert abs(np.corrcoef(neighbours[:, :-1].ravel(), neighbours[:, 1:].ravel())[0, 1]) < 0.15
     assert abs(np.corrcoef(neighbours[:-1].ravel(), neighbours[1:].ravel())[0, 1]) < 0.15
+
+
+def test_sequences_that_differ_in_their_length_alone_are_unrelated() -> None:
+    assert derived_seed(1, 2, 3) != derived_seed(1, 2, 3, 0)
+    sequences = [numbers for length in range(7) for numbers in itertools.product((0, 1, 5), repeat=length)]
+    assert len({derived_seed(*numbers) for numbers in sequences}) == len(sequences) == 1093
+
+
+def test_images_are_augmented_as_they_always_were() -> None:
+    """The seeds of earlier versions, which resumed trainings go on with."""
+    assert derived_seed(0, 0, 0) == 15793235383387715774
+    assert derived_seed(7, 2, 31) == 6567792329545502060
+    assert derived_seed(4294967295, 19, 4095) == 13174172552399736606
+
+
+@pytest.mark.parametrize("numbers", [(-1, 0, 0), (0, 0, 2**32), (2**32 * 7 + 5, 1)])
+def test_numbers_that_could_be_taken_for_others_are_refused(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(OverflowError):
+        derived_seed(*numbers)
 
 
 @pytest.mark.parametrize("names", [(), ("mixup", "cutmix")])
