@@ -58,6 +58,11 @@ class Clock:
             if hasattr(module, "threading"):
                 exchange_condition(monkeypatch, module, Condition)
 
+    @property
+    def alarms(self) -> list[float]:
+        """The moments that threads wait for; infinity where they only wait to be notified."""
+        return sorted(self._alarms.copy().values())
+
     def advance(self, moment: float) -> float:
         """Let a moment come, as soon as a thread waits for it or for an earlier one, and return what it waited for.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from waiting import FOREVER, Clock
+from waiting import FOREVER, Clock, until
 
 from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, RunError, UsageError
 from tnn_runtime.answers.outputs import Outputs
@@ -119,7 +119,9 @@ def test_a_full_batch_begins_at_once_and_a_part_of_one_after_the_delay(monkeypat
 def test_an_image_with_little_time_does_not_wait_for_company(monkeypatch: pytest.MonkeyPatch) -> None:
     model, clock = Model(), Clock(monkeypatch, batching)
     with queue(model, delay=3600.0) as made:
-        patient, hasty = made.send(1), made.send(2, timeout=1.0)
+        patient = made.send(1)
+        until(lambda: clock.alarms == [3600.0])
+        hasty = made.send(2, timeout=1.0)
         assert clock.advance(0.75) == 0.5
         assert [hasty.result(FOREVER), patient.result(FOREVER)] == [2, 1]
     assert model.sizes == [2]
