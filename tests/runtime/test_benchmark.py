@@ -523,13 +523,19 @@ def test_an_interrupt_is_one_line_and_leaves_no_process(number: int, bundles: di
         )
         found = children(process.pid)
         assert found
+        for child in found:
+            os.kill(child, signal.SIGSTOP)  # it cannot end by itself now, only be ended
         process.send_signal(number)
         printed, error = process.communicate(timeout=FOREVER)
     assert process.returncode == 130
     assert printed == ""
     assert error.splitlines()[-1] == "tnn-runtime: interrupted"
     assert "Traceback" not in error
-    until(lambda: not any(map(runs, found)))
+    try:
+        until(lambda: not any(map(runs, found)))
+    finally:
+        for child in filter(runs, found):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_bundles_of_different_sizes_are_refused(bundles: dict[str, Path], photos: Path, tmp_path: Path) -> None:
