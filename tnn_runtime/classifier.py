@@ -95,6 +95,7 @@ class Classifier:
             replicas: The loaded models.
             queue: How submitted images wait.
             metrics: Where the replicas count.
+            explainer: What explains the logits; ``None`` if the bundle cannot be explained.
             timeout_s: As for `load`, in seconds.
             tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
@@ -13,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from waiting import FOREVER, Clock, until
 
 from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, RunError, UsageError
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
+from tnn_runtime.queue import batching, replicas
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
-
-FOREVER = 30
 
 
 class Model:
@@ -118,24 +117,25 @@ def test_images_gather_while_the_model_is_busy() -> None:
     assert model.sizes == [1, 4, 4, 2]
 
 
-def test_a_full_batch_begins_at_once_and_a_part_of_one_after_the_delay() -> None:
-    model = Model()
-    with queue(model, delay=3600.0) as made:
+def test_a_full_batch_begins_at_once_and_a_part_of_one_after_the_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = Model(), Clock(monkeypatch, batching)
+    with queue(model, delay=0.25) as made:
         assert [request.result(FOREVER) for request in [made.send(value) for value in range(4)]] == [0, 1, 2, 3]
-        assert model.sizes == [4]
-    with queue(model, delay=0.2) as made:
-        started = time.monotonic()
-        assert [request.result(FOREVER) for request in [made.send(1), made.send(2)]] == [1, 2]
-        assert time.monotonic() - started >= 0.2
+        requests = [made.send(1), made.send(2)]
+        assert clock.advance(0.25) == 0.25
+        assert [request.result(FOREVER) for request in requests] == [1, 2]
     assert model.sizes == [4, 2]
 
 
-def test_an_image_with_little_time_does_not_wait_for_company() -> None:
-    model = Model()
+def test_an_image_with_little_time_does_not_wait_for_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = Model(), Clock(monkeypatch, batching)
     with queue(model, delay=3600.0) as made:
         patient = made.send(1)
-        assert made.send(2, timeout=1.0).result(FOREVER) == 2
-        assert patient.result(FOREVER) == 1
+        until(lambda: clock.alarms == [3600.0])
+        hasty = made.send(2, timeout=1.0)
+        assert clock.advance(0.75) == 0.5
+        assert [hasty.result(FOREVER), patient.result(FOREVER)] == [2, 1]
+    assert model.sizes == [2]
 
 
 def test_the_queue_has_an_end() -> None:
@@ -152,13 +152,13 @@ def test_the_queue_has_an_end() -> None:
             made.batcher.accept([Request(print) for _ in range(4)])
 
 
-def test_a_deadline_is_kept_before_the_work() -> None:
-    model = Model()
+def test_a_deadline_is_kept_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = Model(), Clock(monkeypatch, batching)
     with queue(model) as made:
         with busy(model, made):
-            late, patient = made.send(1, timeout=0.01), made.send(2, timeout=FOREVER)
-            time.sleep(0.02)
-        with pytest.raises(DeadlineExceeded, match=r"did not begin within its 0.01 s; send fewer images"):
+            late, patient = made.send(1, timeout=0.5), made.send(2, timeout=1.0)
+            clock.now = 0.75
+        with pytest.raises(DeadlineExceeded, match=r"did not begin within its 0.5 s; send fewer images"):
             late.result(FOREVER)
         assert patient.result(FOREVER) == 2
         assert made.metrics.read().failures == {"DeadlineExceeded": 1}
@@ -180,8 +180,8 @@ def test_a_cancelled_image_is_not_run_and_one_that_runs_cannot_be_cancelled() ->
     assert model.sizes == [1, 1]
 
 
-def test_nothing_is_decoded_for_nobody() -> None:
-    model, decoded = Model(), []
+def test_nothing_is_decoded_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, decoded, clock = Model(), [], Clock(monkeypatch, batching)
 
     def decode(value: int) -> NDArray[np.uint8]:
         decoded.append(value)
@@ -191,7 +191,7 @@ def test_nothing_is_decoded_for_nobody() -> None:
         requests = [Request(print), Request(print, timeout_s=0.0), Request(lambda answers, row: decoded[0])]
         made.batcher.accept(requests)
         requests[0].cancel()
-        time.sleep(0.001)
+        clock.now = 0.001
         for value, request in enumerate(requests):
             made.batcher.prepare(request, lambda value=value: decode(value))  # type: ignore[misc]
         assert requests[2].result(FOREVER) == 2
@@ -266,10 +266,13 @@ def test_the_other_replica_serves_when_one_is_lost() -> None:
     lost, well = Model("cuda:0"), Model("cuda:1")
     lost.error = DeviceLost("cuda:0 is lost")
     with queue(lost, well, size=1) as made:
+        well.go.clear()
         requests = [made.send(value) for value in range(40)]
+        assert lost.runs.acquire(timeout=FOREVER)
+        well.go.set()
         wait(requests, FOREVER)
         failures = [request for request in requests if request.exception()]
-        assert len(failures) == len(lost.sizes) <= 1
+        assert len(failures) == len(lost.sizes) == 1
         assert made.send(7).result(FOREVER) == 7
         assert made.replicas.run(np.full((1, 1, 1, 1), 9, np.uint8)).logits[0, 0] == 9
 
@@ -357,23 +360,21 @@ def test_a_callback_that_ends_the_thread_leaves_nobody_waiting() -> None:
             made.send(1)
 
 
-def test_what_happens_is_counted() -> None:
-    model = Model()
+def test_what_happens_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clock = Model(), Clock(monkeypatch, batching, replicas)
     with queue(model) as made:
         with busy(model, made):
             requests = [made.send(value) for value in range(6)]
             assert made.metrics.read().waiting == 6
             assert made.metrics.read().running == 1
+            clock.now = 2.0
         wait(requests, FOREVER)
-        while made.metrics.read().running:
-            time.sleep(0.001)
         found = made.metrics.read()
     assert (found.images, found.failures) == (7, {})
     assert (found.batch_sizes.count, found.batch_sizes.total) == (3, 7)
     assert found.batch_sizes.counts[:3] == (1, 1, 1)
-    assert found.queue_seconds.count == 7
-    assert found.inference_seconds.count == 3
-    assert found.inference_seconds.mean > 0
+    assert (found.queue_seconds.count, found.queue_seconds.total) == (7, 12.0)
+    assert (found.inference_seconds.count, found.inference_seconds.total) == (3, 2.0)
 
 
 class Telling(DeviceLost):

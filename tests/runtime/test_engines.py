@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import pytest
 from forms import SIZE, random_head, to_onnx
+from waiting import FOREVER
 
 from tnn_export import lower_head
 from tnn_runtime import EngineError, ProviderUnavailable, TnnError, UsageError
@@ -290,24 +291,27 @@ def test_tensorrt_keeps_its_timings_for_the_next_build(
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
+from filelock import FileLock
 from tnn_runtime.bundle import storage
 from tnn_runtime.engines import build, build_engine, find_tensorrt
 model, folder, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-serialize = build.serialize
+serialize, acquire = build.serialize, FileLock.acquire
+
+def ask(lock):
+    (folder / f"asks-{kind}").touch()
+    return acquire(lock)
 
 def slow(*arguments):
     with open(folder / "builds", "a") as file:
         file.write(kind)
     while not all((folder / f"asks-{name}").exists() for name in "ab"):
         time.sleep(0.01)
-    time.sleep(0.3)
     return serialize(*arguments)
 
 if kind == "killed":
     storage._fsync = lambda path: os.kill(os.getpid(), 9)
 else:
-    build.serialize = slow
-    (folder / f"asks-{kind}").touch()
+    build.serialize, FileLock.acquire = slow, ask
 asked = {"input_name": "x", "shape": (5,), "batch": (1, 8, 64), "library": find_tensorrt("tensorrt_rtx")}
 print(build_engine(model, folder / "engines", **asked).name)
 """
@@ -320,8 +324,9 @@ def start(model: Path, folder: Path, kind: str) -> subprocess.Popen[str]:
 
 @needs_rtx
 def test_two_processes_that_ask_at_once_build_once(model: Path, tmp_path: Path) -> None:
+    """The one that builds goes on when the other one asks for the lock, having found no engine."""
     processes = [start(model, tmp_path, kind) for kind in "ab"]
-    answers = [process.communicate(timeout=120) for process in processes]
+    answers = [process.communicate(timeout=FOREVER) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
     assert len({out for out, _ in answers}) == 1
     assert len((tmp_path / "builds").read_text()) == 1
@@ -331,7 +336,7 @@ def test_two_processes_that_ask_at_once_build_once(model: Path, tmp_path: Path) 
 @needs_rtx
 def test_a_killed_build_leaves_nothing_half_written_and_holds_nobody_up(model: Path, tmp_path: Path) -> None:
     killed = start(model, tmp_path, "killed")
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=FOREVER)
     assert killed.returncode == -9
     (partial,) = names(tmp_path / "engines")
     assert partial.endswith(".engine.partial")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from waiting import FOREVER, exchange_condition
 
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.options import at_least_one, device_list, seconds
+from tnn_runtime.queue import batching
 
 BUNDLE = FIXTURES / "bundle-v2"
 
@@ -45,12 +46,21 @@ def test_a_device_has_a_name(device: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [10**400, 1e300, threading.TIMEOUT_MAX], ids=["int", "float", "longest"])
-def test_times_that_no_system_can_wait_are_as_long_as_it_can(value: float) -> None:
+def test_times_that_no_system_can_wait_are_as_long_as_it_can(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seconds(value, "timeout_s") < threading.TIMEOUT_MAX
+    waits = threading.Event()
+
+    class Condition(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is not None:
+                waits.set()
+            return super().wait(timeout)
+
+    exchange_condition(monkeypatch, batching, Condition)
     image = np.zeros((8, 8, 3), np.uint8)
     with Classifier.load(BUNDLE, "cpu", max_queue_delay_ms=value, timeout_s=value, max_batch_size=2) as classifier:
         first = classifier.submit(image)
-        time.sleep(0.05)
+        assert waits.wait(FOREVER)
         second = classifier.submit(image)
-        assert len(first.result(30)) == len(second.result(30)) == 2
+        assert len(first.result(FOREVER)) == len(second.result(FOREVER)) == 2
         assert classifier.drain(value)

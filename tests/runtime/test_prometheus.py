@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import FOREVER
 
 from tnn_runtime import Classifier, InputError, UsageError
 from tnn_runtime.prometheus import prometheus_text
@@ -26,7 +27,7 @@ def test_the_text_of_prometheus_has_every_metric(small_bundle: Path) -> None:
         classifier.logits(np.zeros((10, 8, 8, 3), np.uint8))
         with pytest.raises(InputError):
             classifier.predict(["nothing.png"])
-        classifier.submit(np.zeros((8, 8, 3), np.uint8)).result(30)
+        classifier.submit(np.zeros((8, 8, 3), np.uint8)).result(FOREVER)
         found = samples(prometheus_text(digits=classifier))
     assert found["tnn_requests_total", "digits"] == 3
     assert found["tnn_images_total", "digits"] == 11

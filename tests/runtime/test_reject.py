@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import logsumexp, softmax
+from waiting import FOREVER
 
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.__main__ import main
@@ -111,7 +112,7 @@ def test_rejected_images_have_no_predictions(small_bundle: Path) -> None:
         kept = [ranked for ranked in classifier.predict(images) if ranked in answers]
         assert kept == [ranked for ranked in answers if ranked]
         assert classifier.predict([], reject=True) == []
-        queued = [classifier.submit(image, reject=True).result(30) for image in images]
+        queued = [classifier.submit(image, reject=True).result(FOREVER) for image in images]
         waited = asyncio.run(classifier.predict_async(images, reject=True))
         assert [bool(ranked) for ranked in queued] == [bool(ranked) for ranked in waited] == (scores >= middle).tolist()
 

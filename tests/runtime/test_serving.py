@@ -6,7 +6,8 @@ import asyncio
 import gc
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,20 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
+from waiting import FOREVER, Clock, until
 
-from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, DeviceLost, InputError, QueueFull, UsageError
+from tnn_runtime import (
+    Classifier,
+    ClassifierClosed,
+    DeadlineExceeded,
+    DeviceLost,
+    InputError,
+    Prediction,
+    QueueFull,
+    UsageError,
+)
+from tnn_runtime.queue import batching
 from tnn_train import ImageData
-
-FOREVER = 30
 
 
 @pytest.fixture
@@ -27,6 +37,18 @@ def classifier(bundles: dict[str, Path]) -> Iterator[Classifier]:
     with Classifier.load(bundles["tversky"], "cpu", threads=1) as loaded:
         yield loaded
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
+
+
+def hold(classifier: Classifier, monkeypatch: pytest.MonkeyPatch, released: Callable[[], object]) -> None:
+    """Let the model wait, in each of its runs, until something can be seen."""
+    (replica,) = classifier._replicas
+    run = replica.backend.run
+
+    def held(images: object) -> object:
+        until(released)
+        return run(images)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(replica.backend, "run", held)
 
 
 def test_loading_is_logged(small_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -65,11 +87,13 @@ def test_asyncio_gets_what_the_others_get(classifier: Classifier, data: ImageDat
 
 
 def test_an_array_may_be_changed_after_it_was_submitted(bundles: dict[str, Path], data: ImageData) -> None:
-    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=100) as classifier:
+    options = {"max_queue_delay_ms": 3_600_000, "max_batch_size": 2}
+    with Classifier.load(bundles["tversky"], "cpu", **options) as classifier:
         for array in (data.test.pixels[0].copy(), np.asarray(Image.open(data.test.sources[0])).copy()):
             expected = classifier.predict([array], top_k=1)[0][0]
             future = classifier.submit(array, top_k=1)
             array[:] = 0
+            classifier.submit(array)
             assert future.result(FOREVER)[0].score == pytest.approx(expected.score, rel=1e-5)
 
 
@@ -82,13 +106,15 @@ def test_a_bad_image_fails_alone(classifier: Classifier, data: ImageData) -> Non
         classifier.predict([data.test.sources[0], b"no image"])
     with pytest.raises(InputError, match="nothing.png does not exist"):
         asyncio.run(classifier.predict_async([data.test.sources[0], "nothing.png"]))
-    assert classifier.metrics.failures["InputError"] >= 3
+    assert classifier.drain(FOREVER)
+    assert classifier.metrics.failures["InputError"] == 3
 
 
 def test_a_cancelled_task_cancels_its_images(bundles: dict[str, Path], data: ImageData) -> None:
     async def give_up(classifier: Classifier) -> None:
         task = asyncio.create_task(classifier.predict_async(data.test.pixels))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # lets the task run up to where it waits
+        assert classifier.health.waiting == len(data.test.pixels)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -99,9 +125,10 @@ def test_a_cancelled_task_cancels_its_images(bundles: dict[str, Path], data: Ima
         assert classifier.health.waiting == 0
 
 
-def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData) -> None:
+def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     image, images = data.test.pixels[0], data.test.pixels
-    options = {"max_queue_delay_ms": 3_600_000, "max_queue_size": 3, "timeout_s": 0.2}
+    options = {"max_queue_delay_ms": 3_600_000, "max_queue_size": 3, "timeout_s": 1}
+    clock = Clock(monkeypatch, batching)
     with Classifier.load(bundles["tversky"], "cpu", **options) as classifier:
         with pytest.raises(QueueFull, match=f"0 images wait, and {len(images)} more would be over the limit of 3"):
             asyncio.run(classifier.predict_async(images))
@@ -110,16 +137,20 @@ def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData) -> None:
             classifier.submit(image)
         assert classifier.health.waiting == 3
         futures[0].cancel()
-        late = classifier.submit(image, timeout_s=0)
-        with pytest.raises(DeadlineExceeded):
+        late = classifier.submit(image)
+        assert clock.advance(2.0) == 0.5
+        with pytest.raises(DeadlineExceeded, match="did not begin within its 1 s"):
             late.result(FOREVER)
+        assert [len(future.result(FOREVER)) for future in futures[1:]] == [2, 2]
         assert classifier.metrics.failures["QueueFull"] == len(images) + 1
-        for future in futures:
-            future.cancel()
 
 
-def test_draining_answers_what_was_accepted_and_takes_nothing_new(bundles: dict[str, Path], data: ImageData) -> None:
-    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=200) as classifier:
+def test_draining_answers_what_was_accepted_and_takes_nothing_new(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+        hold(classifier, monkeypatch, go.is_set)
         assert classifier.health.ready
         futures = [classifier.submit(image) for image in data.test.sources]
         assert not classifier.drain(timeout_s=0)
@@ -130,6 +161,7 @@ def test_draining_answers_what_was_accepted_and_takes_nothing_new(bundles: dict[
                 ClassifierClosed, match="drains: it answers what it has accepted, and takes nothing new"
             ):
                 call(data.test.sources[0])
+        go.set()
         assert classifier.drain(timeout_s=FOREVER)
         assert all(future.done() and not future.exception() for future in futures)
     assert classifier.health.reason == "this classifier is closed; load the bundle again"
@@ -140,10 +172,19 @@ def test_draining_answers_what_was_accepted_and_takes_nothing_new(bundles: dict[
         classifier.drain(-1)
 
 
-def test_leaving_the_context_answers_and_an_error_does_not_wait(bundles: dict[str, Path], data: ImageData) -> None:
-    with Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=50) as classifier:
-        future = classifier.submit(data.test.sources[0])
-    assert len(future.result(0)) == 2
+def test_leaving_the_context_answers_and_an_error_does_not_wait(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Classifier.load(bundles["tversky"], "cpu", max_batch_size=1) as classifier:
+        futures: list[Future[list[Prediction]]] = []
+        hold(
+            classifier,
+            monkeypatch,
+            lambda: "drains" in classifier.health.reason or any(future.done() for future in futures),
+        )
+        for image in data.test.pixels[:2]:
+            futures.append(classifier.submit(image))
+    assert [len(future.result(0)) for future in futures] == [2, 2]
     classifier = Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=3_600_000)
     future = classifier.submit(data.test.pixels[0])
     with pytest.raises(ZeroDivisionError), classifier:
@@ -161,11 +202,13 @@ def test_a_forgotten_classifier_leaves_no_thread(bundles: dict[str, Path], data:
 
 
 def test_a_classifier_that_is_forgotten_in_a_callback_leaves_no_thread(
-    bundles: dict[str, Path], data: ImageData
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder = [Classifier.load(bundles["tversky"], "cpu", max_queue_delay_ms=50)]
+    go, holder = threading.Event(), [Classifier.load(bundles["tversky"], "cpu")]
+    hold(holder[0], monkeypatch, go.is_set)
     future = holder[0].submit(data.test.pixels[0])
     future.add_done_callback(lambda future: holder.clear())
+    go.set()
     assert len(future.result(FOREVER)) == 2
     for thread in threading.enumerate():
         if thread.name.startswith("tnn-"):
@@ -208,6 +251,7 @@ def test_a_lost_device_ends_readiness_for_good(
     with pytest.raises(DeviceLost):
         classifier.submit(data.test.pixels[0]).result(FOREVER)
     replica.backend.run = run  # type: ignore[method-assign]
+    until(lambda: "tnn-cpu" not in [thread.name for thread in threading.enumerate()])
     assert "cpu is lost: cuda:0 is lost (cudaErrorIllegalAddress)" in caplog.text
     assert not classifier.health.ready
     assert "cudaErrorIllegalAddress" in classifier.health.reason

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import RECIPE
 from torch import nn
+from waiting import Clock
 
 from tnn_runtime import UsageError
 from tnn_train import ImageData, ModelConfig, TrainConfig, build_model, load_checkpoint, load_data, train
@@ -171,16 +172,25 @@ def test_a_frozen_backbone_takes_no_augmentation(data: ImageData, tmp_path: Path
 
 
 def test_short_epochs_are_not_saved_each(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of epochs of 2 s, each third is saved, which is the first one after 5 s; and the last one."""
     from tnn_train.training import run_folder as run_module
 
     saved: list[Path] = []
-    save = run_module.save_checkpoint
+    write, save, clock = run_module.save_checkpoint, run_module.RunFolder.save, Clock(monkeypatch, run_module)
+
+    def save_later(run: run_module.RunFolder, *, is_urgent: bool) -> None:
+        clock.now += 2.0
+        save(run, is_urgent=is_urgent)
+
+    monkeypatch.setattr(run_module.RunFolder, "save", save_later)
     monkeypatch.setattr(
-        run_module, "save_checkpoint", lambda folder, *rest, **more: saved.append(folder) or save(folder, *rest, **more)
+        run_module,
+        "save_checkpoint",
+        lambda folder, *rest, **more: saved.append(folder) or write(folder, *rest, **more),
     )
     recipe = TrainConfig(epochs=30, freeze_backbone=True, embedding_cache=str(tmp_path / "cache"))
     run = train(data, tmp_path / "run", TINY, recipe)
-    assert saved.count(run.folder / "last") < 30
+    assert saved.count(run.folder / "last") == 11
     best = max(run.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert load_checkpoint(run.best).metrics == best
     assert load_checkpoint(run.folder / "last").metrics == run.history[-1]

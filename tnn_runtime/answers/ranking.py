@@ -35,19 +35,23 @@ def largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return the probabilities ``[N, C]`` that logits ``[N, C]`` stand for."""
+    """Return the probabilities ``[N, C]`` that logits ``[N, C]`` stand for.
+
+    Differences of logits are taken in the type of the logits: pass float64 where they must be exact.
+    """
     _, exponentials = _exponentials(logits)
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def logsumexp(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Return log(sum(exp(logits))) of each row of logits ``[N, C]``."""
+    """Return log(sum(exp(logits))) of each row of logits ``[N, C]``, with differences as `softmax` takes them."""
     most, exponentials = _exponentials(logits)
     return np.asarray(most + np.log(exponentials.sum(axis=1)))
 
 
-def _exponentials(logits: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _exponentials(
+    logits: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
     """Return the largest logit of each row, ``[N]``, and exp(logits - it), ``[N, C]``, which cannot overflow."""
-    exact = logits.astype(np.float64)  # the difference of two float32 numbers may overflow and is rounded
-    most = exact.max(axis=1)
-    return most, np.exp(exact - most[:, None])
+    most = logits.max(axis=1)
+    return most, np.exp((logits - most[:, None]).astype(np.float64))

@@ -20,7 +20,7 @@ Scores = NDArray[np.float32]
 
 def probability(logits: Logits) -> Scores:
     """Return the largest softmax probability of each row of logits ``[N, C]``, 0 to 1."""
-    return np.asarray(softmax(logits).max(axis=1), np.float32)
+    return np.asarray(softmax(logits.astype(np.float64)).max(axis=1), np.float32)
 
 
 def logit(logits: Logits) -> Scores:
@@ -30,7 +30,7 @@ def logit(logits: Logits) -> Scores:
 
 def energy(logits: Logits) -> Scores:
     """Return log(sum(exp(logits))) of each row, the negative energy of arXiv 2010.03759."""
-    return np.asarray(logsumexp(logits), np.float32)
+    return np.asarray(logsumexp(logits.astype(np.float64)), np.float32)
 
 
 def lead(logits: Logits) -> Scores:
