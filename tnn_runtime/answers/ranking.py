@@ -54,4 +54,5 @@ def _exponentials(
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
     """Return the largest logit of each row, ``[N]``, and exp(logits - it), ``[N, C]``, which cannot overflow."""
     most = logits.max(axis=1)
-    return most, np.exp((logits - most[:, None]).astype(np.float64))
+    with np.errstate(over="ignore"):
+        return most, np.exp((logits - most[:, None]).astype(np.float64))
