@@ -14,7 +14,7 @@ from tnn_export.importers.source import REQUIRED
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
-from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing, find_class_folders
 from tnn_train.model.checkpoint import CONFIG_FILE, save_checkpoint
 
 __all__ = ["make_parser", "run"]
@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
     refuse_existing(options.out, CONFIG_FILE, overwrite=options.overwrite)
     preprocessing = _preprocessing(options.image_size, options.mean, options.std)
-    names = _class_names(options.class_names, options.images)
     files = _images(options.images)
+    names = _class_names(options.class_names, options.images)
     classes = [file.relative_to(options.images).parts[0] for file in files]
     known = all(name in names for name in classes)
     checkpoint = import_state_dict(
@@ -139,11 +139,7 @@ def _preprocessing(size: list[int], mean: list[float] | None, std: list[float] |
 
 def _class_names(file: Path | None, folder: Path) -> list[str]:
     if file is None:
-        return (
-            sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-            if folder.is_dir()
-            else []
-        )
+        return [path.name for path in find_class_folders(folder)]
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

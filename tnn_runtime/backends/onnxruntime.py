@@ -22,7 +22,7 @@ from tnn_runtime.backends.cuda import Cuda
 from tnn_runtime.backends.failures import complaint
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers, cuda_problems, require_providers
-from tnn_runtime.backends.slots import Slots
+from tnn_runtime.backends.slots import AT_ONCE, Slots
 from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest
 from tnn_runtime.errors import (
     ArtifactError,
@@ -50,8 +50,6 @@ _FATAL = 4
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 _UNKNOWN_OPTION = "provider option"
 _BAD_MODEL = ("InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
-_AT_ONCE = 2
-"""Calls that keep a GPU busy: while one computes, the images of the next are copied."""
 
 
 class OnnxRuntimeBackend:
@@ -129,7 +127,7 @@ class OnnxRuntimeBackend:
 
     def _bind(self, device: Device, manifest: Manifest, options: BackendOptions) -> None:
         """Prepare buffers at fixed addresses, and for CUDA graphs the one thread that may use them."""
-        self.concurrency = 1 if options.cuda_graphs else _AT_ONCE
+        self.concurrency = 1 if options.cuda_graphs else AT_ONCE
         try:
             cuda = Cuda(device.index)
         except ProviderUnavailable as error:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tnn_runtime.backends import BackendOptions, Device
 from tnn_runtime.backends.batches import bucket_sizes
+from tnn_runtime.backends.libraries import missing_driver, missing_libraries
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.engines.cache import engine_folder
@@ -35,7 +35,6 @@ _OURS = {
 }
 """Options of providers that follow from those of the classifier, and what to ask for instead."""
 
-_DRIVER = "install the NVIDIA driver on a machine with an NVIDIA GPU"
 _TOOLKIT = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _TENSORRT_10 = "pip install 'tensorrt>=10.13,<11'; ONNX Runtime takes no other TensorRT, device 'tensorrt' does"
 
@@ -117,27 +116,16 @@ def cuda_problems() -> list[str]:
         ort.preload_dlls()
     major = str(getattr(ort, "cuda_version", "") or "13").partition(".")[0]
     toolkit = [f"lib{name}.so.{major}" for name in ("cudart", "cublasLt", "cublas")] + ["libcurand.so.10"]
-    problems = [*_missing(["libcuda.so.1"], _DRIVER), *_missing([*toolkit, "libcudnn.so.9"], _TOOLKIT)]
+    problems = [*missing_driver(), *missing_libraries([*toolkit, "libcudnn.so.9"], _TOOLKIT)]
     # The provider names the first library that it lacks; worth asking only where none of the known ones does.
-    return problems or _missing([_provider_library("cuda")], _TOOLKIT)
+    return problems or missing_libraries([_provider_library("cuda")], _TOOLKIT)
 
 
 def _tensorrt_problems() -> list[str]:
     with contextlib.suppress(ImportError, OSError, RuntimeError):
         importlib.import_module("tensorrt")  # loads the libraries that its wheel brings
-    problems = [*cuda_problems(), *_missing(["libnvinfer.so.10", "libnvonnxparser.so.10"], _TENSORRT_10)]
-    return problems or _missing([_provider_library("tensorrt")], _TENSORRT_10)
-
-
-def _missing(libraries: Iterable[str], remedy: str) -> list[str]:
-    """Return one line about those libraries that cannot be loaded, if there are any."""
-    complaints = []
-    for library in libraries:
-        try:
-            ctypes.CDLL(library)
-        except OSError as error:
-            complaints.append(str(error).removesuffix(": No such file or directory"))
-    return [f"{', '.join(complaints)} ({remedy})"] if complaints else []
+    problems = [*cuda_problems(), *missing_libraries(["libnvinfer.so.10", "libnvonnxparser.so.10"], _TENSORRT_10)]
+    return problems or missing_libraries([_provider_library("tensorrt")], _TENSORRT_10)
 
 
 def _provider_library(name: str) -> str:

@@ -18,7 +18,10 @@ from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.bundle.manifest import TensorSpec
 from tnn_runtime.errors import ClassifierClosed, NotAnswered, RunError
 
-__all__ = ["Slot", "Slots", "Tensors"]
+__all__ = ["AT_ONCE", "Slot", "Slots", "Tensors"]
+
+AT_ONCE = 2
+"""Calls that keep a GPU busy: while one computes, the images of the next are copied."""
 
 
 class Slot(ABC):

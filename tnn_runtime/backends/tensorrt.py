@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
-from tnn_runtime.backends.slots import Slot, Slots, Tensors
+from tnn_runtime.backends.libraries import missing_driver
+from tnn_runtime.backends.slots import AT_ONCE, Slot, Slots, Tensors
 from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt
 from tnn_runtime.engines.library import collecting_logger
@@ -26,10 +26,7 @@ from tnn_runtime.errors import ArtifactError, EngineError, NotAnswered, Provider
 
 __all__ = ["EngineSlot", "LoadedEngine", "TensorRtBackend", "probe", "require_tensorrt", "tensorrt_problems"]
 
-_DRIVER = "libcuda.so.1"
 _TYPES = {"uint8": "UINT8", "float32": "FLOAT"}
-_AT_ONCE = 2
-"""Calls that keep a GPU busy: while one computes, the images of the next are copied."""
 
 
 class TensorRtBackend:
@@ -57,7 +54,7 @@ class TensorRtBackend:
         self.device = str(device)
         self.threads = options.threads
         self.batch_sizes = sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-        self.concurrency = _AT_ONCE
+        self.concurrency = AT_ONCE
         self.versions = {engine.library.kind: engine.library.version} | engine.cuda.versions()
         self.details = {
             "engine": str(engine.path),
@@ -355,9 +352,4 @@ def tensorrt_problems() -> list[str]:
             needed()
         except ProviderUnavailable as error:
             problems.append(str(error))
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError as error:
-        reason = str(error).removesuffix(": No such file or directory")
-        problems.append(f"{reason} (install the NVIDIA driver on a machine with an NVIDIA GPU)")
-    return problems
+    return problems + missing_driver()

@@ -9,9 +9,11 @@ from typing import Any
 from tnn_runtime.engines.library import Library
 from tnn_runtime.errors import ProviderUnavailable
 
-__all__ = ["build_target"]
+__all__ = ["DRIVER", "build_target"]
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+"""The shared library of NVIDIA's driver."""
+
 _COMPUTE_CAPABILITY = (75, 76)
 _RTX_TARGET = "ampere_and_later"
 
@@ -39,7 +41,7 @@ def build_target(library: Library, index: int = 0) -> str:
 def _gpu(library: Library, index: int) -> str:
     way_out = "build on the machine that will serve the model, or with TensorRT for RTX, which needs no GPU"
     try:
-        driver: Any = ctypes.CDLL(_DRIVER)
+        driver: Any = ctypes.CDLL(DRIVER)
     except OSError as error:
         raise ProviderUnavailable(
             f"{library} builds engines on an NVIDIA GPU, and its driver is not here ({error}); {way_out}"

@@ -20,7 +20,16 @@ from PIL import ExifTags, Image, ImageOps
 from tnn_runtime.errors import ArtifactError, InputError
 from tnn_runtime.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "ImageSource", "Preprocessing", "find_images", "open_image"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ImageSource",
+    "Preprocessing",
+    "find_class_folders",
+    "find_images",
+    "open_image",
+]
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
@@ -152,6 +161,15 @@ def find_images(folder: Path) -> list[Path]:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def find_class_folders(folder: Path) -> list[Path]:
+    """Return the folders directly in ``folder`` in the order of their names, hidden ones left out.
+
+    In a folder of images they are the classes, in the order in which torchvision's ``ImageFolder`` counts them.
+    """
+    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(folders, key=lambda path: path.name)
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tnn_runtime.images.preprocess import FORMATS, find_images
+from tnn_runtime.images.preprocess import FORMATS, find_class_folders, find_images
 from tnn_train.data.sources import Found, Labelled, check_headers, usual_size
 from tnn_train.errors import DataError
 
@@ -30,7 +30,7 @@ def read_folder(folder: Path) -> Found:
         DataError: If the layout is another one, or a class has no images.
         InputError: If a file is no usable image.
     """
-    subfolders = [path.name for path in _subfolders(folder)]
+    subfolders = [path.name for path in find_class_folders(folder)]
     split_already = "train" in subfolders and (set(subfolders) <= set(_SPLITS) or not _HELD_OUT.isdisjoint(subfolders))
     if split_already and (strangers := set(subfolders) - set(_SPLITS)):
         raise DataError(
@@ -38,7 +38,7 @@ def read_folder(folder: Path) -> Found:
             "or one subfolder of images for each class"
         )
     parts = {name: folder / name for name in subfolders} if split_already else {"train": folder}
-    classes = [path.name for path in _subfolders(parts["train"])]
+    classes = [path.name for path in find_class_folders(parts["train"])]
     if len(classes) < 2:
         raise DataError(
             f"{parts['train']} has {len(classes)} class folders and {_files(parts['train'])} files beside them; "
@@ -47,7 +47,7 @@ def read_folder(folder: Path) -> Found:
     splits: dict[str, Labelled] = {}
     sizes: list[tuple[int, int]] = []
     for name, part in parts.items():
-        if unknown := sorted({path.name for path in _subfolders(part)} - set(classes)):
+        if unknown := sorted({path.name for path in find_class_folders(part)} - set(classes)):
             raise DataError(f"{part} has classes that {parts['train']} lacks: {', '.join(unknown)}")
         files = [_images(part / class_name) for class_name in classes]
         paths = [path for found in files for path in found]
@@ -81,7 +81,3 @@ def _strays(folders: Iterable[Path]) -> Iterable[Path]:
 
 def _files(folder: Path) -> int:
     return sum(path.is_file() for path in folder.iterdir())
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
