@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,6 +21,10 @@ from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_d
 from tnn_train.training.loop import TrainResult
 
 torch.set_num_threads(1)
+
+# By default an example may take 200 ms, and drawing some of them a second: a busy machine takes longer.
+settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("timeless")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; programs that the tests start and interrupt would inherit it.

@@ -32,7 +32,7 @@ SEEDS, EPOCHS = st.integers(0, 2**32 - 1), st.integers(0, 1000)
 
 
 class TestEpochBatches:
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(SIZES, SEEDS, EPOCHS)
     def test_an_epoch_is_a_permutation_that_the_processes_share(
         self, size: tuple[int, int, int], seed: int, epoch: int
@@ -58,7 +58,7 @@ class TestEpochBatches:
         assert len(shares) == len(parts[0])
         assert len(list(whole)) == len(whole)
 
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(SIZES, SEEDS, EPOCHS, st.data())
     def test_going_on_in_the_middle(
         self, size: tuple[int, int, int], seed: int, epoch: int, choice: st.DataObject
@@ -73,7 +73,7 @@ class TestEpochBatches:
         assert list(again) == whole[start:]
         assert len(again) == len(whole)
 
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     @given(SEEDS, EPOCHS)
     def test_seed_and_epoch_decide_the_order(self, seed: int, epoch: int) -> None:
         assume(seed != epoch)
