@@ -15,6 +15,7 @@ import torch
 from explanations import NAMES_OF_CLASSES, linear_explainer_of
 from forms import CLASSES, SIZE
 from numpy.typing import NDArray
+from toy.map_head import BestPlaceHead
 
 from tnn_runtime import ArtifactError, Classifier, NearPrototype, UsageError
 from tnn_runtime.bundle.storage import describe_files
@@ -197,6 +198,30 @@ def test_a_new_family_needs_its_file(bundle: Path, monkeypatch: pytest.MonkeyPat
     change(bundle, model={"head": "toy", "toy": {"scale": 1}}, head={})
     with pytest.raises(ArtifactError, match=r"manifest.json does not list head.npz; export the bundle again"):
         Classifier.load(bundle, "cpu")
+
+
+class BestPlaceExplainer(AdditiveExplainer):
+    """Classes whose logit is the largest projection onto their weights over all places of a map."""
+
+    def shapes(self, options: Any) -> Mapping[str, str]:
+        return {"weight": "CD"}
+
+    def terms(self, values: Values, classes: NDArray[np.int64]) -> Values:
+        terms = self.arrays["weight"][classes, :, None] * values.reshape(len(values), -1)
+        best = terms.sum(1).argmax(1)
+        return terms[np.arange(len(classes)), :, best]
+
+
+def test_a_family_may_take_maps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    head, x = BestPlaceHead(SIZE, CLASSES), torch.randn(6, SIZE, 3, 2)
+    np.savez(tmp_path / "head.npz", weight=head.weight.detach().numpy())
+    explainer = BestPlaceExplainer(tmp_path / "head.npz", None, NAMES_OF_CLASSES, SIZE)
+    with torch.no_grad():
+        logits = head(x).numpy()
+    for row, explanations in zip(logits, explainer(x.numpy(), logits, CLASSES, 99), strict=True):
+        assert [e.logit for e in explanations] == pytest.approx(sorted(row, reverse=True), rel=1e-5)
+        assert all(e.without(range(SIZE)) == pytest.approx(0, abs=1e-12) for e in explanations)
 
 
 def test_every_head_that_exports_arrays_can_be_explained() -> None:

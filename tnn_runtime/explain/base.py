@@ -38,7 +38,7 @@ class Explainer(ABC):
         path: ``head.npz`` of the bundle: what ``Head.arrays`` of the family returned at the export.
         options: The family's own configuration in the manifest; ``None`` if it has none.
         class_names: C names.
-        size: D, the size of an embedding.
+        size: D, the size of an embedding, or the channels of a map.
 
     Attributes:
         needs_file: Whether a bundle of the family without ``head.npz`` is damaged. Where that is normal, such as for
@@ -77,7 +77,7 @@ class Explainer(ABC):
         """Explain the best classes of each image.
 
         Args:
-            embeddings: What the graph gave, ``[N, D]``.
+            embeddings: What the head takes, as the graph gave it: ``[N, D]``, or maps ``[N, D, h, w]``.
             logits: What it gave with them, ``[N, C]``: they choose the classes.
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
@@ -98,12 +98,15 @@ class Explainer(ABC):
     def shapes(self, options: Any) -> Mapping[str, str]:
         """Return the arrays that ``head.npz`` must have, each with a letter for every dimension.
 
-        C stands for the number of classes and D for the size of an embedding; any other letter stands for a size that
-        is the same wherever the letter is. A number is ``""``.
+        C stands for the number of classes and D for ``size``; any other letter stands for a size that is the same
+        wherever the letter is. A number is ``""``.
         """
 
     def prepare(self, embeddings: Values) -> Values:
-        """Return what `explain` takes, ``[N, ...]``, of embeddings ``[N, D]``; by default these."""
+        """Return what `explain` takes, ``[N, ...]``, of embeddings ``[N, D]`` or maps ``[N, D, h, w]``.
+
+        By default it takes these as they are.
+        """
         return embeddings
 
     @abstractmethod
@@ -111,7 +114,7 @@ class Explainer(ABC):
         """Explain the best classes of one image.
 
         Args:
-            values: What `prepare` returned for it, by default its embedding ``[D]``.
+            values: What `prepare` returned for it, by default its embedding ``[D]`` or map ``[D, h, w]``.
             ranked: The classes with the largest logits, largest first: enough for all `counts`, or all classes.
             scores: The softmax probabilities, ``[C]``.
             counts: How much to explain: the first ``counts.classes`` of ``ranked``.
