@@ -20,6 +20,8 @@ from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_d
 from tnn_train.training.loop import TrainResult
 
 torch.set_num_threads(1)
+# Also in the processes that tests start: threads of two of them on the same cores spend most of their time waiting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Shells start background jobs so; programs that the tests start and interrupt would inherit it.

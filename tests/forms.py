@@ -87,7 +87,7 @@ def each_form(strength: int = 3, **only: object) -> pytest.MarkDecorator:
 
 
 def each_batch_of_forms(size: int = 24) -> pytest.MarkDecorator:
-    """Parametrize a test over ``configs``, lists of what `each_form` gives: one export for many saves most of its time."""
+    """Parametrize a test over ``configs``, the forms of `each_form` in batches: one export for many saves most time."""
     rest = [config for config in FORMS if config not in COVERING]
     few, others = (
         [configs[start : start + size] for start in range(0, len(configs), size)] for configs in (COVERING, rest)
