@@ -2,16 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install demo check test test-gpu clean
+.PHONY: help install demo check test test-exhaustive test-gpu clean
 
 help:
-	@echo "make demo      install, then train, export, prove, run and time both heads on handwritten digits"
-	@echo "make install   make $(VENV) with everything"
-	@echo "make check     lint, format and types"
-	@echo "make test      all tests that need no GPU"
-	@echo "make test-gpu  the tests that need one"
-	@echo "make clean     remove $(VENV), runs and caches"
+	@echo "make demo             install, then train, export, prove, run and time both heads on handwritten digits"
+	@echo "make install          make $(VENV) with everything"
+	@echo "make check            lint, format and types"
+	@echo "make test             all tests that need no GPU, each on few forms of the head that stand for all"
+	@echo "make test-exhaustive  tests of the head on all of its forms, and planted faults that tests must find"
+	@echo "make test-gpu         the tests that need a GPU"
+	@echo "make clean            remove $(VENV), runs and caches"
 
 install: $(INSTALLED)
 
@@ -33,10 +35,13 @@ check: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "not gpu"
+	$(PYTEST) -m "not gpu and not exhaustive"
+
+test-exhaustive: install
+	$(PYTEST) -m "(forms or exhaustive) and not gpu"
 
 test-gpu: install
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m "gpu and not exhaustive"
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from explanations import check_explanations
-from forms import FORMS, MEASURES, Together, forms, name, random_head, seeds, to_onnx
+from forms import COVERING, MEASURES, Together, each_batch_of_forms, each_form, name, random_head, seeds, to_onnx
 from hypothesis import given, settings
 from torch import nn
 
@@ -31,9 +31,9 @@ def graph_of(head: nn.Module, path: Path) -> onnx.GraphProto:
     return onnx.load(to_onnx(head, path)).graph
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 @given(seed=seeds)
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=20)
 def test_lowered_equals_the_definitions_in_float64(config: TverskyConfig, seed: int) -> None:
     head, x = random_head(config, seed)
     expected, magnitude = definitions.logits(head, x.double().numpy())
@@ -41,7 +41,7 @@ def test_lowered_equals_the_definitions_in_float64(config: TverskyConfig, seed: 
     assert (error <= 2e-5 * (magnitude + 1)).all()
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_the_parts_are_those_of_the_definitions(config: TverskyConfig) -> None:
     head, x = random_head(config, 1)
     outputs = lower_head(head, parts=True)(x)
@@ -62,7 +62,7 @@ def test_the_parts_are_those_of_the_definitions(config: TverskyConfig) -> None:
     np.testing.assert_allclose(outputs["logits"].numpy(), definitions.logits(head, inputs)[0], rtol=2e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_degenerate_inputs_give_numbers(config: TverskyConfig) -> None:
     head, x = random_head(config, 2)
     with torch.no_grad():
@@ -73,9 +73,11 @@ def test_degenerate_inputs_give_numbers(config: TverskyConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, len(FORMS), 24))
-def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size_and_is_explained(start: int, tmp_path: Path) -> None:
-    heads = [random_head(config)[0] for config in FORMS[start : start + 24]]
+@each_batch_of_forms()
+def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size_and_is_explained(
+    configs: list[TverskyConfig], tmp_path: Path
+) -> None:
+    heads = [random_head(config)[0] for config in configs]
     x = torch.randn(200, 5)
     x = x[torch.stack([(h.project(x).abs() > 1e-3 * h.reach(x)).all(1) for h in heads]).all(0)][:6]
     assert len(x) == 6
@@ -153,20 +155,7 @@ def expected_operators(config: TverskyConfig) -> Counter[str]:
     return +count
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        *MEASURES,
-        *forms(
-            model=("contrast", "ratio"),
-            intersection=("product", "softmin"),
-            membership=("sigmoid",),
-            normalize=(True,),
-            num_prototypes=(None, 7),
-        ),
-    ],
-    ids=name,
-)
+@each_form(strength=2, feature_bank="learned")
 def test_a_form_has_no_more_operators_than_it_needs(config: TverskyConfig, tmp_path: Path) -> None:
     graph = graph_of(lower_head(random_head(config)[0]), tmp_path / "head.onnx")
     assert Counter(node.op_type for node in graph.node) == expected_operators(config)
@@ -219,7 +208,7 @@ def test_every_head_and_every_measure_has_a_lowering() -> None:
 
 
 def test_lowering_draws_no_random_numbers() -> None:
-    for config in FORMS[::7]:
+    for config in COVERING:
         head, _ = random_head(config)
         before = torch.get_rng_state()
         lower_head(head)

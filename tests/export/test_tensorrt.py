@@ -9,15 +9,14 @@ import onnx
 import onnx.compose
 import pytest
 import torch
-from forms import FORMS, SIZE, Together, name, random_head, to_onnx
+from forms import SIZE, Together, each_batch_of_forms, name, random_head, to_onnx
 from torch import Tensor, nn
 
 from tnn_export import lower_head
 from tnn_runtime.engines import build_engine, find_tensorrt
+from tnn_train import TverskyConfig
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed on this system")
-
-CHUNK = 48
 
 
 class Backbone(nn.Module):
@@ -53,16 +52,14 @@ def behind(backbone: onnx.ModelProto, heads: onnx.ModelProto, path: Path) -> Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, len(FORMS), CHUNK))
+@each_batch_of_forms(48)
 def test_every_form_is_parsed_and_built_alone_and_behind_half_precision(
-    start: int, backbones: list[onnx.ModelProto], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    configs: list[TverskyConfig], backbones: list[onnx.ModelProto], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    configs = FORMS[start : start + CHUNK]
     heads = to_onnx(Together([lower_head(random_head(config)[0]) for config in configs]), tmp_path / "heads.onnx")
-    backbone = backbones[start // CHUNK % len(backbones)]
-    models = [heads, behind(backbone, onnx.load(heads), tmp_path / "whole.onnx")]
+    wholes = [behind(one, onnx.load(heads), tmp_path / f"whole-{index}.onnx") for index, one in enumerate(backbones)]
     library = find_tensorrt("tensorrt_rtx")
-    for model in models:
+    for model in (heads, *wholes):
         engine = build_engine(model, tmp_path, input_name="x", shape=(SIZE,), batch=(1, 8, 64), library=library)
         assert engine.stat().st_size > 1000
     complaints = [

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from explanations import NAMES_OF_CLASSES, check_explanations, explainer_of
-from forms import CLASSES, FORMS, MEASURES, SIZE, Together, name, random_head, to_onnx
+from forms import CLASSES, MEASURES, SIZE, Together, each_form, random_head, to_onnx
 
 from tnn_export import lower_head
 from tnn_runtime import ArtifactError, Classifier, UsageError
@@ -67,7 +67,7 @@ def test_parts_are_the_measures_of_the_paper(
         assert len(e.features) == 5
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_every_form_is_split_into_parts_that_add_up(config: TverskyConfig, tmp_path: Path) -> None:
     head, x = random_head(config)
     expected, magnitude = definitions.logits(head, x.double().numpy())
@@ -105,7 +105,7 @@ def test_parts_of_larger_heads_add_up_to_the_logits_of_onnx_runtime(tmp_path: Pa
         check_explanations(head, x, logits, tmp_path)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_deleting_the_strongest_features_moves_the_logit_by_what_was_said(
     config: TverskyConfig, tmp_path: Path
 ) -> None:
@@ -141,7 +141,7 @@ def deleted(head: TverskyHead, features: list[int]) -> TverskyHead:
     return other
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_the_nearest_prototypes_are_those_of_the_head(config: TverskyConfig, tmp_path: Path) -> None:
     head, x = random_head(config, 4)
     with torch.no_grad():

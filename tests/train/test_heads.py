@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from forms import FORMS, MEASURES, forms, name, random_head, seeds
+from forms import MEASURES, each_form, forms, name, random_head, seeds
 from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,9 +31,9 @@ def gradients_of(head: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return dict(zip(tensors, torch.autograd.grad(head(x).square().sum(), list(tensors.values())), strict=True))
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 @given(seed=seeds)
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=20)
 def test_every_form_equals_the_definitions_in_float64(config: TverskyConfig, seed: int) -> None:
     head, x = random_head(config, seed)
     expected, magnitude = definitions.logits(head, x.double().numpy())
@@ -42,7 +42,7 @@ def test_every_form_equals_the_definitions_in_float64(config: TverskyConfig, see
     assert (error <= 2e-5 * (magnitude + 1)).all()
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_gradients_are_those_of_the_formula(config: TverskyConfig) -> None:
     head, x = random_head(config, 1)
     head = head.double()
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_the_formula(config: TverskyConfig) -> None:
     assert torch.autograd.gradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_degenerate_inputs_have_the_right_logits_and_finite_gradients(config: TverskyConfig) -> None:
     head, _ = random_head(config)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_gradients_at_the_membership_boundary_are_those_beside_it(config: Tversk
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_every_parameter_of_every_form_learns(config: TverskyConfig) -> None:
     head, x = random_head(config, 2)
     for tensor_name, gradient in gradients_of(head, x).items():
@@ -173,7 +173,7 @@ def test_softmin_is_negative_for_weak_features_but_not_in_the_ratio_model() -> N
     assert parts.common.item() == pytest.approx(0.4, rel=1e-5)
 
 
-@pytest.mark.parametrize("config", [config for config in FORMS if config.model == "ratio"], ids=name)
+@each_form(model="ratio")
 def test_the_ratio_model_stays_between_0_and_1(config: TverskyConfig) -> None:
     for scale in (0.01, 1.0, 100.0):
         head, _ = random_head(config, 5)
@@ -193,7 +193,7 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
         assert head.similarities(x).shape == (*shape, config.num_prototypes or 4)
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_the_similarity_of_two_objects_is_that_of_the_head(config: TverskyConfig) -> None:
     head, x = random_head(config, 6)
     layer = TverskySimilarity(5, config)
@@ -244,7 +244,7 @@ def test_heads_may_share_a_feature_bank() -> None:
         TverskyHead(5, 3, TverskyConfig(feature_bank="diagonal"), two.coarse.feature_bank)
 
 
-@pytest.mark.parametrize("config", [*MEASURES, *FORMS[:: len(FORMS) // 7]], ids=name)
+@each_form(strength=2)
 def test_torch_compile_and_torch_export_need_no_graph_break(config: TverskyConfig) -> None:
     head, x = random_head(config, 7)
     torch.compiler.reset()

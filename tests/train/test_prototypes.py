@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from forms import FORMS, name, random_head
+from forms import COVERING, each_form, random_head
 
 from tnn_runtime import UsageError
 from tnn_train import TverskyConfig, TverskyHead
@@ -97,7 +97,7 @@ def test_many_prototypes_speak_for_the_class_with_the_largest_weight() -> None:
     assert [prototype.label for prototype in analyse_head(head, IMAGES, LABELS).prototypes] == [1, 1, 0]
 
 
-@pytest.mark.parametrize("config", FORMS, ids=name)
+@each_form()
 def test_the_terms_of_the_features_add_up_to_the_measures(config: TverskyConfig) -> None:
     head, x = random_head(config)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_the_terms_of_the_features_add_up_to_the_measures(config: TverskyConfig)
 
 
 def test_every_form_of_the_head_can_be_looked_at() -> None:
-    for config in FORMS[::7]:
+    for config in COVERING:
         head, x = random_head(config)
         found = analyse_head(head, x, np.zeros(len(x), np.int64), nearest=100)
         assert sum(prototype.best_for for prototype in found.prototypes) == len(x)

@@ -1,0 +1,270 @@
+"""Faults to plant in the Tversky head, its lowering and its explanation, and where: what the tests must find.
+
+Each is a change of one text in one file. Most show in a part of the head's forms only: those with one value of an
+option, or with one combination of two or three. `tests/test_faults.py` plants them, one at a time, in a copy of the
+packages.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+HEAD = (
+    "train/test_heads.py::test_degenerate_inputs_have_the_right_logits_and_finite_gradients",
+    "train/test_heads.py::test_every_parameter_of_every_form_learns",
+    "train/test_heads.py::test_every_form_equals_the_definitions_in_float64",
+    "train/test_heads.py::test_blocks_of_prototypes_join_without_a_seam",
+    "train/test_heads.py::test_one_large_object_does_not_drown_the_small_ones",
+    "train/test_heads.py::test_gradients_are_those_of_the_formula",
+)
+LOWERING = (
+    "export/test_lowering.py::test_the_parts_are_those_of_the_definitions",
+    "export/test_lowering.py::test_degenerate_inputs_give_numbers",
+    "export/test_lowering.py::test_lowered_equals_the_definitions_in_float64",
+    "export/test_lowering.py::test_large_heads_are_cut_into_blocks",
+)
+OPERATORS = ("export/test_lowering.py::test_a_form_has_no_more_operators_than_it_needs",)
+EXPLANATION = (
+    "runtime/test_explain.py::test_every_form_is_split_into_parts_that_add_up",
+    "runtime/test_explain.py::test_the_nearest_prototypes_are_those_of_the_head",
+    "runtime/test_explain.py::test_deleting_the_strongest_features_moves_the_logit_by_what_was_said",
+)
+
+
+class Fault(NamedTuple):
+    """A fault, and the tests of which at least one must find it."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+_PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
+    (
+        "tnn_train/heads/tversky/similarity.py",
+        HEAD,
+        {
+            "sign of beta": ("- beta * parts.prototype_only", "+ beta * parts.prototype_only"),
+            "ratio: no theta": ("beta * prototype_only + theta)", "beta * prototype_only)"),
+            "ratio: alpha for beta": ("+ beta * prototype_only + theta", "+ alpha * prototype_only + theta"),
+            "hard: present at 0": ("(a > 0).to(a.dtype)", "(a >= 0).to(a.dtype)"),
+            "sigmoid: whole salience": ("a.relu() * membership", "a.relu()"),
+            "mean: not halved": ("pairs.dot(a.membership, b.salience)) / 2", "pairs.dot(a.membership, b.salience))"),
+            "gmean: infinite gradient": ("torch.where(positive, x, 1).sqrt()", "x.sqrt()"),
+            "alpha is not learned": ("- alpha * parts.input_only", "- alpha.detach() * parts.input_only"),
+            "softmin: blocks overlap": (
+                "zip(torch.split(self.b.salience, BLOCK, -2)",
+                "zip(torch.split(self.b.salience.flip(-2), BLOCK, -2)",
+            ),
+            "minima: large values drown small ones": ("b.minimum(2 * largest_a)", "b"),
+            "ratio and softmin: negative": ('if model == "contrast" else', "if True else"),
+            "gmean and sigmoid: membership twice": (
+                "_root(pairs.a.salience), _root",
+                "_root(pairs.a.salience) * pairs.a.membership, _root",
+            ),
+            "max and sigmoid: membership twice": (
+                "b.salience) - pairs.minima",
+                "b.salience * b.membership) - pairs.minima",
+            ),
+            "ignorematch and sigmoid: hard": (
+                "pairs.dot(1 - a.membership, b.salience)",
+                "pairs.dot((a.membership <= 0.5).float().to(a.salience), b.salience)",
+            ),
+            "max and ignorematch: min": (
+                "Parts(intersections[intersection]",
+                'Parts(intersections["min" if intersection + difference == "maxignorematch" else intersection]',
+            ),
+            "diagonal and subtractmatch: no weights": (
+                "self._weigh(self.b.salience).sum(-1)",
+                "self.b.salience.sum(-1)",
+            ),
+            "diagonal, ratio and softmin: no weights": (
+                "math.log(2) * pairs.dot(pairs.a.membership, pairs.b.membership)",
+                "math.log(2) * pairs.a.membership @ pairs.b.membership.mT",
+            ),
+        },
+    ),
+    (
+        "tnn_train/heads/tversky/layer.py",
+        HEAD,
+        {
+            "diagonal: signed": ("return x.abs() if", "return x if"),
+            "diagonal and sigmoid: sharpness": (
+                "(values, self.config.sharpness)",
+                "(values, self.config.sharpness if self.feature_bank is not None else 1.0)",
+            ),
+            "diagonal and normalize: not normalized": (
+                "if self.config.normalize:\n            x = functional",
+                "if self.config.normalize and self.feature_bank is not None:\n            x = functional",
+            ),
+            "ratio: raw numbers": ('return _positive(raw) if self.config.model == "ratio" else raw', "return raw"),
+        },
+    ),
+    (
+        "tnn_train/heads/tversky/projection.py",
+        HEAD,
+        {
+            "ratio and linear: no scale": (
+                "scaled = self.logit_scale *",
+                "scaled = (self.logit_scale if self.linear is None else 1.0) *",
+            ),
+            "normalize and linear: no bias": (
+                "precise(self.linear.bias))",
+                "precise(self.linear.bias) * (not self.config.normalize))",
+            ),
+            "normalize, ratio and linear: no bias": (
+                "precise(self.linear.bias))",
+                'precise(self.linear.bias) * (not self.config.normalize or self.config.model != "ratio"))',
+            ),
+        },
+    ),
+    (
+        "tnn_export/lowering/tversky/head.py",
+        LOWERING,
+        {
+            "lowered sign of beta": (
+                "[common - input_only - prototype_only]",
+                "[common - input_only + prototype_only]",
+            ),
+            "lowered classes swapped": (
+                '"weight", weight.float())\n        self.register_buffer("constant", constant.float())',
+                '"weight", weight.flip(0).float())\n        self.register_buffer("constant", constant.flip(0).float())',
+            ),
+            "lowered not a number": (
+                '"constant", constant.float())',
+                '"constant", constant.float().index_fill(0, torch.tensor(0), torch.nan))',
+            ),
+            "lowered to what depends on the batch": (
+                "values = functional.linear(joined,",
+                "values = 0.01 * joined.mean() + functional.linear(joined,",
+            ),
+            "lowered softmin: too large": ("- torch.log1p(", "- 0.5 * torch.log1p("),
+            "lowered hard: present at 0": ("(value > 0)", "(value >= 0)"),
+            "lowered normalize: no shortest": (".clamp_min(self.shortest)", ""),
+            "lowered blocks are too small": (
+                "slice(start, start + size))",
+                "slice(start, start + size - (start > 0)))",
+            ),
+            "lowered ratio and softmin: negative": ('if config.model == "ratio" and', 'if config.model != "ratio" and'),
+            "lowered ratio without a map: no scale": ("[scale * common, denominator]", "[common, denominator]"),
+            "lowered ratio and linear: bias scaled": (
+                "nn.Parameter(_constant(linear.bias)",
+                "nn.Parameter(scale * _constant(linear.bias)",
+            ),
+            "lowered contrast and linear: no bias": (" @ constant + _constant(linear.bias)", " @ constant"),
+            "lowered contrast, linear and minima: no factors": (
+                "(factors * _constant(linear.weight))",
+                "_constant(linear.weight)",
+            ),
+            "lowered parts of the ratio: theta": (
+                '        if head.config.model == "contrast":\n            common =',
+                "        if True:\n            common =",
+            ),
+            "lowered diagonal and sigmoid: membership": (
+                "return value * membership, membership",
+                "return value if self.is_diagonal else value * membership, membership",
+            ),
+            "lowered diagonal and minima: no weights": ("bool((prototypes.weight != 1).any())", "False"),
+            "lowered diagonal and softmin: no weights": (
+                "(prototypes.weight * prototypes.membership[rows])",
+                "prototypes.membership[rows]",
+            ),
+            "lowered max and ignorematch: min": (
+                "[config.intersection]\n",
+                '["min" if config.intersection + config.difference == "maxignorematch" else config.intersection]\n',
+            ),
+        },
+    ),
+    (
+        "tnn_export/lowering/tversky/affine.py",
+        LOWERING,
+        {
+            "lowered max: the sum of both": ("minima=-1.0)", "minima=0.0)"),
+            "lowered ignorematch: sign of what both have": ("present=-salience,", "present=salience,"),
+            "lowered diagonal and gmean: roots of the weights": (
+                "p.weight * p.salience.sqrt()",
+                "(p.weight * p.salience).sqrt()",
+            ),
+            "lowered diagonal and subtractmatch: no weights": (
+                "constant=(p.weight * p.salience).sum(1)",
+                "constant=p.salience.sum(1)",
+            ),
+            "lowered diagonal, ratio and softmin: no weights": (
+                "math.log(2) * p.weight * p.membership",
+                "math.log(2) * p.membership",
+            ),
+            "lowered diagonal and mean: no weights": ("present=p.weight * p.salience / 2", "present=p.salience / 2"),
+            "lowered mean and sigmoid: hard": (
+                "positive=p.weight * p.membership / 2",
+                "positive=p.weight * p.membership.round() / 2",
+            ),
+        },
+    ),
+    (
+        "tnn_export/lowering/tversky/head.py",
+        OPERATORS,
+        {
+            "lowered with memberships that are not used": ("bool(stacked.present.any())", "True"),
+            "lowered with weights that are all 1": ("bool((prototypes.weight != 1).any())", "True"),
+            "lowered normalize and sigmoid: twice": (
+                "membership = (self.sharpness * a).sigmoid()",
+                "membership = (self.sharpness * (a + 1 if self.normalize else a)).sigmoid()",
+            ),
+        },
+    ),
+    (
+        "tnn_runtime/explain/measures.py",
+        EXPLANATION,
+        {
+            "explained mean: not halved": ("a.membership * b.salience) / 2", "a.membership * b.salience)"),
+            "explained max: the sum of both": (
+                "- np.minimum(a.salience, b.salience)",
+                "- 0 * np.minimum(a.salience, b.salience)",
+            ),
+            "explained softmin: min": ("-np.logaddexp(-a.salience, -b.salience)", "np.minimum(a.salience, b.salience)"),
+            "explained subtractmatch: both ways": (
+                "np.maximum(a.salience - b.salience, 0)",
+                "np.abs(a.salience - b.salience)",
+            ),
+            "explained sigmoid: whole salience": ("np.maximum(values, 0) * membership)", "np.maximum(values, 0))"),
+            "explained sigmoid: sharpness": ("-sharpness * values", "-values"),
+            "explained ratio and softmin: negative": (
+                'if is_ratio and intersection == "softmin"',
+                'if not is_ratio and intersection == "softmin"',
+            ),
+            "explained gmean and sigmoid: membership twice": (
+                "np.sqrt(a.salience * b.salience)",
+                "(np.sqrt(a.salience * b.salience) * a.membership)",
+            ),
+            "explained product and sigmoid: membership twice": (
+                "return a.salience * b.salience\n",
+                "return a.salience * b.salience * b.membership\n",
+            ),
+            "explained ignorematch and sigmoid: hard": (
+                "a.salience * (1 - b.membership)",
+                "a.salience * (b.membership <= 0.5)",
+            ),
+            "explained ratio, softmin and sigmoid: membership": (
+                "math.log(2) * a.membership * b.membership",
+                "math.log(2) * np.ceil(a.membership - 0.5) * b.membership",
+            ),
+        },
+    ),
+    (
+        "tnn_runtime/explain/tversky.py",
+        EXPLANATION,
+        {
+            "explained beta: alpha": ("(self._beta * weight)", "(self._alpha * weight)"),
+            "explained diagonal: no weights": ("(self._theta * weight)", "self._theta"),
+        },
+    ),
+]
+"""Files, the tests of each, and its faults: a name, the text before and the text after."""
+
+FAULTS = [
+    Fault(name, file, before, after, tests)
+    for file, tests, faults in _PLACES
+    for name, (before, after) in faults.items()
+]
