@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tnn_runtime.explain.additive import AdditiveExplainer
 from tnn_runtime.explain.base import Values
 
