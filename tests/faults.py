@@ -10,24 +10,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 HEAD = (
-    "train/test_heads.py::test_degenerate_inputs_have_the_right_logits_and_finite_gradients",
-    "train/test_heads.py::test_every_parameter_of_every_form_learns",
-    "train/test_heads.py::test_every_form_equals_the_definitions_in_float64",
-    "train/test_heads.py::test_blocks_of_prototypes_join_without_a_seam",
-    "train/test_heads.py::test_one_large_object_does_not_drown_the_small_ones",
-    "train/test_heads.py::test_gradients_are_those_of_the_formula",
+    "train/heads/tversky/test_head.py::test_degenerate_inputs_have_the_right_logits_and_finite_gradients",
+    "train/heads/tversky/test_head.py::test_every_parameter_of_every_form_learns",
+    "train/heads/tversky/test_head.py::test_every_form_equals_the_definitions_in_float64",
+    "train/heads/tversky/test_head.py::test_blocks_of_prototypes_join_without_a_seam",
+    "train/heads/tversky/test_head.py::test_one_large_object_does_not_drown_the_small_ones",
+    "train/heads/tversky/test_head.py::test_gradients_are_those_of_the_formula",
 )
 LOWERING = (
-    "export/test_lowering.py::test_the_parts_are_those_of_the_definitions",
-    "export/test_lowering.py::test_degenerate_inputs_give_numbers",
-    "export/test_lowering.py::test_lowered_equals_the_definitions_in_float64",
-    "export/test_lowering.py::test_large_heads_are_cut_into_blocks",
+    "export/lowering/test_heads.py::test_the_parts_are_those_of_the_definitions",
+    "export/lowering/test_heads.py::test_degenerate_inputs_give_numbers",
+    "export/lowering/test_heads.py::test_lowered_equals_the_definitions_in_float64",
+    "export/lowering/test_heads.py::test_large_heads_are_cut_into_blocks",
 )
-OPERATORS = ("export/test_lowering.py::test_a_form_has_no_more_operators_than_it_needs",)
+OPERATORS = ("export/lowering/test_heads.py::test_a_form_has_no_more_operators_than_it_needs",)
 EXPLANATION = (
-    "runtime/test_explain.py::test_every_form_is_split_into_parts_that_add_up",
-    "runtime/test_explain.py::test_the_nearest_prototypes_are_those_of_the_head",
-    "runtime/test_explain.py::test_deleting_the_strongest_features_moves_the_logit_by_what_was_said",
+    "runtime/explain/test_tversky.py::test_every_form_is_split_into_parts_that_add_up",
+    "runtime/explain/test_tversky.py::test_the_nearest_prototypes_are_those_of_the_head",
+    "runtime/explain/test_tversky.py::test_deleting_the_strongest_features_moves_the_logit_by_what_was_said",
 )
 
 

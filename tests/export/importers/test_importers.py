@@ -562,7 +562,7 @@ class TestCommand:
             assert all(f"--{option.replace('_', '-')}" in text for option in source.options)
 
     def test_the_documented_commands_exist(self) -> None:
-        page = (Path(__file__).parents[2] / "docs" / "importing.md").read_text()
+        page = (Path(__file__).parents[3] / "docs" / "importing.md").read_text()
         lines = re.findall(r"^tnn-export import (.*)$", page, flags=re.MULTILINE)
         parsed = [make_parser().parse_args(shlex.split(line)) for line in lines]
         assert {options.source for options in parsed} == set(IMPORTERS)

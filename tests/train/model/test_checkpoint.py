@@ -100,7 +100,7 @@ def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(checkpoint: Path) -> 
         print(operation)
         """
     )
-    command = [sys.executable, "-c", program, str(checkpoint), str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", program, str(checkpoint), str(Path(__file__).parents[2])]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) > 20
 

@@ -58,7 +58,7 @@ def test_the_graph_takes_any_batch_of_uint8_images(bundles: dict[str, Path]) -> 
 def test_no_trace_of_the_machine_or_of_pickle_is_in_the_files(bundles: dict[str, Path]) -> None:
     for path in bundles["tversky"].iterdir():
         content = path.read_bytes()
-        assert str(Path(__file__).parents[2]).encode() not in content, path
+        assert str(Path(__file__).parents[3]).encode() not in content, path
         assert b"site-packages" not in content, path
         assert str(bundles["tversky"].parents[1]).encode() not in content, path
     with np.load(bundles["tversky"] / "head.npz", allow_pickle=False) as head:

@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(runs: dict[str, TrainResult]
             "from tnn_export.__main__ import main; sys.exit(main(sys.argv[1:]))"
         )
         arguments = [str(runs["tversky"].best), "-o", str(tmp_path / "out"), "--formats", form]
-        paths = str(Path(__file__).parents[1])
+        paths = str(Path(__file__).parents[2])
         result = subprocess.run(
             [sys.executable, "-c", program, *arguments, paths], capture_output=True, text=True, check=False
         )

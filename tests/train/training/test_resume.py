@@ -28,7 +28,7 @@ from tnn_train.training.run_folder import RunFolder
 from tnn_train.training.trainer import Trainer
 
 TINY = ModelConfig(backbone="tiny")
-SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
+SCRIPT = Path(__file__).parents[2] / "tiny_train.py"
 
 OPERATIONS = 40
 """Saving a checkpoint takes 27 operations on files, and 47 where it is the best one, too."""
