@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
@@ -63,6 +67,27 @@ FIXTURES = Path(__file__).parent / "fixtures"
 RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())
 
 
+Once = Callable[[str, Callable[[Path], Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, make)`` returns what ``make(folder)`` did, made by the first worker of a run that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], Any]) -> Any:
+        folder, made = shared / name, shared / f"{name}.pickle"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                made.write_bytes(pickle.dumps(make(folder)))
+        return pickle.loads(made.read_bytes())
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data sets."""
@@ -88,9 +113,9 @@ def draw_photos(folder: Path, count: int = 20) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(once: Once) -> Path:
     """A folder of two classes of pictures; read only."""
-    return draw_photos(tmp_path_factory.mktemp("images") / "photos")
+    return once("photos", draw_photos)
 
 
 @pytest.fixture(scope="session")
@@ -100,25 +125,27 @@ def data(photos: Path) -> ImageData:
 
 
 @pytest.fixture(scope="session")
-def runs(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainResult]:
+def runs(data: ImageData, once: Once) -> dict[str, TrainResult]:
     """A trained model of each head, and one whose measure jumps at the membership boundary; read only."""
-    folder = tmp_path_factory.mktemp("runs")
     forms = {
         "tversky": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16)),
         "jumping": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16, difference="ignorematch")),
         "ratio": ModelConfig(backbone="tiny", tversky=TverskyConfig(num_features=16, model="ratio")),
         "linear": ModelConfig(backbone="tiny", head="linear"),
     }
-    return {name: train(data, folder / name, form, RECIPE) for name, form in forms.items()}
+    return once("runs", lambda folder: {name: train(data, folder / name, form, RECIPE) for name, form in forms.items()})
 
 
 @pytest.fixture(scope="session")
-def bundles(runs: dict[str, TrainResult], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def bundles(runs: dict[str, TrainResult], once: Once) -> dict[str, Path]:
     """The bundle of each run; read only."""
-    folder = tmp_path_factory.mktemp("bundles")
-    for name, run in runs.items():
-        export_bundle(run.best, folder / name)
-    return {name: folder / name for name in runs}
+
+    def make(folder: Path) -> dict[str, Path]:
+        for name, run in runs.items():
+            export_bundle(run.best, folder / name)
+        return {name: folder / name for name in runs}
+
+    return once("bundles", make)
 
 
 @pytest.fixture

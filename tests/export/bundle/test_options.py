@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import Once
 
 from tnn_export import ExportError, ExportOptions, check_bundle, export_bundle
 from tnn_export.bundle.inspect import inspect_bundle
@@ -33,16 +34,19 @@ PRECISION_FORMATS = {
 
 
 @pytest.fixture(scope="module")
-def exported(runs: dict[str, TrainResult], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of each precision, in every format that has it, with every output."""
-    folder = tmp_path_factory.mktemp("exported")
-    for precision, formats in PRECISION_FORMATS.items():
-        options = ExportOptions(formats, precision, extra_outputs("tversky"), BatchBounds(1, 16))
-        report = export_bundle(runs["jumping"].best, folder / precision, options=options)
-        assert report.passed
-        assert tuple(report.stages) == ("lowered head", *formats)
-        assert all(stage.precision == precision for stage in list(report.stages.values())[1:])
-    return {precision: folder / precision for precision in PRECISION_FORMATS}
+def exported(runs: dict[str, TrainResult], once: Once) -> dict[str, Path]:
+    """A bundle of each precision, in every format that has it, with every output; read only."""
+
+    def make(folder: Path) -> dict[str, Path]:
+        for precision, formats in PRECISION_FORMATS.items():
+            options = ExportOptions(formats, precision, extra_outputs("tversky"), BatchBounds(1, 16))
+            report = export_bundle(runs["jumping"].best, folder / precision, options=options)
+            assert report.passed
+            assert tuple(report.stages) == ("lowered head", *formats)
+            assert all(stage.precision == precision for stage in list(report.stages.values())[1:])
+        return {precision: folder / precision for precision in PRECISION_FORMATS}
+
+    return once("precisions", make)
 
 
 def test_precisions_and_formats_exclude_each_other_only_where_it_is_said() -> None:
