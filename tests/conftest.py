@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
 
-import tnn_train.model.image_model
 from tnn_export import export_bundle
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
+from tnn_train.model.backbones import BACKBONES
 from tnn_train.training.loop import TrainResult
 
 torch.set_num_threads(1)
@@ -61,7 +61,7 @@ class PlainNet(TinyNet):
         self.norm = nn.Identity()
 
 
-tnn_train.model.image_model.BACKBONES |= {"tiny": TinyNet, "plain": PlainNet}
+BACKBONES.update({"tiny": TinyNet, "plain": PlainNet})
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS, Head, build_head
-from tnn_train.model.backbones import BACKBONES, build_backbone
+from tnn_train.model.backbones import build_backbone
 from tnn_train.model.config import ModelConfig
 
-__all__ = ["BACKBONES", "ImageModel", "Normalize", "build_model"]
+__all__ = ["ImageModel", "Normalize", "build_model"]
 
 
 class ImageModel(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tnn_runtime import ArtifactError, UsageError
 from tnn_train import ModelConfig, build_model, load_checkpoint
-from tnn_train.model.image_model import BACKBONES, ImageModel
+from tnn_train.model.backbones import BACKBONES
+from tnn_train.model.image_model import ImageModel
 from tnn_train.model.weights import Statistics, load_weights, resolve_stem
 from tnn_train.training.loop import TrainResult
 
