@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shallow import SHALLOW
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -183,8 +184,19 @@ def trained(name: str, images: np.ndarray) -> Checkpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "swin_t"])
-def test_from_a_training_step_to_the_runtime(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("mobilenet_v3_small", "whole"),
+        *((name, "shallow") for name in ("efficientnet_b0", "swin_t")),
+        *(pytest.param(name, "whole", marks=pytest.mark.exhaustive) for name in ("efficientnet_b0", "swin_t")),
+    ],
+)
+def test_from_a_training_step_to_the_runtime(
+    name: str, depth: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if depth == "shallow":
+        monkeypatch.setitem(BACKBONES, name, SHALLOW[name])
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     save_checkpoint(tmp_path / "last", trained(name, images))
     assert export_bundle(tmp_path / "last", tmp_path / "bundle").passed
