@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+
 from toy.head import SHORTEST, NearestMeanHead
 from toy.map_head import BestPlaceHead
 
