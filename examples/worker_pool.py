@@ -33,6 +33,8 @@ ATTEMPTS = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 2.0
 TIMEOUT_S = 10.0
 DRAIN_S = 30.0
+LISTEN_S = 1.0
+"""Seconds after which a signal is heard that came just before Python began to wait for a thread."""
 
 
 class WorkerPool:
@@ -65,7 +67,8 @@ class WorkerPool:
     def join(self) -> None:
         """Wait until every thread has finished what it had."""
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(LISTEN_S)
 
     def _work(self) -> None:
         while not self._stop.is_set():

@@ -527,11 +527,12 @@ def has_loaded(pid: int, library: str) -> bool:
         return False
 
 
-def runs(pid: int) -> bool:
+def state(pid: int) -> str:
+    """Return the letter of Linux for what a process does, and X for one that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the process table of Linux")
@@ -549,6 +550,7 @@ def test_an_interrupt_is_one_line_and_leaves_no_process(number: int, bundles: di
         assert found
         for child in found:
             os.kill(child, signal.SIGSTOP)  # it cannot end by itself now, only be ended
+        until(lambda: {*map(state, found)} == {"T"} and state(process.pid) == "S")
         process.send_signal(number)
         printed, error = process.communicate(timeout=FOREVER)
     assert process.returncode == 130
@@ -556,10 +558,11 @@ def test_an_interrupt_is_one_line_and_leaves_no_process(number: int, bundles: di
     assert error.splitlines()[-1] == "tnn-runtime: interrupted"
     assert "Traceback" not in error
     try:
-        until(lambda: not any(map(runs, found)))
+        until(lambda: {*map(state, found)} <= {"Z", "X"})
     finally:
-        for child in filter(runs, found):
-            os.kill(child, signal.SIGKILL)
+        for child in found:
+            if state(child) == "T":
+                os.kill(child, signal.SIGKILL)
 
 
 def test_bundles_of_different_sizes_are_refused(bundles: dict[str, Path], photos: Path, tmp_path: Path) -> None:
