@@ -33,7 +33,7 @@ def graph_of(head: nn.Module, path: Path) -> onnx.GraphProto:
 
 @each_form()
 @given(seed=seeds)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_lowered_equals_the_definitions_in_float64(config: TverskyConfig, seed: int) -> None:
     head, x = random_head(config, seed)
     expected, magnitude = definitions.logits(head, x.double().numpy())

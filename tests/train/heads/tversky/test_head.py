@@ -33,7 +33,7 @@ def gradients_of(head: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @each_form()
 @given(seed=seeds)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_every_form_equals_the_definitions_in_float64(config: TverskyConfig, seed: int) -> None:
     head, x = random_head(config, seed)
     expected, magnitude = definitions.logits(head, x.double().numpy())
