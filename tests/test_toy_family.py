@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RECIPE
+from torch import Tensor, nn
 from toy.explainer import NearestMeanExplainer
 from toy.head import NearestMeanHead
 from toy.lowering import LoweredBestPlace, lower_nearest_mean
@@ -23,9 +24,25 @@ from tnn_runtime.explain import EXPLAINERS
 from tnn_train import ImageData, ModelConfig, load_checkpoint, train
 from tnn_train.__main__ import main as tnn_train
 from tnn_train.heads import HEADS
+from tnn_train.model.backbones import BACKBONES
 from tnn_train.model.image_model import Normalize
 
 NAME = "nearest-mean"
+
+
+class PooledNet(nn.Module):
+    """A small backbone with a map, whose mean over all places is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.avgpool(self.relu(self.norm(self.conv(x)))).flatten(1))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,6 +54,7 @@ def tables() -> None:
         patch.setitem(LOWERINGS, NAME, lower_nearest_mean)
         patch.setitem(LOWERINGS, BestPlaceHead.family, LoweredBestPlace)
         patch.setitem(EXPLAINERS, NAME, NearestMeanExplainer)
+        patch.setitem(BACKBONES, "pooled", PooledNet)
         yield
 
 
@@ -159,7 +177,7 @@ def test_it_is_swept_and_compared(photos: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_family_that_takes_maps(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    options = ["--data", str(photos), "--backbone", "resnet18", "--image-size", "16", "--epochs", "1"]
+    options = ["--data", str(photos), "--backbone", "pooled", "--epochs", "1"]
     assert tnn_train([*options, "--head", BestPlaceHead.family, "--out", str(run)]) == 0
     frozen = ["--weights", str(run / "best"), "--freeze-backbone", "--embedding-cache", str(tmp_path / "cache")]
     assert tnn_train([*options, *frozen, "--head", BestPlaceHead.family, "--out", str(tmp_path / "frozen")]) == 0
@@ -169,8 +187,8 @@ def test_a_family_that_takes_maps(photos: Path, tmp_path: Path, capsys: pytest.C
     with Classifier.load(bundle, "cpu") as classifier:
         image = photos / "dog" / "0.png"
         maps, logits = classifier.embed([image]), classifier.logits([image])
-        assert maps.shape == (1, 512, 2, 2)
-        assert classifier.embed([]).shape == (0, 512, 2, 2)
+        assert maps.shape == (1, 12, 8, 8)
+        assert classifier.embed([]).shape == (0, 12, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), head(torch.from_numpy(maps)), rtol=1e-4, atol=1e-4)
     other = ["--backbone", "mobilenet_v3_small", "--head", BestPlaceHead.family, "--out", str(tmp_path / "other")]
