@@ -27,6 +27,8 @@ from tnn_train.training.loop import TrainResult
 torch.set_num_threads(1)
 # Also in the processes that tests start: threads of two of them on the same cores spend most of their time waiting.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The first backward pass starts a thread if an export came before it, and then no process that learns can be forked.
+torch.ones((), requires_grad=True).backward()
 
 # By default an example may take 200 ms, and drawing some of them a second: a busy machine takes longer.
 settings.register_profile("timeless", deadline=None, suppress_health_check=[HealthCheck.too_slow])
