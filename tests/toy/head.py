@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Card, Cards, Image, Sample, Section, Text
+from tnn_train.heads.precision import full_precision
 
 SHORTEST = 1e-6
 """Vectors shorter than this are divided by it, not by their norm."""
@@ -36,8 +37,9 @@ class NearestMeanHead(Head):
         return self.scale * self.cosines(x)
 
     def cosines(self, x: Tensor) -> Tensor:
-        x, means = (functional.normalize(rows.float(), dim=1, eps=SHORTEST) for rows in (x, self.means))
-        return x @ means.T
+        with full_precision(x):
+            x, means = (functional.normalize(rows.float(), dim=1, eps=SHORTEST) for rows in (x, self.means))
+            return x @ means.T
 
     def penalty(self) -> Tensor:
         return 1e-4 * self.scale.square()

@@ -29,10 +29,14 @@ class _Logits(nn.Module):
         return self.scale * self.cosines(x)
 
 
-class _WithCosines(_Logits):
+class _WithCosines(nn.Module):
+    def __init__(self, head: NearestMeanHead) -> None:
+        super().__init__()
+        self.logits = _Logits(head)
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        cosines = self.cosines(x)
-        return {"logits": self.scale * cosines, "cosines": cosines}
+        cosines = self.logits.cosines(x)
+        return {"logits": self.logits.scale * cosines, "cosines": cosines}
 
 
 class LoweredBestPlace(nn.Module):

@@ -45,7 +45,10 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, C]``, at least float32, of embeddings ``x``."""
+        """Return logits ``[N, C]`` of embeddings ``x``.
+
+        They are float32 or wider, in mixed precision too: see `tnn_train.heads.precision`.
+        """
         raise NotImplementedError
 
     # Training

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from tnn_train.fields import at_least, one_of
-from tnn_train.heads import DEFAULT
+from tnn_train.heads import DEFAULT, HEADS
 from tnn_train.heads.tversky.config import TverskyConfig
 
 __all__ = ["ModelConfig", "options_field"]
@@ -20,7 +20,7 @@ class ModelConfig:
 
     Args:
         backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0.
-        head: linear or tversky.
+        head: The family of the head, a key of `tnn_train.heads.HEADS`.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).
         stem: How a ResNet begins: small, a 3x3 convolution with stride 1 and no pooling; imagenet, torchvision's 7x7
@@ -29,7 +29,7 @@ class ModelConfig:
     """
 
     backbone: str = "resnet18"
-    head: str = DEFAULT
+    head: Annotated[str, arg(help=f"The family of the head: {', '.join(HEADS)}.")] = DEFAULT
     num_classes: Annotated[int, Suppress] = 10
     in_channels: Annotated[int, Suppress] = 3
     stem: str = "auto"

@@ -144,7 +144,7 @@ def test_a_family_of_the_future_does_all_but_explain(bundle: Path, data: ImageDa
     change(bundle, model={"head": "toy"})
     with Classifier.load(bundle, "cpu") as classifier:
         assert classifier.predict(data.test.pixels)[0]
-        with pytest.raises(UsageError, match="a toy head; this version explains linear, tversky: upgrade tnn-deploy"):
+        with pytest.raises(UsageError, match=f"a toy head; this version explains {', '.join(EXPLAINERS)}: upgrade"):
             classifier.explain(data.test.pixels)
 
 

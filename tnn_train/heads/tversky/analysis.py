@@ -11,8 +11,9 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from tnn_runtime.errors import UsageError
+from tnn_train.heads.precision import full_precision
 from tnn_train.heads.tversky import similarity
-from tnn_train.heads.tversky.layer import TverskyMeasure, full_precision
+from tnn_train.heads.tversky.layer import TverskyMeasure
 from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.similarity import Pairs, Parts
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
+from tnn_train.heads.precision import full_precision
 from tnn_train.heads.tversky.config import CLASS_MEANS, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.inits import class_means
-from tnn_train.heads.tversky.layer import full_precision
 from tnn_train.heads.tversky.projection import TverskyProjection
 
 __all__ = ["TverskyHead"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
+from tnn_train.heads.precision import full_precision, precise
 from tnn_train.heads.tversky import similarity
 from tnn_train.heads.tversky.config import TverskyConfig
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import Features, Pairs, Parts
 
-__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "full_precision", "precise", "to_raw"]
+__all__ = ["SHORTEST", "TverskyMeasure", "TverskySimilarity", "at_least_one", "to_raw"]
 
 SHORTEST = 1e-6
 """Vectors shorter than this are divided by it, not by their norm: the zero vector has a gradient too."""
@@ -152,17 +152,6 @@ class TverskySimilarity(TverskyMeasure):
         with full_precision(x):
             a, b = self.project(x), self.project(y)
             return self.compare(a.unsqueeze(-2), b.unsqueeze(-2)).squeeze((-1, -2))
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast: whether a feature is present must not hang on a few bits."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return ``x`` in float32, or in its own dtype if that is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positive(raw: Tensor) -> Tensor:

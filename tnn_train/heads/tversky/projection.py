@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnn_train.heads.precision import full_precision, precise
 from tnn_train.heads.tversky.config import CLASS_MEANS, TverskyConfig
 from tnn_train.heads.tversky.inits import INITS
-from tnn_train.heads.tversky.layer import TverskyMeasure, at_least_one, full_precision, precise
+from tnn_train.heads.tversky.layer import TverskyMeasure, at_least_one
 
 __all__ = ["TverskyProjection"]
 
