@@ -61,7 +61,7 @@ class Measures(nn.Module):
     def __init__(self, head: TverskyHead) -> None:
         super().__init__()
         self.head = head
-        self.prototypes = nn.Parameter(head.project(head.prototypes).detach())
+        self.prototypes = nn.Parameter(head.prototype_values.detach())
 
     def forward(self, a: Tensor) -> Tensor:
         """Return similarities ``[N, P]``."""

@@ -21,7 +21,9 @@ DEFAULT, BASELINE = TverskyHead.family, LinearHead.family
 """What is trained unless something else is asked for, and what it is compared with."""
 
 
-def build_head(family: str, in_features: int, num_classes: int, options: Any = None) -> Head:
+def build_head(
+    family: str, in_features: int, num_classes: int, options: Any = None, *, is_training: bool = False
+) -> Head:
     """Build an untrained head.
 
     Args:
@@ -29,9 +31,11 @@ def build_head(family: str, in_features: int, num_classes: int, options: Any = N
         in_features: D, the size of an embedding, or of a map at each place.
         num_classes: C, the number of logits.
         options: The family's own configuration; ``None`` for its defaults, or if it has none.
+        is_training: Whether to build the head that a training begins with, which may differ from what it leads to.
 
     Raises:
         UsageError: If there is no such family.
     """
     choose("head", family, HEADS)
-    return HEADS[family].from_config(in_features, num_classes, options)
+    head = HEADS[family]
+    return (head.for_training if is_training else head.from_config)(in_features, num_classes, options)

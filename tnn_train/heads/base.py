@@ -44,6 +44,11 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def options(self) -> Any:
+        """The family's own configuration that `from_config` builds such a head from; ``None`` if it has none."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, C]`` of embeddings ``x``.
 
@@ -52,6 +57,46 @@ class Head(nn.Module):
         raise NotImplementedError
 
     # Training
+
+    @classmethod
+    def resolve(cls, options: Any, class_names: Sequence[str], *, is_frozen: bool) -> Any:
+        """Return the options with what the data and the recipe decide; by default as they are.
+
+        To resolve them again changes nothing.
+
+        Args:
+            options: As for `from_config`.
+            class_names: The classes.
+            is_frozen: Whether the head alone is trained, on the embeddings of a frozen backbone.
+
+        Raises:
+            UsageError: If they contradict each other, or do not suit the classes.
+        """
+        return options
+
+    @classmethod
+    def for_training(cls, in_features: int, num_classes: int, options: Any) -> Head:
+        """Build the head that a training begins with; by default `from_config` does.
+
+        Args:
+            in_features: As for `from_config`.
+            num_classes: As for `from_config`.
+            options: As `resolve` returned them.
+        """
+        return cls.from_config(in_features, num_classes, options)
+
+    @property
+    def final_from(self) -> float | None:
+        """The share of the training steps after which training goes on with `final_form`; ``None`` if it is final."""
+        return None
+
+    def final_form(self, like: Head | None = None) -> Head:
+        """Return the head in the form in which it is saved and exported, with the same predictions; itself if it is.
+
+        Args:
+            like: A head in its final form, whose parameters those of the returned one can be averaged with.
+        """
+        return self
 
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from tyro.conf import Suppress, arg
@@ -44,6 +44,11 @@ class ModelConfig:
     def options(self) -> Any:
         """The options of the head that it has; ``None`` if its family has none."""
         return getattr(self, options_field(self.head), None)
+
+    def with_options(self, options: Any) -> ModelConfig:
+        """Return the configuration with other options of the head; as it is if its family has none."""
+        name = options_field(self.head)
+        return replace(self, **{name: options}) if hasattr(self, name) else self
 
 
 def options_field(family: str) -> str:

@@ -34,6 +34,11 @@ class ImageModel(nn.Module):
         logits: Tensor = self.head(self.backbone(x))
         return logits
 
+    def in_final_form(self) -> "ImageModel":
+        """Return the model with its head in the form in which it is saved: itself if that is so already."""
+        head = self.head.final_form()
+        return self if head is self.head else ImageModel(self.backbone, head)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as ``nn.Module.load_state_dict`` does.
 
@@ -65,12 +70,17 @@ class Normalize(nn.Module):
         return images.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
 
 
-def build_model(config: ModelConfig) -> ImageModel:
+def build_model(config: ModelConfig, *, is_training: bool = False) -> ImageModel:
     """Build an untrained model.
+
+    Args:
+        config: What to build it from.
+        is_training: As for `tnn_train.heads.build_head`.
 
     Raises:
         UsageError: If the configuration names an unknown backbone or head, or a stem that the backbone cannot have.
     """
     choose("head", config.head, HEADS)
     backbone, features = build_backbone(config, HEADS[config.head].takes)
-    return ImageModel(backbone, build_head(config.head, features, config.num_classes, config.options))
+    head = build_head(config.head, features, config.num_classes, config.options, is_training=is_training)
+    return ImageModel(backbone, head)

@@ -18,7 +18,8 @@ from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
-from tnn_train.fields import Field, FieldError
+from tnn_train.fields import Field, FieldError, choose
+from tnn_train.heads import HEADS
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
@@ -114,16 +115,19 @@ def train(
 
 
 def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = None) -> ModelConfig:
-    """Return the configuration with what the data decides: classes, channels, and the stem if it is ``"auto"``.
+    """Return the configuration with what the data and the recipe decide: classes, channels, stem, start of the head.
 
     Raises:
-        UsageError: If the backbone is unknown, or cannot take such images.
+        UsageError: If the head or the backbone is unknown, the backbone cannot take such images, or the head cannot
+            start in this way.
     """
     height, width, channels = data.preprocessing.shape
     stem = resolve_stem(model, height, width, None if config is None else config.weights)
     model = dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
     check_image_size(model, height, width)
-    return model
+    choose("head", model.head, HEADS)
+    is_frozen = config is not None and config.freeze_backbone
+    return model.with_options(HEADS[model.head].resolve(model.options, data.class_names, is_frozen=is_frozen))
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -163,7 +167,7 @@ def _prepare(data: ImageData, model: ModelConfig, config: TrainConfig) -> tuple[
     """Return the network at its start, and the data as it wants them."""
     model = resolve(model, data, config)
     torch.manual_seed(config.seed)
-    network = build_model(model)
+    network = build_model(model, is_training=True)
     if config.weights is not None:
         statistics = load_weights(network, model, config.weights)
         if statistics is not None:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 
 from tnn_train.training.recipe import TrainConfig
 
-__all__ = ["Schedule", "build_optimizer"]
+__all__ = ["Schedule", "build_optimizer", "exchange_parameters"]
 
 _START = 1e-2
 """The share of the learning rate at which a warm-up starts."""
@@ -33,6 +33,33 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
         head: The part of it that has ``config.head_learning_rate``.
         config: The recipe.
     """
+    parameters: list[dict[str, Any]] = [
+        {"params": group, "lr": rate, "weight_decay": decay}
+        for (rate, decay), group in _groups(model, head, config).items()
+    ]
+    if config.optimizer == "sgd":
+        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
+    return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate, fused=True)
+
+
+def exchange_parameters(optimizer: Optimizer, model: nn.Module, head: nn.Module, config: TrainConfig) -> None:
+    """Let an optimizer go on with a model that has another head; what it knows of the other parameters stays.
+
+    Args:
+        optimizer: Built by `build_optimizer` with the same recipe.
+        model: What is trained from now on.
+        head: The part of it that is new.
+        config: The recipe.
+    """
+    for group, parameters in zip(optimizer.param_groups, _groups(model, head, config).values(), strict=True):
+        group["params"] = parameters
+    kept = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
+        del optimizer.state[parameter]
+
+
+def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:
+    """Return the parameters that want a gradient, by their learning rate and weight decay."""
     of_head = {id(parameter) for parameter in head.parameters()}
     head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -41,12 +68,7 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
             rate = head_rate if id(parameter) in of_head else config.learning_rate
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
-    parameters: list[dict[str, Any]] = [
-        {"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()
-    ]
-    if config.optimizer == "sgd":
-        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
-    return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate, fused=True)
+    return groups
 
 
 class Schedule:

@@ -126,9 +126,10 @@ class RunFolder:
 
     def _checkpoint(self, model: ImageModel, row: dict[str, Any]) -> Checkpoint:
         trainer = self.trainer
+        model = model.in_final_form()
         return Checkpoint(
             model,
-            trainer.model_config,
+            trainer.model_config.with_options(model.head.options),
             trainer.data.preprocessing,
             trainer.data.class_names,
             self._samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,11 @@ class Stage:
     def snapshot(self, learner: nn.Module) -> ImageModel:
         """Return a model that further training does not change."""
         return self.whole(copy.deepcopy(learner))
+
+    def with_head(self, head: Head) -> Stage:
+        """Return the stage with another head in the model."""
+        model = ImageModel(self.model.backbone, head)
+        return replace(self, model=model, learner=model if self.learner is self.model else head)
 
 
 def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: torch.device) -> Stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -22,10 +23,11 @@ from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
 from tnn_train.evaluation.metrics import Evaluation, best_epoch
 from tnn_train.evaluation.scoring import score
+from tnn_train.heads import Head
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.training.identity import identity, refuse_other
-from tnn_train.training.optim import Schedule, build_optimizer
+from tnn_train.training.optim import Schedule, build_optimizer, exchange_parameters
 from tnn_train.training.recipe import TrainConfig, speed_unit
 from tnn_train.training.stage import Stage
 
@@ -64,11 +66,9 @@ class Trainer:
         self._batches = self._order(processes.rank, processes.count)
         self._loader = training_loader(stage.train, self._batches, config.workers)
         self._average = None if config.ema_decay is None else _average(stage.learner, config.ema_decay)
-        self._forward = processes.wrap(stage.learner)
-        if config.compile:
-            self._forward.compile()
+        self._forward = self._prepared()
         self._optimizer = build_optimizer(stage.learner, stage.model.head, config)
-        self._schedule = Schedule(self._optimizer, config, math.ceil(len(self._batches) / config.accumulate))
+        self._schedule = Schedule(self._optimizer, config, self._moves_of_an_epoch)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._mix = mixing(config.augmentations, len(data.class_names))
         self._class_weights = _class_weights(data, self.device) if config.class_weights == "balanced" else None
@@ -104,6 +104,7 @@ class Trainer:
 
         Batch norm works as in training, so that the embeddings are those of the first epoch.
         """
+        self._go_final_in_time()
         loader = training_loader(self.stage.train, self._order(0, 1), self.config.workers)
         self.stage.learner.train()
 
@@ -187,7 +188,8 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "learner": None if self._average is None else self.stage.learner.state_dict(),
+            "is_final": self._is_final,
+            "learner": None if self._average is None and self._is_final else self.stage.learner.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "identity": self._identity(),
         }
@@ -204,10 +206,13 @@ class Trainer:
             UsageError: If it belongs to another training; the message lists what differs.
         """
         refuse_other(self._identity(), state["identity"], name)
-        if self._average is None:
+        if state.get("is_final", True) and not self._is_final:
+            self._exchange_heads(copy.deepcopy(model.head), copy.deepcopy(model.head))
+        if state["learner"] is None:
             self.stage.model.load_state_dict(model.state_dict())
         else:
             self.stage.learner.load_state_dict(state["learner"])
+        if self._average is not None:
             self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
@@ -216,6 +221,53 @@ class Trainer:
         self.history = json.loads(state["history"])
         if self.processes.is_first:
             self._sums = state["sums"]
+
+    @property
+    def _is_final(self) -> bool:
+        """Whether the head has the form in which it is saved."""
+        return self.stage.model.head.final_from is None
+
+    @property
+    def _moves_of_an_epoch(self) -> int:
+        """Steps of the optimizer in an epoch."""
+        return math.ceil(len(self._batches) / self.config.accumulate)
+
+    def _go_final_in_time(self) -> None:
+        """Bring the head into its final form if so many steps are done."""
+        head = self.stage.model.head
+        if head.final_from is None:
+            return
+        moves = self.epoch * self._moves_of_an_epoch + math.ceil(self.batch / self.config.accumulate)
+        if moves < round(head.final_from * self.config.epochs * self._moves_of_an_epoch):
+            return
+        if self._average is None:
+            self._exchange_heads(head.final_form())
+        else:
+            average = self.stage.whole(self._average.module).head.final_form()
+            self._exchange_heads(head.final_form(like=average), average)
+
+    def _exchange_heads(self, head: Head, average: Head | None = None) -> None:
+        """Go on with another head, and in the average of the weights with yet another."""
+        mode = self.stage.learner.training
+        # Its hooks on the backbone must be gone before there are others.
+        del self._forward
+        if self._average is not None and average is not None:
+            learner = self._average.module
+            assert isinstance(learner, nn.Module)
+            whole = self.stage.whole(learner)
+            average = average.to(self.device).requires_grad_(False)
+            self._average.module = average if learner is whole.head else ImageModel(whole.backbone, average)
+        self.stage = self.stage.with_head(head.to(self.device))
+        self.stage.learner.train(mode)
+        exchange_parameters(self._optimizer, self.stage.learner, head, self.config)
+        self._forward = self._prepared()
+
+    def _prepared(self) -> nn.Module:
+        """Return the learner, compiled and together with other processes as the recipe asks."""
+        forward = self.processes.wrap(self.stage.learner)
+        if self.config.compile:
+            forward.compile()
+        return forward
 
     @property
     def _judged(self) -> nn.Module:
@@ -264,6 +316,7 @@ class Trainer:
             self._schedule.after_step()
         if self._average is not None:
             self._average.update_parameters(self.stage.learner)
+        self._go_final_in_time()
 
     def _line(self, row: dict[str, Any]) -> str:
         """Return an epoch in one line."""

@@ -32,7 +32,7 @@ def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
         parts: Whether to return a dictionary with `TverskyHead.evidence` beside the logits, and not these alone.
     """
     with torch.no_grad():
-        b = head.project(head.prototypes).cpu().double()
+        b = head.prototype_values.cpu().double()
         membership, salience = head.features(b)
         weight = b.new_ones(b.shape[1]) if head.feature_weight is None else _constant(head.feature_weight)
         prototypes = Prototypes(membership, salience, weight)

@@ -152,7 +152,7 @@ def analyse_head(
     if x.ndim != 2 or not len(x) or len(x) != len(labels):
         raise UsageError(f"got embeddings {list(x.shape)} and {len(labels)} labels; expected [N, D] and N, from 1 on")
     with full_precision(x):
-        a, b = head.project(x), head.project(head.prototypes)
+        a, b = head.project(x), head.prototype_values
         similarities = torch.cat([head.compare(part, b) for part in torch.split(a, _BATCH)])
         values, places = similarities.topk(min(nearest, len(a)), dim=0)
         best = similarities.argmax(1).cpu().numpy()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Suppress
 
 from tnn_train.fields import SMALLEST, Field, FieldError, at_least, one_of
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["CLASS_MEANS", "SCALARS", "SPELLINGS", "TverskyConfig"]
+__all__ = ["AUTO", "CLASS_MEANS", "LINEAR", "RANDOM", "SCALARS", "SPELLINGS", "TverskyConfig"]
 
-CLASS_MEANS = "class-means"
+AUTO, LINEAR, CLASS_MEANS, RANDOM = "auto", "linear", "class-means", "random"
+"""How a training of the head starts."""
+
 SCALARS = ("alpha", "beta", "theta", "logit_scale")
 
 SPELLINGS = {"substractmatch": "subtractmatch"}
@@ -46,6 +52,19 @@ class TverskyConfig:
         prototype_init: How the prototypes start: such a name, None for the same as the bank, or class-means: at means
             of the embeddings of each class, which are computed in one pass over the data.
         prototype_gain: The norm of the prototypes at the start, but for class-means.
+        thresholds: Subtract a learned threshold from each feature's value, of inputs and prototypes alike.
+        mirrored: The features come in pairs of opposite values: each of num_features / 2 directions is a feature, and
+            its opposite another one.
+        prototype_space: embedding: prototypes are points of the embedding space, whose features the bank decides; or
+            feature: prototypes are feature values themselves.
+        start: linear: train the head as a linear layer first, then unfold it, with the same predictions, into a
+            Tversky head whose features are attributes of the classes; class-means: start the prototypes at the means
+            of each class; random; or auto: class-means where the backbone is frozen, else linear, unless other options
+            ask for a form that neither of them gives.
+        unfold_at: The share of the training steps after which a linear start is unfolded, 0 to 1.
+        code: The attributes that a linear start is unfolded into: classes, one for each class; hierarchy, also one for
+            each group of similar classes; or a CSV file with a row for each class and a column for each attribute.
+        attributes: The attributes themselves; filled in by the training.
     """
 
     num_features: int = 64
@@ -65,6 +84,13 @@ class TverskyConfig:
     init: str = "uniform"
     prototype_init: str | None = None
     prototype_gain: float = 2.3
+    thresholds: bool = False
+    mirrored: bool = False
+    prototype_space: str = "embedding"
+    start: str = AUTO
+    unfold_at: float = 0.7
+    code: str = "classes"
+    attributes: Annotated[tuple[Attribute, ...], Suppress] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "num_features")
@@ -86,8 +112,24 @@ class TverskyConfig:
                 f" is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}",
             )
         object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
-        if not isinstance(self.normalize, bool):
-            raise FieldError(Field(TverskyConfig, "normalize"), f" is {self.normalize!r}; expected True or False")
+        for name in ("normalize", "thresholds", "mirrored"):
+            if not isinstance(getattr(self, name), bool):
+                raise FieldError(Field(TverskyConfig, name), f" is {getattr(self, name)!r}; expected True or False")
+        one_of(self, "prototype_space", ("embedding", "feature"))
+        one_of(self, "start", (AUTO, LINEAR, CLASS_MEANS, RANDOM))
+        at_least(self, 0.0, "unfold_at")
+        if self.unfold_at > 1:
+            raise FieldError(Field(TverskyConfig, "unfold_at"), f" is {self.unfold_at!r}; expected a share from 0 to 1")
+        if not self.code or not isinstance(self.code, str):
+            raise FieldError(
+                Field(TverskyConfig, "code"), f" is {self.code!r}; expected classes, hierarchy or the path of a file"
+            )
+        if self.mirrored and (self.feature_bank != "learned" or self.num_features % 2):
+            raise FieldError(
+                *(Field(TverskyConfig, "mirrored"), " needs a learned bank and an even number of features; got the "),
+                *(Field(TverskyConfig, "feature_bank"), f" {self.feature_bank} and "),
+                *(Field(TverskyConfig, "num_features"), f" {self.num_features}"),
+            )
         positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
         for name in positive if self.model == "ratio" else ():
             if getattr(self, name) < SMALLEST:
@@ -98,3 +140,8 @@ class TverskyConfig:
                     + ", so choose it above 0"
                     + ("" if name == "theta" else ", or fix it"),
                 )
+
+    @property
+    def num_directions(self) -> int:
+        """The number of rows of a learned bank: half as many as there are features if they are mirrored."""
+        return self.num_features // 2 if self.mirrored else self.num_features

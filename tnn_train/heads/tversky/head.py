@@ -11,7 +11,7 @@ from torch import Tensor
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.precision import full_precision
-from tnn_train.heads.tversky.config import CLASS_MEANS, SCALARS, TverskyConfig
+from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.projection import TverskyProjection
 
@@ -35,11 +35,33 @@ class TverskyHead(TverskyProjection, Head):
         """Build the head in the form ``options``."""
         return cls(in_features, num_classes, options)
 
+    @property
+    def options(self) -> TverskyConfig:
+        """The form of the head."""
+        return self.config
+
+    @classmethod
+    def resolve(cls, options: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
+        """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
+        from tnn_train.heads.tversky.start import resolve_start
+
+        return resolve_start(options, class_names, is_frozen=is_frozen)
+
+    @classmethod
+    def for_training(cls, in_features: int, num_classes: int, options: TverskyConfig) -> Head:
+        """Build the head, or the linear layer that it starts as."""
+        from tnn_train.heads.tversky.start import LinearStart
+
+        if options.start == LINEAR:
+            return LinearStart(in_features, num_classes, options)
+        return cls.from_config(in_features, num_classes, options)
+
     def start(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Move the prototypes to means of the embeddings of their classes, if that is how they start."""
         if self.config.prototype_init == CLASS_MEANS:
             with torch.no_grad():
-                self.prototypes.copy_(class_means(batches, self.num_classes, len(self.prototypes)))
+                means = class_means(batches, self.num_classes, len(self.prototypes)).to(self.prototypes.device)
+                self.prototypes.copy_(means if self.config.prototype_space == "embedding" else self.project(means))
 
     def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
         """Return the similarities ``[N, P]`` to the prototypes and the weighted measures that they are made of.
@@ -48,7 +70,7 @@ class TverskyHead(TverskyProjection, Head):
         Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
         """
         with full_precision(x):
-            a, b = self.project(x) if switches is None else switches, self.project(self.prototypes)
+            a, b = self.project(x) if switches is None else switches, self.prototype_values
             parts = self.parts(a, b)
             return {
                 "similarities": self.compare(a, b),
@@ -65,9 +87,10 @@ class TverskyHead(TverskyProjection, Head):
         """Return the bank, the prototypes, also as features, the scalars, and the linear map if there is one."""
         tensors = {
             "feature_bank": self.feature_bank,
+            "thresholds": self.thresholds,
             "feature_weight": self.feature_weight,
             "prototypes": self.prototypes,
-            "prototype_features": self.project(self.prototypes),
+            "prototype_features": self.prototype_values,
             **{name: getattr(self, name) for name in SCALARS},
             "linear_weight": None if self.linear is None else self.linear.weight,
             "linear_bias": None if self.linear is None else self.linear.bias,

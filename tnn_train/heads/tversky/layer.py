@@ -30,13 +30,17 @@ class TverskyMeasure(nn.Module):
         feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
 
     Attributes:
-        feature_bank: Parameter ``[F, D]``; ``None`` for the diagonal bank, whose features are ``|x_k|``.
+        feature_bank: Parameter ``[F, D]``, or ``[F / 2, D]`` if the features are mirrored; ``None`` for the diagonal
+            bank, whose features are ``|x_k|``.
+        thresholds: Parameter with one value for each row of the bank (each dimension of a diagonal one), which is
+            subtracted from the feature values; ``None`` without thresholds.
         raw_feature_weight: Parameter ``[D]`` behind ``feature_weight``; ``None`` for a learned bank.
         raw_alpha, raw_beta, raw_theta: Scalars behind ``alpha``, ``beta`` and ``theta``: parameters if they are
             learned, buffers if they are fixed.
     """
 
     feature_bank: nn.Parameter | None
+    thresholds: nn.Parameter | None
     raw_feature_weight: nn.Parameter | None
     raw_alpha: Tensor
 
@@ -46,11 +50,13 @@ class TverskyMeasure(nn.Module):
         self.in_features, self.config = in_features, config
         learned = config.feature_bank == "learned"
         if feature_bank is not None:
-            _check_bank(feature_bank, (config.num_features, in_features), learned)
+            _check_bank(feature_bank, (config.num_directions, in_features), learned)
         elif learned:
-            feature_bank = nn.Parameter(torch.empty(config.num_features, in_features))
+            feature_bank = nn.Parameter(torch.empty(config.num_directions, in_features))
             INITS[config.init](feature_bank, 1.0)
         self.register_parameter("feature_bank", feature_bank)
+        directions = config.num_directions if learned else in_features
+        self.register_parameter("thresholds", nn.Parameter(torch.zeros(directions)) if config.thresholds else None)
         weight = None if learned else nn.Parameter(to_raw(torch.ones(in_features)))
         self.register_parameter("raw_feature_weight", weight)
         self._add_scalar("alpha", config.alpha)
@@ -68,15 +74,21 @@ class TverskyMeasure(nn.Module):
         x = x.to(torch.promote_types(self.raw_alpha.dtype, torch.float32))
         if self.config.normalize:
             x = functional.normalize(x, dim=-1, eps=SHORTEST)
-        return x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
+        values = x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
+        if self.thresholds is not None:
+            values = values - precise(self.thresholds)
+        return torch.cat([values, -values], -1) if self.config.mirrored else values
 
     def reach(self, x: Tensor) -> Tensor:
-        """Return how large the feature values of vectors as long as ``x [..., D]`` can be, ``|x| |omega_k|``."""
+        """Return how large the feature values of vectors as long as ``x [..., D]`` can be, ``|x| |omega_k| + |tau_k|``."""
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.config.normalize:
             length = (length / SHORTEST).clamp_max(1)
         bank = self.feature_bank
-        return length.expand_as(x) if bank is None else length * torch.linalg.vector_norm(bank, dim=1)
+        values = length.expand_as(x) if bank is None else length * torch.linalg.vector_norm(bank, dim=1)
+        if self.thresholds is not None:
+            values = values + self.thresholds.abs()
+        return torch.cat([values, values], -1) if self.config.mirrored else values
 
     def features(self, values: Tensor) -> Features:
         """Return which features objects have, from their feature values."""
@@ -91,6 +103,11 @@ class TverskyMeasure(nn.Module):
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the similarities ``[..., N, P]`` of feature values ``a [..., N, F]`` and ``b [..., P, F]``."""
         return similarity.MODELS[self.config.model](self.parts(a, b), self.alpha, self.beta, self.theta)
+
+    @property
+    def num_features(self) -> int:
+        """F, the number of features: of a diagonal bank, the size of the embedding."""
+        return self.in_features if self.feature_bank is None else self.config.num_features
 
     @property
     def feature_weight(self) -> Tensor | None:
@@ -180,5 +197,5 @@ def _check_bank(bank: Any, shape: tuple[int, int], learned: bool) -> None:
     if not isinstance(bank, nn.Parameter) or bank.shape != shape:
         raise UsageError(
             f"got a feature bank of type {type(bank).__name__} and shape {list(getattr(bank, 'shape', []))}; expected "
-            f"a Parameter [{shape[0]}, {shape[1]}] (num_features, in_features)"
+            f"a Parameter [{shape[0]}, {shape[1]}] (one row for each feature, or pair of mirrored ones; in_features)"
         )

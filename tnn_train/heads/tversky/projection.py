@@ -27,7 +27,7 @@ class TverskyProjection(TverskyMeasure):
         feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
 
     Attributes:
-        prototypes: Parameter ``[P, D]``.
+        prototypes: Parameter ``[P, D]``, or ``[P, F]`` if the prototypes are feature values.
         linear: The map from P prototypes to C classes, or ``None`` with one prototype a class.
         raw_logit_scale: Scalar behind ``logit_scale``, of the ratio model.
     """
@@ -43,7 +43,8 @@ class TverskyProjection(TverskyMeasure):
         super().__init__(in_features, config, feature_bank)
         at_least_one("num_classes", num_classes)
         self.num_classes = num_classes
-        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes or num_classes, in_features))
+        size = in_features if config.prototype_space == "embedding" else self.num_features
+        self.prototypes = nn.Parameter(torch.empty(config.num_prototypes or num_classes, size))
         init = config.init if config.prototype_init in (None, CLASS_MEANS) else config.prototype_init
         INITS[init](self.prototypes, config.prototype_gain)
         self.linear = nn.Linear(config.num_prototypes, num_classes) if config.num_prototypes else None
@@ -68,8 +69,14 @@ class TverskyProjection(TverskyMeasure):
         return functional.linear(scaled, precise(self.linear.weight), precise(self.linear.bias))
 
     def _similarities(self, a: Tensor) -> Tensor:
-        compared = self.compare(a.reshape(-1, a.shape[-1]), self.project(self.prototypes))
+        compared = self.compare(a.reshape(-1, a.shape[-1]), self.prototype_values)
         return compared.reshape(*a.shape[:-1], len(self.prototypes))
+
+    @property
+    def prototype_values(self) -> Tensor:
+        """The feature values of the prototypes, ``[P, F]``."""
+        embedded = self.config.prototype_space == "embedding"
+        return self.project(self.prototypes) if embedded else precise(self.prototypes)
 
     @property
     def logit_scale(self) -> Tensor:

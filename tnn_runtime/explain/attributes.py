@@ -1,0 +1,37 @@
+"""What the features of a Tversky head are called, where they are attributes that classes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+__all__ = ["attribute_name", "feature_names"]
+
+_MOST_NAMED = 3
+
+
+def attribute_name(classes: Sequence[str]) -> str:
+    """Return what an attribute of these classes is called: ``"cat, dog or deer"``; beyond three, the rest is counted.
+
+    Args:
+        classes: The names of the classes that have it.
+    """
+    if len(classes) > _MOST_NAMED + 1:
+        return f"{', '.join(classes[:_MOST_NAMED])} or {len(classes) - _MOST_NAMED} more"
+    return " or ".join([", ".join(classes[:-1]), classes[-1]]) if len(classes) > 1 else "".join(classes)
+
+
+def feature_names(
+    attributes: Iterable[tuple[str | None, Sequence[int]]], class_names: Sequence[str], num_features: int
+) -> tuple[str | None, ...]:
+    """Return the names of the features of a head with mirrored features, ``None`` for those that are no attribute.
+
+    Attribute k is feature k; to be without it is feature ``num_features / 2 + k``.
+
+    Args:
+        attributes: Of each attribute the name that a person gave it, or ``None``, and the classes that have it.
+        class_names: One name for each class.
+        num_features: F, an even number.
+    """
+    names = [name or attribute_name([class_names[index] for index in classes]) for name, classes in attributes]
+    others = [None] * (num_features // 2 - len(names))
+    return (*names, *others, *(f"not {name}" for name in names), *others)

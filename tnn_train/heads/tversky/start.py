@@ -1,0 +1,129 @@
+"""How a training of a Tversky head starts: as a linear layer, at class means, or at random."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tnn_train.fields import Field, FieldError
+from tnn_train.heads.linear import LinearHead
+from tnn_train.heads.precision import full_precision, precise
+from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
+from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
+from tnn_train.heads.tversky.head import TverskyHead
+from tnn_train.heads.tversky.unfolding import FORM, unfold
+
+__all__ = ["LinearStart", "resolve_start"]
+
+_ATTRIBUTES = ("classes", "hierarchy")
+_UNUSED = ("num_features", "init", "prototype_init", "prototype_gain", "sharpness", "logit_scale")
+"""What a linear start has no use for."""
+
+
+class LinearStart(LinearHead):
+    """A Tversky head before its unfolding: a linear layer, which computes in float32 as the head will.
+
+    Args:
+        in_features: D, the size of the embedding.
+        num_classes: C, the number of logits.
+        config: The form that the head will have; see `resolve_start`.
+    """
+
+    family = TverskyHead.family
+
+    def __init__(self, in_features: int, num_classes: int, config: TverskyConfig) -> None:
+        super().__init__(in_features, num_classes)
+        self.config = config
+
+    @property
+    def final_from(self) -> float:
+        """The share of the training steps after which the head is unfolded."""
+        return self.config.unfold_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[N, C]`` of embeddings ``x [N, D]``, in the parameters' dtype, at least float32."""
+        with full_precision(x):
+            weight = precise(self.weight)
+            return functional.linear(x.to(weight.dtype), weight, precise(self.bias))
+
+    def final_form(self, like: TverskyHead | None = None) -> TverskyHead:
+        """Return the unfolded head, whose predictions are the same.
+
+        Args:
+            like: A head whose attributes it shall have, so that the two can be averaged.
+        """
+        config = self.config if like is None else like.config
+        return unfold(self.weight, self.bias, config).to(self.weight.device)
+
+
+def resolve_start(config: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
+    """Return the configuration of a training with its start decided, and with the form that follows from it.
+
+    Args:
+        config: What was asked for.
+        class_names: The classes.
+        is_frozen: Whether the head alone is trained.
+
+    Raises:
+        FieldError: If the start and other options contradict each other.
+        UsageError: If a table of attributes cannot be used.
+    """
+    start = config.start
+    conflicts = _conflicts(config)
+    if start == AUTO:
+        if config.prototype_init is not None:
+            start = CLASS_MEANS if config.prototype_init == CLASS_MEANS else RANDOM
+        elif is_frozen:
+            start = CLASS_MEANS
+        else:
+            start = RANDOM if conflicts else LINEAR
+    if start == LINEAR:
+        return _linear(config, conflicts, class_names)
+    own_init = config.prototype_init not in (None, CLASS_MEANS)
+    if (start == CLASS_MEANS and own_init) or (start == RANDOM and config.prototype_init == CLASS_MEANS):
+        raise FieldError(
+            *(_field("start"), f" is {start}, and ", _field("prototype_init"), f" is {config.prototype_init}; "),
+            *("leave ", _field("prototype_init"), " out"),
+        )
+    return dataclasses.replace(
+        config, start=start, prototype_init=CLASS_MEANS if start == CLASS_MEANS else config.prototype_init
+    )
+
+
+def _linear(config: TverskyConfig, conflicts: Sequence[str], class_names: Sequence[str]) -> TverskyConfig:
+    if conflicts:
+        name = conflicts[0]
+        raise FieldError(
+            *(_field("start"), f" is {LINEAR}, which decides ", _field(name), f"; got {getattr(config, name)!r}: "),
+            *("leave ", _field(name), f" out, or choose {CLASS_MEANS} or {RANDOM}"),
+        )
+    count = len(class_names)
+    attributes = config.attributes
+    if not attributes and config.code != "hierarchy":
+        own = config.code == "classes"
+        attributes = class_attributes(count) if own else read_attributes(Path(config.code), class_names)
+    attributes = completed(attributes, count) if attributes else ()
+    features = 2 * (len(attributes) or num_of_hierarchy(count))
+    fixed = config.fixed or ("beta",)
+    return dataclasses.replace(config, **FORM, start=LINEAR, num_features=features, fixed=fixed, attributes=attributes)
+
+
+def _conflicts(config: TverskyConfig) -> list[str]:
+    """Return the options that were given other values than a linear start leads to."""
+    if config.start == LINEAR and all(getattr(config, name) == value for name, value in FORM.items()):
+        return []
+    defaults = TverskyConfig()
+    return [
+        name
+        for name in (*FORM, *_UNUSED)
+        if getattr(config, name) not in (getattr(defaults, name), FORM.get(name, getattr(defaults, name)))
+    ]
+
+
+def _field(name: str) -> Field:
+    return Field(TverskyConfig, name)
