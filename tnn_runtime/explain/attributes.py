@@ -23,7 +23,7 @@ def attribute_name(classes: Sequence[str]) -> str:
 def feature_names(
     attributes: Iterable[tuple[str | None, Sequence[int]]], class_names: Sequence[str], num_features: int
 ) -> tuple[str | None, ...]:
-    """Return the names of the features of a head with mirrored features, ``None`` for those that are no attribute.
+    """Return the names of the features of a head with opposite features, ``None`` for those that are no attribute.
 
     Attribute k is feature k; to be without it is feature ``num_features / 2 + k``.
 

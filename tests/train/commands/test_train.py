@@ -183,7 +183,9 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         "--tversky.difference ignorematch --tversky.alpha 0.2 --tversky.beta 0 --tversky.theta 0.7 "
         "--tversky.logit-scale 9 --tversky.fixed beta theta "
         "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
-        "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5"
+        "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5 "
+        "--tversky.thresholds --tversky.opposites 2 --tversky.prototype-space feature --tversky.start class-means "
+        "--tversky.unfold-at 0.5 --tversky.code classes"
     )
     command = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "1", *options.split()]
     assert main(command) == 0
@@ -204,9 +206,15 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         init="orthogonal",
         prototype_init="class-means",
         prototype_gain=1.5,
+        thresholds=True,
+        opposites=2.0,
+        prototype_space="feature",
+        start="class-means",
+        unfold_at=0.5,
+        code="classes",
     )
     named = {word.removeprefix("--tversky.").replace("-", "_") for word in options.split() if word[:2] == "--"}
-    assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank"}
+    assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank", "attributes"}
 
 
 def test_an_option_that_is_unknown_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:

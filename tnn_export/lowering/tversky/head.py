@@ -183,22 +183,31 @@ class _InputFeatures(nn.Module):
     """Embeddings ``[N, D]`` to saliences a+ and memberships m, ``[N, F]`` each."""
 
     bank: Tensor
+    bias: Tensor
 
     def __init__(self, head: TverskyHead) -> None:
         super().__init__()
-        self.normalize = head.config.normalize
+        self.normalize, self.opposites = head.config.normalize, head.config.opposites
         self.is_diagonal = head.feature_bank is None
         self.is_hard = head.config.membership == "hard"
         self.sharpness = head.config.sharpness
         self.shortest = SHORTEST
         bank = torch.empty(0) if head.feature_bank is None else _constant(head.feature_bank).float()
         self.register_buffer("bank", bank)
+        self.has_bias = head.thresholds is not None
+        bias = torch.empty(0) if head.thresholds is None else -_constant(head.thresholds).float()
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalize:
             x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(self.shortest)
-        a = x.abs() if self.is_diagonal else functional.linear(x, self.bank)
-        value = a if self.is_diagonal else a.relu()
+        if self.is_diagonal:
+            a = x.abs() + self.bias if self.has_bias else x.abs()
+        else:
+            a = functional.linear(x, self.bank, self.bias if self.has_bias else None)
+        if self.opposites:
+            a = torch.cat([a, -self.opposites * a], dim=-1)
+        value = a if self.is_diagonal and not self.has_bias else a.relu()
         if self.is_hard:
             return value, (value > 0).to(value.dtype)
         membership = (self.sharpness * a).sigmoid()

@@ -15,7 +15,16 @@ from torch import Tensor
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Attribute", "class_attributes", "code_of", "completed", "hierarchy", "num_of_hierarchy", "read_attributes", "tells_apart"]
+__all__ = [
+    "Attribute",
+    "class_attributes",
+    "code_of",
+    "completed",
+    "hierarchy",
+    "num_of_hierarchy",
+    "read_attributes",
+    "tells_apart",
+]
 
 MOST_GROUPS = 64
 """How many groups of classes `hierarchy` returns at most: of many classes, only the largest groups."""

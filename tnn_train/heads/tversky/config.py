@@ -53,8 +53,8 @@ class TverskyConfig:
             of the embeddings of each class, which are computed in one pass over the data.
         prototype_gain: The norm of the prototypes at the start, but for class-means.
         thresholds: Subtract a learned threshold from each feature's value, of inputs and prototypes alike.
-        mirrored: The features come in pairs of opposite values: each of num_features / 2 directions is a feature, and
-            its opposite another one.
+        opposites: Give each feature an opposite, of minus so many times its value, and a bank of num_features / 2
+            directions; 0 for no opposites.
         prototype_space: embedding: prototypes are points of the embedding space, whose features the bank decides; or
             feature: prototypes are feature values themselves.
         start: linear: train the head as a linear layer first, then unfold it, with the same predictions, into a
@@ -85,18 +85,18 @@ class TverskyConfig:
     prototype_init: str | None = None
     prototype_gain: float = 2.3
     thresholds: bool = False
-    mirrored: bool = False
+    opposites: float = 0.0
     prototype_space: str = "embedding"
     start: str = AUTO
     unfold_at: float = 0.7
-    code: str = "classes"
+    code: str = "hierarchy"
     attributes: Annotated[tuple[Attribute, ...], Suppress] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "num_features")
         if self.num_prototypes is not None:
             at_least(self, 1, "num_prototypes")
-        at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain")
+        at_least(self, 0.0, "alpha", "beta", "theta", "logit_scale", "sharpness", "prototype_gain", "opposites")
         one_of(self, "model", MODELS)
         one_of(self, "intersection", INTERSECTIONS)
         object.__setattr__(self, "difference", SPELLINGS.get(self.difference, self.difference))
@@ -112,7 +112,7 @@ class TverskyConfig:
                 f" is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}",
             )
         object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
-        for name in ("normalize", "thresholds", "mirrored"):
+        for name in ("normalize", "thresholds"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(TverskyConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         one_of(self, "prototype_space", ("embedding", "feature"))
@@ -124,9 +124,12 @@ class TverskyConfig:
             raise FieldError(
                 Field(TverskyConfig, "code"), f" is {self.code!r}; expected classes, hierarchy or the path of a file"
             )
-        if self.mirrored and (self.feature_bank != "learned" or self.num_features % 2):
+        if self.opposites and (self.feature_bank != "learned" or self.num_features % 2):
             raise FieldError(
-                *(Field(TverskyConfig, "mirrored"), " needs a learned bank and an even number of features; got the "),
+                *(
+                    Field(TverskyConfig, "opposites"),
+                    " above 0 needs a learned bank and an even number of features; got the ",
+                ),
                 *(Field(TverskyConfig, "feature_bank"), f" {self.feature_bank} and "),
                 *(Field(TverskyConfig, "num_features"), f" {self.num_features}"),
             )
@@ -143,5 +146,5 @@ class TverskyConfig:
 
     @property
     def num_directions(self) -> int:
-        """The number of rows of a learned bank: half as many as there are features if they are mirrored."""
-        return self.num_features // 2 if self.mirrored else self.num_features
+        """The number of rows of a learned bank: half as many as there are features if these have opposites."""
+        return self.num_features // 2 if self.opposites else self.num_features

@@ -30,8 +30,8 @@ class TverskyMeasure(nn.Module):
         feature_bank: A bank ``[F, D]`` of another layer to share; a new one is made if ``None``.
 
     Attributes:
-        feature_bank: Parameter ``[F, D]``, or ``[F / 2, D]`` if the features are mirrored; ``None`` for the diagonal
-            bank, whose features are ``|x_k|``.
+        feature_bank: Parameter ``[F, D]``, or ``[F / 2, D]`` if the features have opposites; ``None`` for the
+            diagonal bank, whose features are ``|x_k|``.
         thresholds: Parameter with one value for each row of the bank (each dimension of a diagonal one), which is
             subtracted from the feature values; ``None`` without thresholds.
         raw_feature_weight: Parameter ``[D]`` behind ``feature_weight``; ``None`` for a learned bank.
@@ -77,10 +77,14 @@ class TverskyMeasure(nn.Module):
         values = x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
         if self.thresholds is not None:
             values = values - precise(self.thresholds)
-        return torch.cat([values, -values], -1) if self.config.mirrored else values
+        opposites = self.config.opposites
+        return torch.cat([values, -opposites * values], -1) if opposites else values
 
     def reach(self, x: Tensor) -> Tensor:
-        """Return how large the feature values of vectors as long as ``x [..., D]`` can be, ``|x| |omega_k| + |tau_k|``."""
+        """Return how large the feature values of vectors as long as ``x [..., D]`` can be.
+
+        A feature reaches ``|x| |omega_k| + |tau_k|``.
+        """
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.config.normalize:
             length = (length / SHORTEST).clamp_max(1)
@@ -88,7 +92,8 @@ class TverskyMeasure(nn.Module):
         values = length.expand_as(x) if bank is None else length * torch.linalg.vector_norm(bank, dim=1)
         if self.thresholds is not None:
             values = values + self.thresholds.abs()
-        return torch.cat([values, values], -1) if self.config.mirrored else values
+        opposites = self.config.opposites
+        return torch.cat([values, opposites * values], -1) if opposites else values
 
     def features(self, values: Tensor) -> Features:
         """Return which features objects have, from their feature values."""
@@ -197,5 +202,5 @@ def _check_bank(bank: Any, shape: tuple[int, int], learned: bool) -> None:
     if not isinstance(bank, nn.Parameter) or bank.shape != shape:
         raise UsageError(
             f"got a feature bank of type {type(bank).__name__} and shape {list(getattr(bank, 'shape', []))}; expected "
-            f"a Parameter [{shape[0]}, {shape[1]}] (one row for each feature, or pair of mirrored ones; in_features)"
+            f"a Parameter [{shape[0]}, {shape[1]}] (one row for each feature, or each pair of opposites; in_features)"
         )

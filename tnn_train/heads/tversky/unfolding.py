@@ -1,11 +1,19 @@
 """Any linear layer as a Tversky head over attributes that classes share, with the same predictions.
 
 Let ``S [C, K]`` say with 1 and -1 which class has which attribute, and let ``P`` take the mean over the classes away.
-With ``A = (P S)^+ P``, each attribute k is a direction ``omega = (A W)_k`` and a threshold ``tau = -(A bias)_k``; being
-without it is the mirrored feature, ``-omega`` and ``-tau``. Prototypes have the feature values ``t S`` and ``-t S``. In
-the contrast model with product, ignorematch, hard membership, ``theta t = alpha = 1`` and ``beta = 0``, an attribute and
-its opposite add ``S_ck (omega_k x - tau_k)`` to the logit of class c, which is ``W x + bias`` in the sum: but for the
-mean over the classes and for what all classes lose alike, which no softmax sees.
+With ``A = (P S)^+ P``, the value of attribute k is ``z_k = (A (W x + bias))_k``: a direction ``omega = (A W)_k`` and a
+threshold ``tau = -(A bias)_k``. Its feature has this value, and an opposite feature, "not k", has ``-r z_k``. A
+prototype has the attributes of its class, with the value ``t``, and of the others "not k", with the value ``v``.
+
+In the contrast model with product, ignorematch, hard membership and ``beta = 0``, an attribute with ``z_k > 0`` adds
+``theta t z_k`` to the logits of the classes that have it and takes ``alpha z_k`` from the others. One with ``z_k < 0``
+adds ``theta v r |z_k|`` to those that lack it and takes ``alpha r |z_k|`` from those that have it. With
+``theta t + alpha = (theta v + alpha) r = 2``, classes that have it and classes that lack it differ by ``2 z_k``, as in
+``S z``, whatever its sign is. ``S z`` is ``W x + bias`` but for a number that is the same for all classes, which no
+softmax sees, and so are the logits of the head.
+
+Since ``v`` is small beside ``t``, what an image shares with a prototype is mostly what speaks for its class, and what
+only the image has is mostly what speaks against it: with ``v = t`` most of either would be the same for all classes.
 
 The sums are long, so the algebra is in float64, and the prototypes are kept as feature values.
 """
@@ -13,6 +21,7 @@ The sums are long, so the algebra is in float64, and the prototypes are kept as 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +33,13 @@ from tnn_train.heads.tversky.head import TverskyHead
 
 __all__ = ["FORM", "find_attributes", "unfold"]
 
-_SALIENCE = 2.0
-"""t: powers of two leave no rounding error in ``theta t = alpha``."""
+_HAS, _LACKS = 8.0, 1.0
+"""t and v: the values of a prototype's attributes, and of the opposites of those that it lacks."""
 
-FORM = {
+_ALPHA = 1.0
+_THETA = (2 - _ALPHA) / _HAS
+
+FORM: dict[str, Any] = {
     "model": "contrast",
     "intersection": "product",
     "difference": "ignorematch",
@@ -36,11 +48,11 @@ FORM = {
     "feature_bank": "learned",
     "num_prototypes": None,
     "thresholds": True,
-    "mirrored": True,
+    "opposites": 2 / (_THETA * _LACKS + _ALPHA),
     "prototype_space": "feature",
-    "alpha": 1.0,
+    "alpha": _ALPHA,
     "beta": 0.0,
-    "theta": 1.0 / _SALIENCE,
+    "theta": _THETA,
 }
 """The form of an unfolded head."""
 
@@ -82,8 +94,10 @@ def unfold(weight: Tensor, bias: Tensor | None, config: TverskyConfig) -> Tversk
     solution = solution - solution.mean(1, keepdim=True)
     form = dataclasses.replace(config, **FORM, num_features=2 * len(attributes), attributes=attributes)
     head = TverskyHead(w.shape[1], len(w), form)
-    assert head.feature_bank is not None and head.thresholds is not None
+    assert head.feature_bank is not None
+    assert head.thresholds is not None
     head.feature_bank.copy_(solution @ w)
     head.thresholds.copy_(-solution @ b)
-    head.prototypes.copy_(_SALIENCE * torch.cat([code, -code], 1))
+    has = code > 0
+    head.prototypes.copy_(torch.cat([torch.where(has, _HAS, -_HAS), torch.where(has, -_HAS, _LACKS)], 1))
     return head
