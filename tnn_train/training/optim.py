@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
@@ -56,6 +57,10 @@ def exchange_parameters(optimizer: Optimizer, model: nn.Module, head: nn.Module,
     kept = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
         del optimizer.state[parameter]
+    if isinstance(optimizer, SGD) and config.momentum:
+        # torch's fused SGD wants all parameters to have a momentum, or none; 0 is what it starts from.
+        for parameter in kept - optimizer.state.keys():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:

@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(data: Image
     weights = []
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         run = train(data, tmp_path / name, TINY, dataclasses.replace(recipe, seed=seed))
-        weights.append(load_checkpoint(run.folder / "last").model.head.prototypes)
+        weights.append(load_checkpoint(run.folder / "last").model.head.feature_bank)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -167,7 +167,9 @@ def test_every_recipe_learns(options: dict[str, object], data: ImageData, tmp_pa
 def test_a_compiled_model_learns_and_is_saved_as_any_other(data: ImageData, tmp_path: Path) -> None:
     run = train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=2, batch_size=13, compile=True))
     assert run.history[1]["train_loss"] < run.history[0]["train_loss"]
-    assert set(load_checkpoint(run.best).model.state_dict()) == set(build_model(TINY).state_dict())
+    assert set(load_checkpoint(run.best).model.state_dict()) == set(
+        build_model(load_checkpoint(run.best).config).state_dict()
+    )
 
 
 def test_accumulated_batches_are_one_large_batch(data: ImageData, tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_the_average_is_what_is_validated_and_kept(data: ImageData, tmp_path: Pa
     averaged = train(data, tmp_path / "averaged", TINY, recipe)
     plain = train(data, tmp_path / "plain", TINY, dataclasses.replace(recipe, ema_decay=None))
     ours, theirs = (load_checkpoint(run.folder / "last").model for run in (averaged, plain))
-    assert not torch.equal(ours.head.prototypes, theirs.head.prototypes)
+    assert not torch.equal(ours.head.feature_bank, theirs.head.feature_bank)
     assert averaged.history[0]["train_loss"] == plain.history[0]["train_loss"]
     assert evaluate(ours, data.val).loss == pytest.approx(averaged.history[0]["val_loss"], rel=1e-5)
     assert torch.equal(ours.backbone.norm.num_batches_tracked, theirs.backbone.norm.num_batches_tracked)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnn_train.fields import Field, FieldError
+from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.precision import full_precision, precise
 from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
@@ -50,13 +51,13 @@ class LinearStart(LinearHead):
             weight = precise(self.weight)
             return functional.linear(x.to(weight.dtype), weight, precise(self.bias))
 
-    def final_form(self, like: TverskyHead | None = None) -> TverskyHead:
+    def final_form(self, like: Head | None = None) -> TverskyHead:
         """Return the unfolded head, whose predictions are the same.
 
         Args:
             like: A head whose attributes it shall have, so that the two can be averaged.
         """
-        config = self.config if like is None else like.config
+        config = self.config if like is None else like.options
         return unfold(self.weight, self.bias, config).to(self.weight.device)
 
 
