@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ from tnn_export.proof.samples import make_samples
 from tnn_runtime.bundle.storage import new_folder, write_json
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.heads import BASELINE
+from tnn_train.heads import BASELINE, HEADS
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
 from tnn_train.model.config import ModelConfig
-from tnn_train.model.image_model import Normalize, build_model
+from tnn_train.model.image_model import ImageModel, Normalize, build_model
 
 __all__ = ["PAIR_FILE", "export_pair", "heads_of", "make_pair"]
 
@@ -106,19 +107,19 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
     preprocessing = Preprocessing(size, size, channels, (0.5,) * channels, (0.25,) * channels)
     check_image_size(config, size, size)
     none = np.zeros((0, *preprocessing.shape), np.uint8)
+    names = tuple(f"class {index}" for index in range(config.num_classes))
     made = make_samples(preprocessing, none, needs_real=False).images
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        models = {head: build_model(dataclasses.replace(config, head=head)) for head in heads_of(config)}
+        models = {head: _untrained(config, head, names) for head in heads_of(config)}
     first, *others = models.values()
     _settle(first.backbone, Normalize(preprocessing)(torch.from_numpy(made)))
     for model in others:
         model.backbone.load_state_dict(first.backbone.state_dict())
-    names = tuple(f"class {index}" for index in range(config.num_classes))
     return {
         head: Checkpoint(
             model.eval(),
-            dataclasses.replace(config, head=head),
+            dataclasses.replace(config, head=head).with_options(model.head.options),
             preprocessing,
             names,
             none,
@@ -138,6 +139,13 @@ def heads_of(config: ModelConfig) -> tuple[str, str]:
     if config.head == BASELINE:
         raise UsageError(f"the head is {BASELINE}, that of the twin; choose another head to compare with it")
     return config.head, BASELINE
+
+
+def _untrained(config: ModelConfig, head: str, class_names: Sequence[str]) -> ImageModel:
+    """Build a model with one of the heads, in the form in which a training from scratch would leave it."""
+    config = dataclasses.replace(config, head=head)
+    options = HEADS[head].resolve(config.options, class_names, is_frozen=False)
+    return build_model(config.with_options(options), is_training=True).in_final_form()
 
 
 def _settle(backbone: nn.Module, images: torch.Tensor) -> None:

@@ -94,7 +94,9 @@ def make_parser() -> Parser:
     add("--keep-checkpoints", action="store_true", help="also keep the two checkpoints, to time eager PyTorch")
     add("--overwrite", action="store_true", help="replace an existing pair")
     add_export_options(parser)
-    form = parser.add_argument_group("the form of the Tversky head")
+    form = parser.add_argument_group(
+        "the form of the Tversky head", "By default it has the form in which a training from scratch leaves it."
+    )
     form.add_argument("--num-features", type=int, default=_FORM.num_features, metavar="F", help="size of the bank")
     for name, choices in _CHOICES.items():
         form.add_argument(

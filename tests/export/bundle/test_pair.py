@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from tnn_export.__main__ import main
 from tnn_export.bundle import pair
 from tnn_runtime import Classifier, Manifest
-from tnn_train import ModelConfig, load_checkpoint
+from tnn_train import ModelConfig, TverskyConfig, load_checkpoint
 from tnn_train.model.image_model import Normalize
 
 ARGUMENTS = ["pair", "--backbone", "tiny", "--size", "16", "--formats", "onnx"]
@@ -68,7 +69,7 @@ def test_the_seed_decides_all_weights() -> None:
     states = [pair.make_pair(config, 16, seed)["tversky"].model.state_dict() for seed in (0, 0, 1)]
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["head.prototypes"], states[2]["head.prototypes"])
+    assert not torch.equal(states[0]["head.feature_bank"], states[2]["head.feature_bank"])
 
 
 def test_deep_networks_neither_explode_nor_vanish() -> None:
@@ -140,3 +141,12 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pair", "--help"])
     assert "tnn-export pair --backbone resnet50 --classes 1000 -o runs/pair" in capsys.readouterr().out
+
+
+def test_a_head_has_the_form_that_a_training_from_scratch_leaves() -> None:
+    unfolded = pair.make_pair(ModelConfig("tiny", num_classes=12), 16)["tversky"]
+    assert len(unfolded.config.tversky.attributes) == 21
+    assert unfolded.config.tversky == unfolded.model.head.options
+    chosen = TverskyConfig(num_features=10, intersection="min")
+    other = pair.make_pair(ModelConfig("tiny", num_classes=12, tversky=chosen), 16)["tversky"]
+    assert other.config.tversky == dataclasses.replace(chosen, start="random")
