@@ -21,10 +21,14 @@ from tnn_train.model.image_model import ImageModel, Normalize
 __all__ = ["BOUNDARY", "Reference", "largest"]
 
 BOUNDARY = 1e-5
-"""A switch of a head may be on either side of 0 if it is at most this share of its reach, ``|x| |omega_k|``."""
+"""A switch of a head may be on either side of 0 if it is at most this share of its reach, such as ``|x| |omega_k|``."""
 
 _AT_ONCE = 64
-_MOST_UNSURE = 12
+_MOST_COMBINATIONS = 1 << 12
+_STATES = ((-1.0, 1.0), (-1.0, 0.0, 1.0))
+"""The signs of a switch to try: exactly 0 last, at which neither a feature nor its opposite is present."""
+
+_BESIDE = 1e-30
 _SHORTEST = 1e-3
 _TINY = float(torch.finfo(torch.float32).tiny)
 
@@ -111,15 +115,30 @@ class Reference:
         if own is None or self.switches is None or not torch.isfinite(embedding).all():
             return None
         unsure = (own.abs() <= BOUNDARY * self.head.reach(embedding)).flatten().nonzero().flatten()
-        if len(unsure) > _MOST_UNSURE:
-            return None
-        sides = (own > 0).repeat(2 ** len(unsure), 1)
-        sides[:, unsure] = torch.tensor(list(itertools.product((False, True), repeat=len(unsure))), dtype=torch.bool)
-        rows = torch.full((len(sides),), row)
-        repeated = {name: value.expand(len(sides), *value.shape[1:]) for name, value in outputs.items()}
-        of_head = self.differences(rows, repeated, self._outputs(embedding, _moved(own, sides)))
+        for states in _STATES:
+            if len(states) ** len(unsure) <= _MOST_COMBINATIONS:
+                signs = own.sign().repeat(len(states) ** len(unsure), 1)
+                signs[:, unsure] = torch.tensor(list(itertools.product(states, repeat=len(unsure))))
+                if flip := self._flip(row, embedding, outputs, tolerance, own, signs):
+                    return flip
+        return None
+
+    def _flip(
+        self,
+        row: int,
+        embedding: Tensor,
+        outputs: Mapping[str, Tensor],
+        tolerance: float | None,
+        own: Tensor,
+        signs: Tensor,
+    ) -> Flip | None:
+        """Return the flips to one of the combinations of signs ``[n, K]`` that explain an artifact, as `explain`."""
+        assert self.switches is not None
+        rows = torch.full((len(signs),), row)
+        repeated = {name: value.expand(len(signs), *value.shape[1:]) for name, value in outputs.items()}
+        of_head = self.differences(rows, repeated, self._outputs(embedding, _moved(own, signs)))
         eager = self.switches[row : row + 1]
-        moved = self._outputs(self.embeddings[row : row + 1], _moved(eager, sides))
+        moved = self._outputs(self.embeddings[row : row + 1], _moved(eager, signs))
         of_model = self.differences(rows, repeated, moved)
         fits = of_head <= HEAD_TOLERANCE
         if tolerance is not None:
@@ -127,9 +146,10 @@ class Reference:
         if not fits.any():
             return None
         best = int(torch.where(fits, of_model, torch.inf).argmin())
-        features = ((eager > 0) != sides[best : best + 1]).flatten().nonzero().flatten().tolist()
+        chosen = signs[best : best + 1]
+        is_moved = ((eager > 0) != (chosen > 0)) | ((eager < 0) & (chosen == 0))
         jump = (moved["logits"][best] - self.outputs["logits"][row]).abs().max()
-        return Flip(row, tuple(features), float(jump))
+        return Flip(row, tuple(is_moved.flatten().nonzero().flatten().tolist()), float(jump))
 
     def _outputs(self, x: Tensor, switches: Tensor | None) -> dict[str, Tensor]:
         """Return what the eager head makes of embeddings ``[1 or n, D]`` and of values ``[n, K]`` of its switches."""
@@ -144,9 +164,10 @@ def largest(differences: Tensor) -> Tensor:
     return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).flatten(1).amax(1)
 
 
-def _moved(values: Tensor, sides: Tensor) -> Tensor:
-    """Return switches ``[1, K]`` on the sides of 0 that are asked for, ``[n, K]``: True is above it."""
-    return torch.where(sides, values.clamp_min(_TINY), values.clamp_max(0))
+def _moved(values: Tensor, signs: Tensor) -> Tensor:
+    """Return switches ``[1, K]`` with the signs that are asked for, ``[n, K]``: -1, 0 or 1."""
+    below, above = values.clamp_max(-_BESIDE), values.clamp_min(_BESIDE)
+    return torch.where(signs > 0, above, torch.where(signs < 0, below, torch.zeros_like(values)))
 
 
 def _scale(values: Tensor) -> Tensor:

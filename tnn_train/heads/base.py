@@ -139,7 +139,7 @@ class Head(nn.Module):
         """Return the values ``[N, K]`` whose sign decides, where logits jump as one of them crosses 0; else ``None``.
 
         Two right programs may differ where such a value is 0 but for rounding. The proof of an export moves values to
-        the other side, and asks `score` what the head would give.
+        the other side, or to 0, and asks `score` what the head would give. What switches together is one value.
         """
         return None
 

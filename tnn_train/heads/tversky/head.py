@@ -70,7 +70,8 @@ class TverskyHead(TverskyProjection, Head):
         Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
         """
         with full_precision(x):
-            a, b = self.project(x) if switches is None else switches, self.prototype_values
+            a = self.with_opposites(self.directions(x) if switches is None else switches)
+            b = self.prototype_values
             parts = self.parts(a, b)
             return {
                 "similarities": self.compare(a, b),
@@ -80,8 +81,8 @@ class TverskyHead(TverskyProjection, Head):
             }
 
     def switches(self, x: Tensor) -> Tensor:
-        """Return the feature values ``[N, F]``: a feature is present where its value is above 0."""
-        return self.project(x)
+        """Return the values of `directions`: a feature is present where its value is above 0, its opposite below."""
+        return self.directions(x)
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the bank, the prototypes, also as features, the scalars, and the linear map if there is one."""

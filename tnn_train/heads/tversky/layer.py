@@ -63,8 +63,11 @@ class TverskyMeasure(nn.Module):
         self._add_scalar("beta", config.beta)
         self._add_scalar("theta", config.theta)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Return the feature values ``[..., F]`` of vectors ``x [..., D]``, in the parameters' dtype, at least float32.
+    def directions(self, x: Tensor) -> Tensor:
+        """Return the value of each row of the bank, less its threshold, for vectors ``x [..., D]``.
+
+        These are the feature values ``[..., F]``; where features have opposites, those of the first half, on which the
+        others follow: ``[..., F / 2]``.
 
         Raises:
             UsageError: If the vectors have another size than ``in_features``.
@@ -75,25 +78,32 @@ class TverskyMeasure(nn.Module):
         if self.config.normalize:
             x = functional.normalize(x, dim=-1, eps=SHORTEST)
         values = x.abs() if self.feature_bank is None else x @ precise(self.feature_bank).mT
-        if self.thresholds is not None:
-            values = values - precise(self.thresholds)
+        return values if self.thresholds is None else values - precise(self.thresholds)
+
+    def with_opposites(self, values: Tensor) -> Tensor:
+        """Return the feature values ``[..., F]`` that follow from those of `directions`."""
         opposites = self.config.opposites
         return torch.cat([values, -opposites * values], -1) if opposites else values
 
-    def reach(self, x: Tensor) -> Tensor:
-        """Return how large the feature values of vectors as long as ``x [..., D]`` can be.
+    def project(self, x: Tensor) -> Tensor:
+        """Return the feature values ``[..., F]`` of vectors ``x [..., D]``, in the parameters' dtype, at least float32.
 
-        A feature reaches ``|x| |omega_k| + |tau_k|``.
+        Raises:
+            UsageError: If the vectors have another size than ``in_features``.
+        """
+        return self.with_opposites(self.directions(x))
+
+    def reach(self, x: Tensor) -> Tensor:
+        """Return how large the `directions` of vectors as long as ``x [..., D]`` can be.
+
+        They reach ``|x| |omega_k| + |tau_k|``.
         """
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         if self.config.normalize:
             length = (length / SHORTEST).clamp_max(1)
         bank = self.feature_bank
         values = length.expand_as(x) if bank is None else length * torch.linalg.vector_norm(bank, dim=1)
-        if self.thresholds is not None:
-            values = values + self.thresholds.abs()
-        opposites = self.config.opposites
-        return torch.cat([values, opposites * values], -1) if opposites else values
+        return values if self.thresholds is None else values + self.thresholds.abs()
 
     def features(self, values: Tensor) -> Features:
         """Return which features objects have, from their feature values."""

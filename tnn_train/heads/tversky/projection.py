@@ -54,16 +54,16 @@ class TverskyProjection(TverskyMeasure):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[..., C]`` of embeddings ``x [..., D]``, in the parameters' dtype, at least float32."""
         with full_precision(x):
-            return self.score(self.project(x))
+            return self.score(self.directions(x))
 
     def similarities(self, x: Tensor) -> Tensor:
         """Return the similarities ``[..., P]`` of embeddings ``x [..., D]`` to the prototypes."""
         with full_precision(x):
             return self._similarities(self.project(x))
 
-    def score(self, a: Tensor) -> Tensor:
-        """Return logits ``[..., C]`` from feature values ``a [..., F]``."""
-        scaled = self.logit_scale * self._similarities(a)
+    def score(self, switches: Tensor) -> Tensor:
+        """Return logits ``[..., C]`` from the values of `directions`."""
+        scaled = self.logit_scale * self._similarities(self.with_opposites(switches))
         if self.linear is None:
             return scaled
         return functional.linear(scaled, precise(self.linear.weight), precise(self.linear.bias))
