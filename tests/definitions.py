@@ -53,15 +53,36 @@ def feature_values(layer: TverskyMeasure, x: Array) -> Array:
     """Return the feature values ``[N, F]`` of vectors ``x [N, D]``."""
     if layer.config.normalize:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
-    return np.abs(x) if layer.feature_bank is None else x @ as_array(layer.feature_bank).T
+    values = np.abs(x) if layer.feature_bank is None else x @ as_array(layer.feature_bank).T
+    if layer.config.thresholds:
+        values = values - as_array(layer.thresholds)
+    if layer.config.opposites:
+        values = np.concatenate([values, -layer.config.opposites * values], axis=1)
+    return values
+
+
+def prototype_values(head: TverskyHead) -> Array:
+    """Return the feature values ``[P, F]`` of the prototypes of a head."""
+    prototypes = as_array(head.prototypes)
+    return prototypes if head.config.prototype_space == "feature" else feature_values(head, prototypes)
 
 
 def similarities(layer: TverskyMeasure, x: Array, y: Array) -> tuple[Array, Array]:
     """Return the similarities ``[N, P]`` of ``x [N, D]`` and ``y [P, D]``, and their largest terms."""
+    return compared(layer, feature_values(layer, x), feature_values(layer, y))
+
+
+def similarities_to_prototypes(head: TverskyHead, x: Array) -> tuple[Array, Array]:
+    """Return the similarities ``[N, P]`` of ``x [N, D]`` to the prototypes of a head, and their largest terms."""
+    return compared(head, feature_values(head, x), prototype_values(head))
+
+
+def compared(layer: TverskyMeasure, a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the similarities ``[N, P]`` of feature values ``a [N, F]`` and ``b [P, F]``, and their largest terms."""
     config = layer.config
     alpha, beta, theta = (as_array(getattr(layer, name)) for name in ("alpha", "beta", "theta"))
     weight = 1.0 if layer.feature_weight is None else as_array(layer.feature_weight)
-    measured = measures(feature_values(layer, x), feature_values(layer, y), config, weight)
+    measured = measures(a, b, config, weight)
     common, input_only, prototype_only = measured
     if config.model == "contrast":
         result = theta * common - alpha * input_only - beta * prototype_only
@@ -72,7 +93,7 @@ def similarities(layer: TverskyMeasure, x: Array, y: Array) -> tuple[Array, Arra
 
 def logits(head: TverskyHead, x: Array) -> tuple[Array, Array]:
     """Return the logits ``[N, C]`` of a head, and the largest magnitude among their terms, for relative errors."""
-    values, magnitude = similarities(head, x, as_array(head.prototypes))
+    values, magnitude = similarities_to_prototypes(head, x)
     values, magnitude = values * as_array(head.logit_scale), magnitude * as_array(head.logit_scale)
     if head.linear is not None:
         weight = as_array(head.linear.weight)

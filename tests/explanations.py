@@ -25,7 +25,7 @@ def explainer_of(head: TverskyHead, folder: Path) -> TverskyExplainer:
     folder.mkdir(exist_ok=True)
     write_head(head, folder)
     config = json.loads(json.dumps(dataclasses.asdict(head.config)))
-    return TverskyExplainer(folder / "head.npz", config, NAMES_OF_CLASSES, head.prototypes.shape[1])
+    return TverskyExplainer(folder / "head.npz", config, NAMES_OF_CLASSES, head.in_features)
 
 
 def linear_explainer_of(head: LinearHead, folder: Path) -> LinearExplainer:

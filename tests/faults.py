@@ -90,7 +90,7 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
         "tnn_train/heads/tversky/layer.py",
         HEAD,
         {
-            "diagonal: signed": ("return x.abs() if", "return x if"),
+            "diagonal: signed": ("values = x.abs() if", "values = x if"),
             "diagonal and sigmoid: sharpness": (
                 "(values, self.config.sharpness)",
                 "(values, self.config.sharpness if self.feature_bank is not None else 1.0)",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from covering import Row, covering_array
+from covering import Row, covering_array, full_product
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -24,7 +24,13 @@ CHOICES = {
     "normalize": (False, True),
     "feature_bank": ("learned", "diagonal"),
     "num_prototypes": (None, 7),
+    "thresholds": (False, True),
+    "opposites": (0.0, 0.7),
+    "prototype_space": ("embedding", "feature"),
 }
+SPACE = ("thresholds", "opposites", "prototype_space")
+"""What says where feature values come from."""
+
 DEFAULTS: Row = {option: getattr(TverskyConfig(), option) for option in CHOICES}
 CORNERS: list[Row] = [
     DEFAULTS,
@@ -33,6 +39,7 @@ CORNERS: list[Row] = [
     {**DEFAULTS, "normalize": True, "membership": "sigmoid"},
     {**DEFAULTS, "num_prototypes": 7},
     {**DEFAULTS, "num_prototypes": 7, "model": "ratio"},
+    {**DEFAULTS, "difference": "ignorematch", "thresholds": True, "opposites": 0.7, "prototype_space": "feature"},
 ]
 """Forms with a code path of their own, all else at its default."""
 
@@ -44,18 +51,33 @@ def form(**options: object) -> TverskyConfig:
     return TverskyConfig(6, alpha=0.4, beta=0.9, theta=1.3, **options)  # type: ignore[arg-type]
 
 
+def is_form(row: Row) -> bool:
+    """Return whether a head can have these options: a diagonal bank has no opposites."""
+    return not (row.get("opposites") and row.get("feature_bank") == "diagonal")
+
+
 def forms(**choices: Sequence[object]) -> list[TverskyConfig]:
-    """Return one configuration for each combination of the choices."""
-    return [form(**dict(zip(choices, values, strict=True))) for values in itertools.product(*choices.values())]
+    """Return one configuration for each combination of the choices that a head can have."""
+    return [form(**row) for row in full_product(choices) if is_form(row)]
 
 
 MEASURES = forms(**{name: CHOICES[name] for name in ("model", "intersection", "difference")})
 """Every combination of measures, the other options at their defaults."""
 
-FORMS = forms(**CHOICES)
-"""Every combination of every option: 384."""
+
+def has_all_or_none(config: TverskyConfig) -> bool:
+    """Return whether a form has all the options of `SPACE` that it can have, or none."""
+    is_default = {option: getattr(config, option) == DEFAULTS[option] for option in SPACE}
+    if config.feature_bank == "diagonal":
+        del is_default["opposites"]
+    return len(set(is_default.values())) == 1
 
 
+FORMS = [config for config in forms(**CHOICES) if has_all_or_none(config)]
+"""Every combination of every option, those of `SPACE` taken together: 768."""
+
+
+@cache
 def covering_forms(strength: int = 3, **only: object) -> list[TverskyConfig]:
     """Return few forms, with every combination of the values of any ``strength`` options, and the corners.
 
@@ -64,26 +86,27 @@ def covering_forms(strength: int = 3, **only: object) -> list[TverskyConfig]:
         only: Options with one value in all of the forms.
     """
     corners = [corner for corner in CORNERS if only.items() <= corner.items()]
-    return [form(**row) for row in covering_array(choices_of(only), strength, corners)]
+    return [form(**row) for row in covering_array(choices_of(only), strength, corners, is_form)]
 
 
 def choices_of(only: dict[str, object]) -> dict[str, tuple[object, ...]]:
     return {**CHOICES, **{option: (value,) for option, value in only.items()}}
 
 
-COVERING = covering_forms()
+COVERING = covering_forms(3)
 """The forms that stand for all: with every combination of any three options."""
 
 
 def each_form(strength: int = 3, **only: object) -> pytest.MarkDecorator:
-    """Parametrize a test over ``config``: the covering forms, and under ``exhaustive`` the rest of the full product.
+    """Parametrize a test over ``config``: the covering forms, and under ``exhaustive`` the rest of `FORMS`.
 
     Args:
         strength: Of the covering forms; 2 for what takes long.
         only: Options with one value in all of the forms.
     """
     few = covering_forms(strength, **only)
-    return _parametrize("config", few, [config for config in forms(**choices_of(only)) if config not in few])
+    rest = [config for config in FORMS if config not in few]
+    return _parametrize("config", few, [one for one in rest if all(getattr(one, o) == v for o, v in only.items())])
 
 
 def each_batch_of_forms(size: int = 24) -> pytest.MarkDecorator:
@@ -108,6 +131,8 @@ def name(config: TverskyConfig) -> str:
     values = [str(getattr(config, choice)) for choice in ("model", "intersection", "difference")]
     values += ["sigmoid"] * (config.membership == "sigmoid") + ["normalize"] * config.normalize
     values += ["diagonal"] * (config.feature_bank == "diagonal") + ["linear"] * (config.num_prototypes is not None)
+    values += ["thresholds"] * config.thresholds + ["opposites"] * bool(config.opposites)
+    values += ["feature_space"] * (config.prototype_space == "feature")
     return "-".join(values)
 
 
@@ -118,8 +143,12 @@ def random_head(config: TverskyConfig, seed: int = 0) -> tuple[TverskyHead, Tens
     for parameter in head.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(60, SIZE)
-    away = (head.project(x).abs() > 1e-3 * head.reach(x)).all(1)
-    return head, x[away][:6]
+    return head, x[away(head, x)][:6]
+
+
+def away(head: TverskyHead, x: Tensor, share: float = 1e-3) -> Tensor:
+    """Return which inputs ``[N, SIZE]`` have features at least this share of their reach away from the boundary."""
+    return (head.switches(x).abs() > share * head.reach(x)).all(1)
 
 
 seeds = st.integers(0, 10_000)

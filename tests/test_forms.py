@@ -4,7 +4,18 @@ import itertools
 
 import pytest
 from covering import covering_array
-from forms import CHOICES, CORNERS, COVERING, FORMS, covering_forms, each_batch_of_forms, each_form, form
+from forms import (
+    CHOICES,
+    CORNERS,
+    COVERING,
+    FORMS,
+    covering_forms,
+    each_batch_of_forms,
+    each_form,
+    form,
+    forms,
+    is_form,
+)
 
 from tnn_train import TverskyConfig
 
@@ -15,7 +26,8 @@ def missing(rows: list[TverskyConfig], strength: int, choices: dict[str, tuple[o
         (options, values)
         for options in itertools.combinations(choices, strength)
         for values in itertools.product(*(choices[option] for option in options))
-        if not any(all(getattr(row, o) == v for o, v in zip(options, values, strict=True)) for row in rows)
+        if is_form(dict(zip(options, values, strict=True)))
+        and not any(all(getattr(row, o) == v for o, v in zip(options, values, strict=True)) for row in rows)
     ]
 
 
@@ -24,9 +36,10 @@ def test_every_combination_of_two_or_three_options_is_covered_by_few_forms() -> 
     assert missing(COVERING, 3, CHOICES) == []
     assert missing(covering_forms(2), 3, CHOICES) != []
     assert missing(COVERING[:-1], 3, CHOICES) != []
-    assert len(FORMS) == len(set(FORMS)) == 384
+    assert len(FORMS) == len(set(FORMS)) == 768
+    assert len(forms(**CHOICES)) == 2304
     assert len(covering_forms(2)) <= 20
-    assert len(COVERING) == len(set(COVERING)) <= 48
+    assert len(COVERING) == len(set(COVERING)) <= 50
 
 
 def test_corners_are_always_there() -> None:
@@ -45,6 +58,19 @@ def test_the_same_options_give_the_same_array() -> None:
     assert len(rows) == 6
 
 
+def test_what_cannot_be_is_neither_covered_nor_asked_for() -> None:
+    choices = {"a": (1, 2), "b": (1, 2), "c": (1, 2)}
+    rows = covering_array(choices, 2, allowed=lambda row: row["a"] == row["b"])
+    assert {(row["a"], row["b"]) for row in rows} == {(1, 1), (2, 2)}
+    assert {(row["a"], row["c"]) for row in rows} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert not any(one.opposites and one.feature_bank == "diagonal" for one in (*COVERING, *FORMS))
+    assert {(one.thresholds, bool(one.opposites), one.prototype_space) for one in FORMS} == {
+        (False, False, "embedding"),
+        (True, True, "feature"),
+        (True, False, "feature"),
+    }
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_exhaustive_tests_run_on_the_rest_of_the_product(batched: bool) -> None:
     _, parameters = (each_batch_of_forms() if batched else each_form()).args
@@ -54,5 +80,5 @@ def test_exhaustive_tests_run_on_the_rest_of_the_product(batched: bool) -> None:
         chosen = rest if "exhaustive" in {mark.name for mark in parameter.marks} else few
         chosen += parameter.values[0] if batched else parameter.values
     assert few == COVERING
-    assert set(few) | set(rest) == set(FORMS)
-    assert len(few) + len(rest) == len(FORMS)
+    assert set(few) | set(rest) == set(FORMS) | set(COVERING)
+    assert len(few) + len(rest) == len(set(FORMS) | set(COVERING))

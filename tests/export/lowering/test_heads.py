@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from explanations import check_explanations
-from forms import COVERING, MEASURES, Together, each_batch_of_forms, each_form, name, random_head, seeds, to_onnx
+from forms import COVERING, MEASURES, Together, away, each_batch_of_forms, each_form, name, random_head, seeds, to_onnx
 from hypothesis import given, settings
 from torch import nn
 
@@ -46,10 +46,9 @@ def test_the_parts_are_those_of_the_definitions(config: TverskyConfig) -> None:
     head, x = random_head(config, 1)
     outputs = lower_head(head, parts=True)(x)
     inputs = x.double().numpy()
-    prototypes = definitions.as_array(head.prototypes)
     weight = 1.0 if head.feature_weight is None else definitions.as_array(head.feature_weight)
     measured = definitions.measures(
-        definitions.feature_values(head, inputs), definitions.feature_values(head, prototypes), config, weight
+        definitions.feature_values(head, inputs), definitions.prototype_values(head), config, weight
     )
     theta = 1.0 if config.model == "ratio" else definitions.as_array(head.theta)
     factors = (theta, definitions.as_array(head.alpha), definitions.as_array(head.beta))
@@ -57,7 +56,7 @@ def test_the_parts_are_those_of_the_definitions(config: TverskyConfig) -> None:
     for part, factor in zip(measured._fields, factors, strict=True):
         found, expected = outputs[part].numpy(), factor * getattr(measured, part)
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
-    similarities, _ = definitions.similarities(head, inputs, prototypes)
+    similarities, _ = definitions.similarities_to_prototypes(head, inputs)
     np.testing.assert_allclose(outputs["similarities"].numpy(), similarities, rtol=2e-5, atol=1e-4)
     np.testing.assert_allclose(outputs["logits"].numpy(), definitions.logits(head, inputs)[0], rtol=2e-5, atol=1e-4)
 
@@ -79,7 +78,7 @@ def test_every_form_runs_in_onnx_and_torchscript_at_any_batch_size_and_is_explai
 ) -> None:
     heads = [random_head(config)[0] for config in configs]
     x = torch.randn(200, 5)
-    x = x[torch.stack([(h.project(x).abs() > 1e-3 * h.reach(x)).all(1) for h in heads]).all(0)][:6]
+    x = x[torch.stack([away(head, x) for head in heads]).all(0)][:6]
     assert len(x) == 6
     lowered = Together([lower_head(head) for head in heads])
     to_onnx(lowered, tmp_path / "heads.onnx")
@@ -118,6 +117,7 @@ PROJECTION = Counter({"Gemm": 1, "Relu": 1})
 NORMALIZE = Counter({"ReduceL2": 1, "Clip": 1, "Div": 1})
 HARD, SIGMOID = Counter({"Greater": 1, "Cast": 1}), Counter({"Mul": 2, "Sigmoid": 1})
 ROOT = Counter({"Sqrt": 1})
+OPPOSITES = Counter({"Mul": 1, "Concat": 1})
 MINIMA = Counter({"Unsqueeze": 1, "Min": 1, "ReduceSum": 1, "Mul": 1, "Add": 1})
 SOFT_MINIMA = Counter(
     {"Unsqueeze": 2, "Min": 1, "Sub": 2, "Abs": 1, "Neg": 1, "Exp": 1, "Add": 2, "Log": 1, "Mul": 2}
@@ -143,6 +143,7 @@ def expected_operators(config: TverskyConfig) -> Counter[str]:
     if len(sums) == 2:
         count -= Counter({"Unsqueeze": 1, "Min": 1})  # The exporter notices that both sums begin alike.
     count += NORMALIZE if config.normalize else Counter()
+    count += OPPOSITES if config.opposites else Counter()
     count += SIGMOID if config.membership == "sigmoid" else HARD if needs_memberships else Counter()
     count += ROOT if uses_root else Counter()
     count["Concat"] += uses_positive + uses_present + uses_root > 1

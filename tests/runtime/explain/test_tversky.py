@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from explanations import NAMES_OF_CLASSES, check_explanations, explainer_of
-from forms import CLASSES, MEASURES, SIZE, Together, each_form, random_head, to_onnx
+from forms import CLASSES, MEASURES, SIZE, Together, away, each_form, random_head, to_onnx
 
 from tnn_export import lower_head
 from tnn_runtime import ArtifactError, Classifier, UsageError
@@ -56,7 +57,7 @@ def test_parts_are_the_measures_of_the_paper(
         explained = classifier.explain(data.test.pixels, top_k=1)
     common, input_only, prototype_only = definitions.measures(
         definitions.feature_values(head, x),
-        definitions.feature_values(head, definitions.as_array(head.prototypes)),
+        definitions.prototype_values(head),
         head.config,
     )
     theta = 1.0 if run == "ratio" else head.theta.item()
@@ -97,8 +98,7 @@ def test_parts_of_larger_heads_add_up_to_the_logits_of_onnx_runtime(tmp_path: Pa
     # Features on the boundary may belong to the input in float32 and not in float64: what to do about these is the
     # business of the proof of an export.
     x = torch.randn(20_000, 48).relu()
-    away = torch.stack([(head.project(x).abs() > 1e-6 * head.reach(x)).all(1) for head in heads]).all(0)
-    x = x[away][:8]
+    x = x[torch.stack([away(head, x, 1e-6) for head in heads]).all(0)][:8]
     file = to_onnx(Together([lower_head(head) for head in heads]), tmp_path / "heads.onnx", x.shape[1])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for head, logits in zip(heads, session.run(None, {"x": x.numpy()}), strict=True):
@@ -128,15 +128,34 @@ def test_deleting_the_strongest_features_moves_the_logit_by_what_was_said(
 
 def deleted(head: TverskyHead, features: list[int]) -> TverskyHead:
     """Return a head that has not got some features: without their rows of the bank, or with the weight 0."""
-    state = head.state_dict()
     if head.feature_bank is None:
-        state["raw_feature_weight"] = state["raw_feature_weight"].clone()
-        state["raw_feature_weight"][features] = -torch.inf
-        other = TverskyHead(SIZE, CLASSES, head.config)
-    else:
-        kept = [row for row in range(len(head.feature_bank)) if row not in features]
-        state["feature_bank"] = head.feature_bank.detach()[kept]
-        other = TverskyHead(SIZE, CLASSES, dataclasses.replace(head.config, num_features=len(kept)))
+        other = copy.deepcopy(head)
+        with torch.no_grad():
+            other.raw_feature_weight[features] = -torch.inf
+        return other
+    head = without_opposites(head)
+    kept = [row for row in range(head.num_features) if row not in features]
+    state = head.state_dict()
+    for name in ("feature_bank", "thresholds"):
+        if name in state:
+            state[name] = state[name][kept]
+    if head.config.prototype_space == "feature":
+        state["prototypes"] = state["prototypes"][:, kept]
+    other = TverskyHead(SIZE, CLASSES, dataclasses.replace(head.config, num_features=len(kept)))
+    other.load_state_dict(state)
+    return other
+
+
+def without_opposites(head: TverskyHead) -> TverskyHead:
+    """Return the same head with a row of the bank for each feature."""
+    ratio = head.config.opposites
+    if not ratio:
+        return head
+    state = head.state_dict()
+    for name in ("feature_bank", "thresholds"):
+        if name in state:
+            state[name] = torch.cat([state[name], -ratio * state[name]])
+    other = TverskyHead(SIZE, CLASSES, dataclasses.replace(head.config, opposites=0.0))
     other.load_state_dict(state)
     return other
 
@@ -146,7 +165,7 @@ def test_the_nearest_prototypes_are_those_of_the_head(config: TverskyConfig, tmp
     head, x = random_head(config, 4)
     with torch.no_grad():
         logits = head(x).numpy()
-    similarities, magnitude = definitions.similarities(head, x.double().numpy(), definitions.as_array(head.prototypes))
+    similarities, magnitude = definitions.similarities_to_prototypes(head, x.double().numpy())
     count = len(head.prototypes)
     for number, explanations in enumerate(explainer_of(head, tmp_path)(x.numpy(), logits, 2, 5, count)):
         expected = similarities[number]

@@ -101,7 +101,7 @@ def test_many_prototypes_speak_for_the_class_with_the_largest_weight() -> None:
 def test_the_terms_of_the_features_add_up_to_the_measures(config: TverskyConfig) -> None:
     head, x = random_head(config)
     with torch.no_grad():
-        a, b = head.project(x), head.project(head.prototypes)
+        a, b = head.project(x), head.prototype_values
         for terms, whole in zip(feature_parts(head, a, b), head.parts(a, b), strict=True):
             torch.testing.assert_close(terms.sum(0), whole, rtol=1e-4, atol=1e-4)
 

@@ -66,10 +66,13 @@ def test_degenerate_inputs_have_the_right_logits_and_finite_gradients(config: Tv
     if head.feature_bank is not None:
         with torch.no_grad():
             head.feature_bank[:, 0] = head.feature_bank[:, 0].abs() + 0.1
+            if head.thresholds is not None:
+                head.thresholds.abs_()
         nothing = torch.tensor([[-50.0, 0, 0, 0, 0]])
-        assert (head.project(nothing) < 0).all()
+        assert (head.directions(nothing) < 0).all()
         x = torch.cat([x, nothing])
-    x = torch.cat([x, head.prototypes[2:3].detach()])
+    if config.prototype_space == "embedding":
+        x = torch.cat([x, head.prototypes[2:3].detach()])
     expected, magnitude = definitions.logits(head, x.double().numpy())
     assert (np.abs(head(x).detach().numpy() - expected) <= 2e-5 * (magnitude + 1)).all()
     for tensor_name, gradient in gradients_of(head, x).items():
@@ -199,10 +202,15 @@ def test_the_similarity_of_two_objects_is_that_of_the_head(config: TverskyConfig
     layer = TverskySimilarity(5, config)
     state = head.state_dict()
     layer.load_state_dict({name: state[name] for name in layer.state_dict()})
+    y = head.prototypes.detach()
+    if config.prototype_space == "feature":
+        y = torch.randn(len(y), 5)
+        with torch.no_grad():
+            head.prototypes.copy_(head.project(y))
     expected = head.similarities(x)
-    torch.testing.assert_close(layer(x.unsqueeze(1), head.prototypes), expected, rtol=2e-5, atol=2e-5)
-    torch.testing.assert_close(layer(x[0], head.prototypes[1]), expected[0, 1], rtol=2e-5, atol=2e-5)
-    assert layer(x[:4], head.prototypes[:4]).shape == (4,)
+    torch.testing.assert_close(layer(x.unsqueeze(1), y), expected, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(layer(x[0], y[1]), expected[0, 1], rtol=2e-5, atol=2e-5)
+    assert layer(x[:4], y[:4]).shape == (4,)
     assert all(torch.isfinite(p.grad).all() for p in _backward(layer, x))
 
 
