@@ -7,7 +7,7 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.explain.base import Counts, Explainer, Values, strongest
+from tnn_runtime.explain.base import Counts, Explainer, Values, rivalries, strongest
 from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
 
 __all__ = ["AdditiveExplainer"]
@@ -43,10 +43,17 @@ class AdditiveExplainer(Explainer):
 
     def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain the best classes of one image."""
-        classes = ranked[: counts.classes]
+        compared = ranked[: max(counts.classes, 2)]
+        classes = compared[: counts.classes]
+        added = self.terms(values, compared)
+        labels = [self.class_names[index] for index in compared]
         found = []
-        for index, terms, bias in zip(
-            classes.tolist(), self.terms(values, classes), self.bias(classes).tolist(), strict=True
+        for index, terms, bias, rivalry in zip(
+            classes.tolist(),
+            added[: counts.classes],
+            self.bias(classes).tolist(),
+            rivalries(added, labels, None, counts.features)[: counts.classes],
+            strict=True,
         ):
             supporting, opposing = float(terms[terms > 0].sum()), float(np.abs(terms[terms < 0]).sum())
             found.append(
@@ -62,6 +69,8 @@ class AdditiveExplainer(Explainer):
                         for k, term in ((k, float(terms[k])) for k in strongest(terms, counts.features).tolist())
                     ),
                     prototypes=self.prototypes(values, ranked, index, counts.prototypes),
+                    rival=rivalry.rival,
+                    leads=rivalry.leads,
                 )
             )
         return found

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.bundle.storage import read_arrays
 from tnn_runtime.errors import ArtifactError
-from tnn_runtime.explain.result import Explanation
+from tnn_runtime.explain.result import Explanation, FeatureLead
 
-__all__ = ["Counts", "Explainer", "Values", "strongest"]
+__all__ = ["Counts", "Explainer", "Rivalry", "Values", "rivalries", "strongest"]
 
 Values: TypeAlias = NDArray[np.float64]
 
@@ -26,6 +26,13 @@ class Counts(NamedTuple):
     classes: int
     features: int
     prototypes: int
+
+
+class Rivalry(NamedTuple):
+    """Which class another one is compared with, and what sets it apart: ``rival`` and ``leads`` of an explanation."""
+
+    rival: str | None
+    leads: tuple[FeatureLead, ...]
 
 
 class Explainer(ABC):
@@ -88,7 +95,7 @@ class Explainer(ABC):
         """
         counts = Counts(top_k, num_features, num_prototypes)
         values = self.prepare(embeddings.astype(np.float64))
-        ranked = largest(logits, max(top_k, num_prototypes))
+        ranked = largest(logits, max(top_k, num_prototypes, 2))
         return [
             self.explain(one, order, scores, counts)
             for one, order, scores in zip(values, ranked, softmax(logits), strict=True)
@@ -115,7 +122,8 @@ class Explainer(ABC):
 
         Args:
             values: What `prepare` returned for it, by default its embedding ``[D]`` or map ``[D, h, w]``.
-            ranked: The classes with the largest logits, largest first: enough for all `counts`, or all classes.
+            ranked: The classes with the largest logits, largest first: enough for all `counts`, and at least two; or
+                all classes.
             scores: The softmax probabilities, ``[C]``.
             counts: How much to explain: the first ``counts.classes`` of ``ranked``.
         """
@@ -124,6 +132,27 @@ class Explainer(ABC):
 def strongest(parts: Values, count: int) -> NDArray[np.int64]:
     """Return the features with the largest absolute values in parts ``[..., F]`` of any kind, strongest first."""
     return np.argsort(-np.abs(parts).reshape(-1, parts.shape[-1]).max(axis=0), kind="stable")[:count]
+
+
+def rivalries(added: Values, labels: Sequence[str], names: Sequence[str | None] | None, count: int) -> list[Rivalry]:
+    """Return for each of K classes, the best one first, what sets it apart from the best other one.
+
+    Args:
+        added: What each feature adds to the logit of each class, ``[K, F]``.
+        labels: The names of the classes.
+        names: Those of the features; ``None`` if none has a name.
+        count: How many features to list, at most.
+    """
+    found = []
+    for place, one in enumerate(added):
+        other = 0 if place else 1
+        if other == len(added):
+            return [Rivalry(None, ())]
+        ahead = one - added[other]
+        listed = [k for k in strongest(ahead, count).tolist() if ahead[k]]
+        leads = tuple(FeatureLead(k, names[k] if names else None, float(ahead[k])) for k in listed)
+        found.append(Rivalry(labels[other], leads))
+    return found
 
 
 def _fits(shape: tuple[int, ...], letters: str, sizes: dict[str, int]) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Explanation", "FeatureParts", "NearPrototype", "Part", "Parted"]
+__all__ = ["Explanation", "FeatureLead", "FeatureParts", "Named", "NearPrototype", "Part", "Parted"]
+
+_MOST_FOR, _MOST_AGAINST = 3, 2
+_NEGLIGIBLE = 0.05
+"""A summary leaves out what adds less than this share of what the strongest feature adds."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +54,48 @@ class Parted:
         raise UsageError(f"got the part {name!r}; expected one of {names}")
 
 
+class Named:
+    """What has a number, and a name where it means something."""
+
+    index: int
+    name: str | None
+
+    @property
+    def title(self) -> str:
+        """The name, or ``"feature 7"`` where there is none."""
+        return self.name or f"feature {self.index}"
+
+
 @dataclass(frozen=True)
-class FeatureParts(Parted):
+class FeatureParts(Parted, Named):
     """What one feature adds to the parts of an `Explanation`.
 
     Args:
         index: Its position among the features of the family: for a linear head the values of the embedding, for a
-            Tversky head the rows of the feature bank.
+            Tversky head the rows of the feature bank, followed by their opposites if it has any.
         parts: Its share of each part, for a linear head of the one that it adds to.
+        name: What it is called, where it is an attribute of the classes: ``"cat or dog"``, or ``"not cat or dog"``.
     """
 
     index: int
     parts: tuple[Part, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class FeatureLead(Named):
+    """What one feature does to the lead of a class over another one.
+
+    Args:
+        index: As for `FeatureParts`.
+        name: As for `FeatureParts`.
+        value: How much more it adds to the logit of the class than to that of the other one. What it adds is what the
+            logit would lose without it.
+    """
+
+    index: int
+    name: str | None
+    value: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +135,9 @@ class Explanation(Parted):
         features: The features with the largest parts, strongest first.
         prototypes: The prototypes that the input is most like, most similar first; none in families without any. They
             are the same for every class, but for what they contribute.
+        rival: The class that this one is compared with: the second best for the best one, the best one for all others.
+        leads: The features that set the class apart from its rival, strongest first. What a feature adds to both
+            classes alike explains nothing between them, and does not count here.
     """
 
     label: str
@@ -111,6 +148,22 @@ class Explanation(Parted):
     bias: float
     features: tuple[FeatureParts, ...]
     prototypes: tuple[NearPrototype, ...] = ()
+    rival: str | None = None
+    leads: tuple[FeatureLead, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The explanation as a sentence: which features speak for the class and against it, and for it over its rival.
+
+        ``"cat: for it speak 'frog, cat or dog' (+3.1) and 'cat or dog' (+2); compared with dog, for it speaks 'cat'
+        (+1.4), against it 'dog' (-0.9)"``. Each number is what the logit would lose without the feature.
+        """
+        added = [(feature.title, self.logit - self.without([feature.index])) for feature in self.features]
+        clauses = [_clause(added), _clause([(lead.title, lead.value) for lead in self.leads])]
+        if clauses[1]:
+            clauses[1] = f"compared with {self.rival}, {clauses[1]}"
+        text = "; ".join(filter(None, clauses))
+        return f"{self.label}: {text}" if text else self.label
 
     @property
     def formula(self) -> str:
@@ -132,8 +185,8 @@ class Explanation(Parted):
         return self.logit - sum(part.signed for place in self._places(features) for part in self.features[place].parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all that ``repr`` shows, and the formula, as plain values for JSON."""
-        return {**_shown(self), "formula": self.formula}
+        """Return all that ``repr`` shows, the formula and the summary, as plain values for JSON."""
+        return {**_shown(self), "formula": self.formula, "summary": self.summary}
 
     def _places(self, indices: Iterable[int]) -> list[int]:
         """Return where `features` lists the features with these indices.
@@ -155,3 +208,28 @@ def _shown(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
     return [_shown(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _clause(added: Sequence[tuple[str, float]]) -> str:
+    """Return what speaks for a class and against it, from the titles of features and what they add; or nothing."""
+    least = _NEGLIGIBLE * max((abs(value) for _, value in added), default=0.0)
+    ordered = sorted((one for one in added if abs(one[1]) > least), key=lambda one: -abs(one[1]))
+    sides = (
+        ("for it", [one for one in ordered if one[1] > 0][:_MOST_FOR]),
+        ("against it", [one for one in ordered if one[1] < 0][:_MOST_AGAINST]),
+    )
+    clauses = [
+        f"{side} {'speaks ' if len(some) == 1 else 'speak '}{_listed([_quoted(*one) for one in some])}"
+        for side, some in sides
+        if some
+    ]
+    return ", ".join(clauses)
+
+
+def _quoted(title: str, value: float) -> str:
+    number = f"{value:+.0f}" if abs(value) >= 99.5 else f"{value:+.2g}"
+    return f"'{title}' ({number})"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return f"{', '.join(items[:-1])} and {items[-1]}" if len(items) > 1 else items[0]

@@ -5,6 +5,7 @@ All is computed from the embedding and the head's tensors in float64, term by te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError
-from tnn_runtime.explain.base import Counts, Explainer, Values, strongest
+from tnn_runtime.explain.attributes import feature_names
+from tnn_runtime.explain.base import Counts, Explainer, Rivalry, Values, rivalries, strongest
 from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, common_of
 from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part, Parted
 
@@ -136,7 +138,9 @@ class TverskyExplainer(Explainer):
     ``head.npz`` has ``prototype_features [P, F]`` (the prototypes in feature space, as the head computed them), the
     scalars ``alpha``, ``beta``, ``theta`` and ``logit_scale``; ``feature_bank [F, D]`` or, for a diagonal bank,
     ``feature_weight [F]``; and ``linear_weight [C, P]`` and ``linear_bias [C]`` if a linear map follows the prototypes.
-    The options are the ``tversky`` part of the model configuration.
+    Where features have opposites, the bank is ``[F / 2, D]``. ``thresholds`` has a value for each of its rows, if the
+    head has thresholds. The options are the ``tversky`` part of the model configuration; what older versions did not
+    write has the value that it had then.
     """
 
     def __init__(self, path: Path, options: Any, class_names: Sequence[str], size: int) -> None:
@@ -149,14 +153,20 @@ class TverskyExplainer(Explainer):
             self._normalize = bool(options["normalize"])
             self._has_bank = {"learned": True, "diagonal": False}[options["feature_bank"]]
             self._has_map = options["num_prototypes"] is not None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"the form {options} cannot be explained by this version; upgrade tnn-deploy"
-            ) from error
+            self._has_thresholds = {"False": False, "True": True}[repr(options.get("thresholds", False))]
+            self._opposites = _factor(options.get("opposites", 0.0))
+            attributes = _attributes(options.get("attributes", ()), len(class_names))
+            _known_space(options.get("prototype_space", "embedding"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            named = isinstance(options, Mapping)
+            form = {name: options[name] for name in options if name != "attributes"} if named else options
+            raise ArtifactError(f"the form {form} cannot be explained by this version; upgrade tnn-deploy") from error
         super().__init__(path, options, class_names, size)
         values = self.arrays
         prototypes = values["prototype_features"]
+        self._names = self._feature_names(path, attributes, prototypes.shape[1])
         self._bank = values.get("feature_bank")
+        self._thresholds = values.get("thresholds")
         self._weight = values.get("feature_weight", np.ones(prototypes.shape[1]))
         self._prototypes = self._membership(prototypes, self._sharpness)
         self._alpha, self._beta, theta, self._scale = (float(values[name]) for name in _SCALARS)
@@ -168,15 +178,34 @@ class TverskyExplainer(Explainer):
     def shapes(self, options: Any) -> Mapping[str, str]:
         """Return the arrays that ``head.npz`` must have."""
         features, owners = "F" if self._has_bank else "D", "P" if self._has_map else "C"
-        bank = {"feature_bank": "FD"} if self._has_bank else {"feature_weight": "D"}
+        rows = "H" if self._opposites else features
+        bank = {"feature_bank": f"{rows}D"} if self._has_bank else {"feature_weight": "D"}
+        thresholds = {"thresholds": rows} if self._has_thresholds else {}
         linear = {"linear_weight": "CP", "linear_bias": "C"} if self._has_map else {}
-        return {"prototype_features": owners + features, **dict.fromkeys(_SCALARS, ""), **bank, **linear}
+        return {"prototype_features": owners + features, **dict.fromkeys(_SCALARS, ""), **bank, **thresholds, **linear}
+
+    def _feature_names(
+        self, path: Path, attributes: Sequence[tuple[str | None, Sequence[int]]], size: int
+    ) -> Sequence[str | None]:
+        """Return the names of the features, ``None`` for those without one."""
+        if not self._opposites:
+            return [None] * size
+        rows = len(self.arrays["feature_bank"])
+        if size != 2 * rows or len(attributes) > rows:
+            raise ArtifactError(
+                f"{path} has {rows} rows of the bank for {size} features and their opposites, and {len(attributes)} "
+                "attributes; export the bundle again"
+            )
+        return feature_names(attributes, self.class_names, size)
 
     def prepare(self, embeddings: Values) -> Values:
         """Return the feature values ``[N, F]`` of embeddings ``[N, D]``."""
         if self._normalize:
             embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), _SHORTEST)
-        return np.abs(embeddings) if self._bank is None else embeddings @ self._bank.T
+        values = np.abs(embeddings) if self._bank is None else embeddings @ self._bank.T
+        if self._thresholds is not None:
+            values = values - self._thresholds
+        return np.concatenate([values, -self._opposites * values], axis=1) if self._opposites else values
 
     def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain the best classes of one image from its feature values ``[F]``."""
@@ -188,6 +217,8 @@ class TverskyExplainer(Explainer):
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
         similarities = _similarity(parts.sum(2), self._offset)
+        compared = slice(max(counts.classes, 2))
+        rivals = self._rivalries(self._scale * self._added(parts[:, compared]), ranked[compared], counts)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
         explanations: list[Explanation] = []
         for place, index in enumerate(ranked[: counts.classes].tolist()):
@@ -200,34 +231,38 @@ class TverskyExplainer(Explainer):
                 )
                 for other in near
             )
-            explanations.append(self._explanation(index, scores, parts[:, place], prototypes, counts.features))
+            explanations.append(
+                self._explanation(index, scores, parts[:, place], prototypes, rivals[place], counts.features)
+            )
         return explanations
 
     def _explain_map(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that a linear map makes of all prototypes."""
         assert self._linear is not None
-        classes = ranked[: counts.classes]
+        classes = ranked[: max(counts.classes, 2)]
         weights = self._linear[classes] * self._scale
         count, size = self._prototypes.salience.shape
-        totals, shares = np.empty((3, count)), np.zeros((3, len(classes), size))
+        totals, shares, added = np.empty((3, count)), np.zeros((3, len(classes), size)), np.zeros((len(classes), size))
         step = max(1, _BLOCK // size)
         for start in range(0, count, step):
             block = slice(start, start + step)
             parts = self._parts(a, block)
             totals[:, block] = parts.sum(2)
             importance = weights[:, block]
+            added += importance @ self._added(parts)
             if self._offset is not None:
                 importance = importance / (totals[:, block].sum(0) + self._offset)
             shares += importance @ parts
         similarities = _similarity(totals, self._offset)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
+        rivals = self._rivalries(added, classes, counts)
         explanations: list[Explanation] = []
-        for place, index in enumerate(classes.tolist()):
+        for place, index in enumerate(classes[: counts.classes].tolist()):
             prototypes = tuple(
                 NearPrototype(int(p), None, float(similarities[p]), float(weights[place, p] * similarities[p]))
                 for p in near
             )
-            one = self._explanation(index, scores, shares[:, place], prototypes, counts.features)
+            one = self._explanation(index, scores, shares[:, place], prototypes, rivals[place], counts.features)
             if self._offset is not None:
                 listed = self._parts(a, slice(None), np.array([feature.index for feature in one.features]))
                 one = replace(
@@ -241,8 +276,22 @@ class TverskyExplainer(Explainer):
             explanations.append(one)
         return explanations
 
+    def _added(self, parts: Values) -> Values:
+        """Return what similarities lose without each feature, ``[p, F]``, from their parts ``[3, p, F]``."""
+        totals = parts.sum(2, keepdims=True)
+        return _similarity(totals, self._offset) - _similarity(totals - parts, self._offset)
+
+    def _rivalries(self, added: Values, classes: NDArray[np.int64], counts: Counts) -> list[Rivalry]:
+        return rivalries(added, [self.class_names[index] for index in classes], self._names, counts.features)
+
     def _explanation(
-        self, index: int, scores: Values, parts: Values, prototypes: tuple[NearPrototype, ...], num_features: int
+        self,
+        index: int,
+        scores: Values,
+        parts: Values,
+        prototypes: tuple[NearPrototype, ...],
+        rivalry: Rivalry,
+        num_features: int,
     ) -> TverskyExplanation:
         """Put an explanation together from the parts of each feature, ``[3, F]``, as they make up the logit."""
         c, i, p = parts.sum(1).tolist()
@@ -259,9 +308,12 @@ class TverskyExplainer(Explainer):
             parts=_named((c, i, p)),
             bias=bias,
             features=tuple(
-                TverskyFeatureParts(k, _named(parts[:, k].tolist())) for k in strongest(parts, num_features).tolist()
+                TverskyFeatureParts(k, _named(parts[:, k].tolist()), self._names[k])
+                for k in strongest(parts, num_features).tolist()
             ),
             prototypes=prototypes,
+            rival=rivalry.rival,
+            leads=rivalry.leads,
             model="ratio" if self._is_ratio else "contrast",
             offset=offset,
             scale=scale,
@@ -281,6 +333,41 @@ class TverskyExplainer(Explainer):
                 self._distinctive(b, a) * (self._beta * weight),
             ]
         )
+
+
+def _factor(value: Any) -> float:
+    """Return the factor of the opposites.
+
+    Raises:
+        ValueError: If it is no finite number from 0 on.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"opposites is {value!r}; expected a number from 0 on")
+    return float(value)
+
+
+def _known_space(value: Any) -> None:
+    """Refuse a space of the prototypes that this version does not know: ``head.npz`` has their features in either.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if value not in ("embedding", "feature"):
+        raise ValueError(f"prototype_space is {value!r}; expected embedding or feature")
+
+
+def _attributes(value: Any, num_classes: int) -> list[tuple[str | None, list[int]]]:
+    """Return the name of each attribute, and the classes that have it.
+
+    Raises:
+        KeyError, TypeError, ValueError: If they are none of these classes.
+    """
+    found = [(one["name"], list(one["classes"])) for one in value]
+    for name, classes in found:
+        is_known = classes and all(type(index) is int and 0 <= index < num_classes for index in classes)
+        if not is_known or not isinstance(name, str | None):
+            raise ValueError(f"an attribute is {name!r} of the classes {classes}; expected classes below {num_classes}")
+    return found
 
 
 def _similarity(parts: Values, offset: float | None) -> Values:
