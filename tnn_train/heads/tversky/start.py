@@ -6,13 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-from torch.nn import functional
-
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
-from tnn_train.heads.precision import full_precision, precise
 from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
 from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
 from tnn_train.heads.tversky.head import TverskyHead
@@ -26,7 +22,7 @@ _UNUSED = ("num_features", "init", "prototype_init", "prototype_gain", "sharpnes
 
 
 class LinearStart(LinearHead):
-    """A Tversky head before its unfolding: a linear layer, which computes in float32 as the head will.
+    """A Tversky head before its unfolding: a linear layer.
 
     Args:
         in_features: D, the size of the embedding.
@@ -44,12 +40,6 @@ class LinearStart(LinearHead):
     def final_from(self) -> float:
         """The share of the training steps after which the head is unfolded."""
         return self.config.unfold_at
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, C]`` of embeddings ``x [N, D]``, in the parameters' dtype, at least float32."""
-        with full_precision(x):
-            weight = precise(self.weight)
-            return functional.linear(x.to(weight.dtype), weight, precise(self.bias))
 
     def final_form(self, like: Head | None = None) -> TverskyHead:
         """Return the unfolded head, whose predictions are the same.
