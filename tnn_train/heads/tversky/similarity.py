@@ -95,8 +95,13 @@ class Pairs:
         self._minima: Tensor | None = None
 
     def dot(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the sums of x y, ``[..., N, P]``, for ``x [..., N, F]`` and ``y [..., P, F]``."""
-        return x @ self._weigh(y).mT
+        """Return the sums of x y, ``[..., N, P]``, for ``x [..., N, F]`` and ``y [..., P, F]``.
+
+        Without gradients they are summed up in float64 and rounded once: with a thousand classes, what two classes
+        differ by is small beside the sums over some two thousand features.
+        """
+        y = self._weigh(y)
+        return x @ y.mT if torch.is_grad_enabled() else (x.double() @ y.double().mT).to(x.dtype)
 
     @property
     def a_total(self) -> Tensor:
