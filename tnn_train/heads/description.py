@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Block", "Card", "Cards", "Image", "Sample", "Section", "Table", "Text"]
+__all__ = ["Block", "Card", "Cards", "Image", "Node", "Sample", "Section", "Table", "Text", "Tree"]
 
 
 class Sample:
@@ -88,7 +88,8 @@ class Card:
         title: What it is.
         summary: What is to be said of it first.
         images: Images that show it.
-        details: What is to be said of it last.
+        details: What is to be said below the images.
+        items: A list, after the details.
         warning: What is wrong with it, if anything is.
     """
 
@@ -96,6 +97,7 @@ class Card:
     summary: str
     images: Sequence[Image] = ()
     details: str = ""
+    items: Sequence[str] = ()
     warning: str = ""
 
 
@@ -105,6 +107,31 @@ class Cards:
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a tree.
+
+    Args:
+        title: What it is called.
+        note: What is to be said of it, in a soft colour.
+        children: The parts below it.
+        is_open: Whether these are shown at first.
+    """
+
+    title: str
+    note: str = ""
+    children: Sequence[Node] = ()
+    is_open: bool = False
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree, drawn as a list of lists that can be folded."""
+
+    kind: ClassVar[str] = "tree"
+    nodes: Sequence[Node]
 
 
 @dataclass(frozen=True)
@@ -126,4 +153,4 @@ class Section:
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
-Block: TypeAlias = Text | Table | Cards | Section
+Block: TypeAlias = Text | Table | Cards | Tree | Section

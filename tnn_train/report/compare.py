@@ -15,7 +15,7 @@ from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.errors import UsageError
 from tnn_train.heads import HEADS
 from tnn_train.model.config import options_field
-from tnn_train.report.page import render
+from tnn_train.report.page import is_nested, render
 from tnn_train.report.plots import plot_estimates, plot_seeds
 from tnn_train.training.recipe import speed_unit
 from tnn_train.training.results import Run, read_run
@@ -231,6 +231,8 @@ def _name(settings: dict[str, Any], differing: Iterable[str]) -> str:
 
 
 def _value(value: Any) -> str:
+    if is_nested(value):
+        return f"{len(value)} of them"
     return "not set" if value is None else "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tnn_train.report.pictures import figure_url
 
-__all__ = ["render"]
+__all__ = ["is_nested", "render"]
 
 
 def render(template: str, **values: Any) -> str:
@@ -30,6 +31,11 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {"chart": _chart, "number": _number, "duration": _duration, "setting": _setting}
     return environment.get_template(template).render(values)
+
+
+def is_nested(value: Any) -> bool:
+    """Return whether a value of a configuration is a list of structures: its length is all that a page can show."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
 def _chart(figure: Figure, description: str) -> Markup:
@@ -57,4 +63,6 @@ def _setting(value: Any) -> str:
         return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if is_nested(value):
+        return f"{len(value)} of them"
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
+from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
 from tnn_train.heads.precision import full_precision
-from tnn_train.heads.tversky import similarity
-from tnn_train.heads.tversky.layer import TverskyMeasure
+from tnn_train.heads.tversky.idle import Duplicate, IdleFeatures, duplicate_features, duplicates, idle_features
+from tnn_train.heads.tversky.parts import PartSize, feature_parts, measure_parts
 from tnn_train.heads.tversky.projection import TverskyProjection
-from tnn_train.heads.tversky.similarity import Pairs, Parts
 
-__all__ = ["Duplicate", "HeadAnalysis", "Prototype", "SharedFeature", "analyse_head", "feature_parts"]
+__all__ = ["HeadAnalysis", "Prototype", "SharedFeature", "analyse_head"]
 
 SAME = 0.99
 """Vectors with a cosine of at least this count as duplicates."""
@@ -30,7 +30,8 @@ class SharedFeature:
     """A feature that a prototype shares with its nearest images.
 
     Args:
-        index: Row of the feature bank, or dimension of the embedding for a diagonal bank.
+        index: Its position among the features: the rows of the feature bank, then their opposites if it has any; or
+            the dimension of the embedding for a diagonal bank.
         common: Its term of f(A and B), the mean over the nearest images.
         images: How many of the nearest images have it.
     """
@@ -54,6 +55,9 @@ class Prototype:
         present: How many features it has.
         best_for: To how many images of the sample no other prototype is more similar.
         of_its_class: How many of these are of the class it speaks for.
+        centrality: The mean of ``cos(b, a_n)`` over the images n of the class it speaks for, minus the mean over the
+            others, -2 to 2; ``a_n`` and ``b`` are the feature values of image and prototype, ``[F]``. NaN if the
+            sample has no image of the class, or none of another one.
     """
 
     index: int
@@ -64,21 +68,7 @@ class Prototype:
     present: int
     best_for: int
     of_its_class: int
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """Two prototypes, or two features, that nearly coincide.
-
-    Args:
-        first: Index of one.
-        second: Index of the other, a larger one.
-        cosine: Of the prototypes' saliences, or of the rows of the bank.
-    """
-
-    first: int
-    second: int
-    cosine: float
+    centrality: float
 
 
 @dataclass(frozen=True)
@@ -87,42 +77,32 @@ class HeadAnalysis:
 
     Args:
         num_images: Size of the sample.
-        num_features: F.
+        num_features: F, opposites included.
         threshold: The cosine from which on two are duplicates.
+        parts: How large the parts of the logits are, and which share of them differs between the classes, by name:
+            ``common``, ``input_only`` and ``prototype_only``. Those that the form does not use are left out.
         prototypes: All prototypes, in their order.
         dead_prototypes: Those that are the best for no image.
         duplicate_prototypes: Pairs of them, the most alike first.
         duplicate_features: Pairs of them, the most alike first; none for a diagonal bank.
-        features_in_no_image: Features that no image of the sample has.
-        features_in_no_prototype: Features that no prototype has.
-        features_everywhere: Features that every image and every prototype has.
+        idle: Features that tell nothing apart by their presence.
     """
 
     num_images: int
     num_features: int
     threshold: float
+    parts: Mapping[str, PartSize]
     prototypes: tuple[Prototype, ...]
     dead_prototypes: tuple[int, ...]
     duplicate_prototypes: tuple[Duplicate, ...]
     duplicate_features: tuple[Duplicate, ...]
-    features_in_no_image: tuple[int, ...]
-    features_in_no_prototype: tuple[int, ...]
-    features_everywhere: tuple[int, ...]
+    idle: IdleFeatures
 
-
-def feature_parts(measure: TverskyMeasure, a: Tensor, b: Tensor) -> Parts:
-    """Return the terms of each feature, ``[F, N, P]``, of feature values ``a [N, F]`` and ``b [P, F]``.
-
-    Each feature is measured as if it were the only one, so their sums over F are ``measure.parts(a, b)``.
-    """
-    weight = measure.feature_weight
-    pairs = Pairs(
-        measure.features(a.mT.unsqueeze(-1)),
-        measure.features(b.mT.unsqueeze(-1)),
-        None if weight is None else weight.view(-1, 1, 1),
-    )
-    config = measure.config
-    return similarity.measure(pairs, config.model, config.intersection, config.difference)
+    @property
+    def centrality(self) -> float:
+        """The mean centrality of the prototypes that have one; NaN if none has."""
+        known = [prototype.centrality for prototype in self.prototypes if not np.isnan(prototype.centrality)]
+        return float(np.mean(known)) if known else float("nan")
 
 
 @torch.no_grad()
@@ -135,7 +115,9 @@ def analyse_head(
     shared: int = 5,
     threshold: float = SAME,
 ) -> HeadAnalysis:
-    """Look at a trained head through a sample of training images.
+    """Look at a trained head through a sample of images.
+
+    It holds the feature values ``[N, F]`` and the similarities ``[N, P]`` at once, and no more.
 
     Args:
         head: The trained head.
@@ -153,10 +135,13 @@ def analyse_head(
         raise UsageError(f"got embeddings {list(x.shape)} and {len(labels)} labels; expected [N, D] and N, from 1 on")
     with full_precision(x):
         a, b = head.project(x), head.prototype_values
-        similarities = torch.cat([head.compare(part, b) for part in torch.split(a, _BATCH)])
+        collected: list[Tensor] = []
+        parts = measure_parts(head, _evidence(head, x, collected))
+        similarities = torch.cat(collected)
         values, places = similarities.topk(min(nearest, len(a)), dim=0)
         best = similarities.argmax(1).cpu().numpy()
-        speaks_for = range(len(b)) if head.linear is None else head.linear.weight.argmax(0).tolist()
+        speaks_for = np.arange(len(b)) if head.linear is None else head.linear.weight.argmax(0).cpu().numpy()
+        centralities = _centralities(a, b, labels[:, None] == speaks_for)
         prototypes = tuple(
             Prototype(
                 index,
@@ -167,22 +152,44 @@ def analyse_head(
                 int((b[index] > 0).sum()),
                 int((best == index).sum()),
                 int((labels[best == index] == label).sum()),
+                float(centralities[index]),
             )
-            for index, label in enumerate(speaks_for)
+            for index, label in enumerate(speaks_for.tolist())
         )
-    in_images, in_prototypes = a > 0, b > 0
+        length = 1.0 if head.config.normalize else float(x.double().square().sum(1).mean().sqrt())
     return HeadAnalysis(
         len(a),
         a.shape[1],
         threshold,
+        parts,
         prototypes,
         tuple(prototype.index for prototype in prototypes if not prototype.best_for),
-        _duplicates(head.features(b).salience, threshold),
-        () if head.feature_bank is None else _duplicates(head.feature_bank, threshold),
-        _where(~in_images.any(0)),
-        _where(~in_prototypes.any(0)),
-        _where(in_images.all(0) & in_prototypes.all(0)),
+        duplicates(head.features(b).salience, threshold),
+        duplicate_features(head, length, threshold),
+        idle_features(head, a, b),
     )
+
+
+def _evidence(head: TverskyProjection, x: Tensor, similarities: list[Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the evidence of some images at a time, and keep their similarities."""
+    for batch in torch.split(x, _BATCH):
+        evidence = head.evidence(batch)
+        similarities.append(evidence["similarities"])
+        yield evidence
+
+
+def _centralities(a: Tensor, b: Tensor, own: NDArray[np.bool_]) -> Tensor:
+    """Return the centrality of each prototype, float64 ``[P]``, of feature values ``a [N, F]`` and ``b [P, F]``.
+
+    Args:
+        a: Of the images.
+        b: Of the prototypes.
+        own: Which images are of the class that a prototype speaks for, ``[N, P]``.
+    """
+    cosines = (functional.normalize(a, dim=1) @ functional.normalize(b, dim=1).mT).double()
+    is_own = torch.from_numpy(own).to(a.device)
+    inside, outside = (torch.where(mask, cosines, 0).sum(0) / mask.sum(0) for mask in (is_own, ~is_own))
+    return inside - outside
 
 
 def _shared(head: TverskyProjection, a: Tensor, b: Tensor, count: int) -> tuple[SharedFeature, ...]:
@@ -191,14 +198,3 @@ def _shared(head: TverskyProjection, a: Tensor, b: Tensor, count: int) -> tuple[
     common = feature_parts(head, a, b.unsqueeze(0)).common.squeeze(-1).mean(1)
     order = common.argsort(descending=True).tolist()
     return tuple(SharedFeature(k, float(common[k]), int(both[:, k].sum())) for k in order if both[:, k].any())[:count]
-
-
-def _duplicates(rows: Tensor, threshold: float) -> tuple[Duplicate, ...]:
-    cosines = cosine_similarity(rows.detach().double().cpu().numpy())
-    pairs = np.argwhere(np.triu(cosines >= threshold, 1)).tolist()
-    found = [Duplicate(first, second, float(cosines[first, second])) for first, second in pairs]
-    return tuple(sorted(found, key=lambda pair: -pair.cosine))
-
-
-def _where(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().flatten().tolist())

@@ -1,18 +1,24 @@
-"""What the report of a training says of a Tversky head: its weights, what lies idle, and each prototype's images."""
+"""What the report of a training says of a Tversky head: weights, parts, attributes, what lies idle, prototypes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from tnn_train.heads.description import Block, Card, Cards, Image, Sample, Section, Table, Text
-from tnn_train.heads.tversky.analysis import Duplicate, HeadAnalysis, Prototype, analyse_head
+from tnn_train.heads.description import Block, Sample, Section, Table, Text
+from tnn_train.heads.tversky.analysis import HeadAnalysis, analyse_head
+from tnn_train.heads.tversky.attribute_blocks import attribute_blocks, feature_titles
+from tnn_train.heads.tversky.idle import Duplicate
+from tnn_train.heads.tversky.parts import WEIGHTS
 from tnn_train.heads.tversky.projection import TverskyProjection
+from tnn_train.heads.tversky.prototype_cards import prototype_cards
 
 __all__ = ["prototype_section"]
 
-_MOST_PROTOTYPES = 50
 _MOST_INDICES = 30
-_MOST_PAIRS = 12
+_MOST_NAMES = 12
+_SMALL = 0.1
+"""A part with a smaller share that differs between the classes is nearly the same for all of them."""
 
 _MEANINGS = {
     "contrast": {
@@ -47,6 +53,8 @@ def prototype_section(head: TverskyProjection, sample: Sample | None) -> Section
         unknown = "No embeddings of training images were given, so that nothing can be said of each prototype."
         return Section("Prototypes", [*blocks, Text(unknown)])
     found = analyse_head(head, sample.embeddings, sample.labels)
+    titles = feature_titles(head.config, sample.class_names, found.num_features)
+    attributes = head.config.attributes if head.config.opposites else ()
     blocks += [
         Text(
             f"The rest was found with a sample of {found.num_images} training images. The head has "
@@ -54,10 +62,52 @@ def prototype_section(head: TverskyProjection, sample: Sample | None) -> Section
             f"{head.config.model} model, {head.config.intersection} intersection, {head.config.difference} "
             "difference). A feature is present where its value is above 0."
         ),
-        Section("What lies idle", [_idle(found), Text(_about_idle(found, head), is_aside=True)]),
-        Section("Each prototype and its nearest training images", _prototypes(found, sample)),
+        Section("What tells the classes apart", [*_parts(found, head), *_centrality(found)]),
+        *([Section("Attributes", attribute_blocks(attributes, sample.class_names))] if attributes else []),
+        Section("What lies idle", [_idle(found, titles), Text(_about_idle(found, head), is_aside=True)]),
+        Section("Each prototype and its nearest training images", prototype_cards(found, sample, titles)),
     ]
     return Section("Prototypes", blocks)
+
+
+def _parts(found: HeadAnalysis, head: TverskyProjection) -> list[Block]:
+    """Return how large the parts of the logits are, and how much of them differs between the classes."""
+    rows = []
+    for name in WEIGHTS:
+        part = found.parts.get(name)
+        title = name.replace("_", " ")
+        if part is None:
+            rows.append((title, "", "", f"not used: {WEIGHTS[name]} is fixed at 0"))
+        else:
+            verdict = "nearly the same for all classes" if part.share < _SMALL else "tells classes apart"
+            rows.append((title, f"{part.size:,.2f}", _percent(part.share), verdict))
+    unit = "the denominator" if head.config.model == "ratio" and head.linear is None else "the logits"
+    about = Text(
+        f"Each part is measured for every image and every class, in units of {unit}. Its share is that of its mean "
+        f"square that differs between the classes. Below {_SMALL:.0%}, a part is nearly the same for all classes: it "
+        "moves their logits together, decides nothing between them, and gives no reason for an answer.",
+        is_aside=True,
+    )
+    return [Table(rows, ("part", "mean size", "differs between classes", ""), prose=(3,)), about]
+
+
+def _centrality(found: HeadAnalysis) -> list[Block]:
+    """Return how near the prototypes are to the images of their classes."""
+    about = Text(
+        "Centrality is the mean cosine of a prototype's feature values with those of the images of its class, minus "
+        "that with the other images. At 0 a prototype is as near to other classes as to its own.",
+        is_aside=True,
+    )
+    if math.isnan(found.centrality):
+        return []
+    return [Table([("mean centrality of the prototypes", f"{found.centrality:.2f}")]), about]
+
+
+def _percent(share: float) -> str:
+    """Print a share with two digits: ``41%``, ``8.7%``, ``0.02%``."""
+    percent = 100 * share
+    digits = 0 if percent >= 9.95 else 1 if percent >= 0.95 else 2
+    return f"{percent:.{digits}f}%"
 
 
 def _weights(head: TverskyProjection) -> Table:
@@ -69,75 +119,39 @@ def _weights(head: TverskyProjection) -> Table:
     return Table(rows, ("weight", "now", "at the start", "meaning"), prose=(3,))
 
 
-def _idle(found: HeadAnalysis) -> Table:
+def _idle(found: HeadAnalysis, titles: Sequence[str]) -> Table:
     """Return what does no work."""
-    indices = {
-        "Prototypes that are the best for no image": found.dead_prototypes,
-        "Features that no image has": found.features_in_no_image,
-        "Features that no prototype has": found.features_in_no_prototype,
-        "Features that every image and every prototype has": found.features_everywhere,
-    }
-    pairs = {
-        "Prototypes that nearly coincide": found.duplicate_prototypes,
-        "Features that nearly coincide": found.duplicate_features,
-    }
-    lists = {what: _listed([str(index) for index in which], _MOST_INDICES) for what, which in indices.items()}
-    lists |= {what: _listed([_pair(pair) for pair in which], _MOST_PAIRS) for what, which in pairs.items()}
-    counts = {what: str(len(which)) for what, which in (indices | pairs).items()}
-    rows = [(what, counts[what], listed) for what, listed in lists.items()]
-    return Table(rows, prose=(2,))
+    numbers = [str(prototype.index) for prototype in found.prototypes]
+    rows = [
+        ("Prototypes that are the best for no image", [numbers[index] for index in found.dead_prototypes]),
+        ("Features that no image has", [titles[index] for index in found.idle.in_no_image]),
+        ("Features that no prototype has", [titles[index] for index in found.idle.in_no_prototype]),
+        ("Features that every image and every prototype has", [titles[index] for index in found.idle.everywhere]),
+        ("Prototypes that nearly coincide", [_pair(pair, numbers) for pair in found.duplicate_prototypes]),
+        ("Features that nearly coincide", [_pair(pair, titles) for pair in found.duplicate_features]),
+    ]
+    return Table([(what, str(len(which)), _listed(which)) for what, which in rows], prose=(2,))
 
 
-def _pair(pair: Duplicate) -> str:
-    return f"{pair.first} and {pair.second} ({pair.cosine:.3f})"
+def _pair(pair: Duplicate, titles: Sequence[str]) -> str:
+    return f"{titles[pair.first]} and {titles[pair.second]} ({pair.cosine:.3f})"
 
 
-def _listed(items: Sequence[str], most: int) -> str:
+def _listed(items: Sequence[str]) -> str:
+    most = _MOST_INDICES if all(len(item) < 6 for item in items) else _MOST_NAMES
     return (", ".join(items[:most]) or "none") + (", …" if len(items) > most else "")
 
 
 def _about_idle(found: HeadAnalysis, head: TverskyProjection) -> str:
-    text = (
+    config = head.config
+    compared = "rows of the feature bank" + (" with their thresholds" if config.thresholds else "")
+    sentences = [
         f"Two nearly coincide from a cosine of {found.threshold} on: of the saliences of two prototypes, or of two "
-        "rows of the feature bank. "
-    )
-    if head.config.feature_bank == "diagonal":
-        return text + "The features of a diagonal bank are absolute values, so that nearly all are present everywhere."
-    return text + "A feature that is present everywhere tells classes apart by its amount only."
-
-
-def _prototypes(found: HeadAnalysis, sample: Sample) -> list[Block]:
-    busiest = sorted(found.prototypes, key=lambda prototype: -prototype.best_for)[:_MOST_PROTOTYPES]
-    shown = sorted(busiest, key=lambda prototype: prototype.index)
-    left_out = (
-        f"Shown are {len(shown)} of {len(found.prototypes)} prototypes, those that are the best for the most images. "
-        if len(shown) < len(found.prototypes)
-        else ""
-    )
-    about = Text(
-        f"{left_out}Below each image is its class and its similarity; another class is marked. Shared features come "
-        "with their mean part of the common measure and the number of these images that have them.",
-        is_aside=True,
-    )
-    return [about, Cards([_card(prototype, found.num_features, sample) for prototype in shown])]
-
-
-def _card(prototype: Prototype, num_features: int, sample: Sample) -> Card:
-    names, count = sample.class_names, prototype.best_for
-    share = f"{100 * prototype.of_its_class / count:.1f}%" if count else ""
-    images = [
-        Image(place, (names[sample.labels[place]], f"{similarity:.2f}"), bool(sample.labels[place] != prototype.label))
-        for place, similarity in zip(prototype.nearest.tolist(), prototype.similarities.tolist(), strict=True)
+        f"{compared}.",
+        "The features of a diagonal bank are absolute values, so that nearly all are present everywhere."
+        if config.feature_bank == "diagonal" and not config.thresholds
+        else "A feature that is present everywhere tells classes apart by its amount only.",
     ]
-    shared = ", ".join(
-        f"#{feature.index} ({feature.common:.2f}, {feature.images} of {len(images)})".replace(" ", "\N{NO-BREAK SPACE}")
-        for feature in prototype.features
-    )
-    best_for = f"Best for {count} images, {share} of them of its class. " if count else ""
-    return Card(
-        f"Prototype {prototype.index}, class {names[prototype.label]}",
-        f"{best_for}Has {prototype.present} of {num_features} features.",
-        images,
-        f"Shared: {shared}" if shared else "Shares no feature with them.",
-        "" if count else "Best for no image.",
-    )
+    if config.opposites:
+        sentences.append("Of a feature that no image has, every image has the opposite: the two are listed once.")
+    return " ".join(sentences)

@@ -10,7 +10,8 @@ from forms import COVERING, each_form, random_head
 from tnn_runtime import UsageError
 from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.data.images import even_sample
-from tnn_train.heads.tversky.analysis import analyse_head, feature_parts
+from tnn_train.heads.tversky.analysis import analyse_head
+from tnn_train.heads.tversky.parts import feature_parts
 
 
 def head_with(prototypes: list[list[float]], bank: list[list[float]] | None = None, **options: object) -> TverskyHead:
@@ -57,9 +58,9 @@ def test_idle_features() -> None:
     for membership in ("hard", "sigmoid"):
         head = head_with([[1, 1, -1, 1], [1, 1, 0, -2]], membership=membership)
         found = analyse_head(head, images, np.array([0, 1]))
-        assert found.features_everywhere == (0,)
-        assert found.features_in_no_image == (1,)
-        assert found.features_in_no_prototype == (2,)
+        assert found.idle.everywhere == (0,)
+        assert found.idle.in_no_image == (1,)
+        assert found.idle.in_no_prototype == (2,)
 
 
 def test_a_prototype_that_is_never_the_best_is_dead() -> None:
