@@ -194,7 +194,8 @@ def _centralities(a: Tensor, b: Tensor, own: NDArray[np.bool_]) -> Tensor:
 
 def _shared(head: TverskyProjection, a: Tensor, b: Tensor, count: int) -> tuple[SharedFeature, ...]:
     """Return the features with the largest terms between images ``a [n, F]`` and a prototype ``b [F]``."""
-    both = (a > 0) & (b > 0)
+    owners = ((a > 0) & (b > 0)).sum(0)
     common = feature_parts(head, a, b.unsqueeze(0)).common.squeeze(-1).mean(1)
-    order = common.argsort(descending=True).tolist()
-    return tuple(SharedFeature(k, float(common[k]), int(both[:, k].sum())) for k in order if both[:, k].any())[:count]
+    order = common.argsort(descending=True)
+    order = order[owners[order] > 0][:count].tolist()
+    return tuple(SharedFeature(k, float(common[k]), int(owners[k])) for k in order)

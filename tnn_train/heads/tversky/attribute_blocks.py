@@ -38,16 +38,17 @@ def feature_titles(config: TverskyConfig, class_names: Sequence[str], num_featur
 def attribute_blocks(attributes: Sequence[Attribute], class_names: Sequence[str]) -> list[Block]:
     """Return what there is to say of attributes: which groups of classes share one, and how these are nested."""
     shared = [attribute for attribute in attributes if attribute.name or len(attribute.classes) > 1]
-    own = len(attributes) - len(shared)
+    own, count = len(attributes) - len(shared), len(class_names)
     about = (
         "Features are attributes of the classes, each with an opposite feature. An attribute without a name of its own "
-        "is called after the classes that have it."
+        "is called after the classes that have it. "
     )
-    if own:
-        whose = "each class" if own == len(class_names) else f"{own} of {len(class_names)} classes"
-        about += f" To be {'the one class' if own == 1 else 'one class'} is an attribute, too, of {whose}."
+    single = (
+        f"{'Each class' if own == count else f'{own} of {count} classes'} {'is' if own in (1, count) else 'are'} one"
+    )
     if not shared:
-        return [Text(about)]
+        return [Text(f"{about}{single}.")]
+    about += f"{single}, too, and these are the others:" if own else "These are all:"
     tree = attribute_tree(shared, class_names)
     return [Text(about), *(_table(shared, class_names) if tree is None else [tree])]
 
@@ -82,10 +83,11 @@ def attribute_tree(attributes: Sequence[Attribute], class_names: Sequence[str]) 
     def node(group: tuple[int, ...], depth: int) -> Node:
         names = [class_names[index] for index in group]
         title = ", ".join(titles[group]) or attribute_name(names)
+        if len(group) == 1:
+            return Node(title, names[0])
         if not groups[group] and title.endswith(names[-1]):
             return Node(title)
-        count = f"{len(group)} classes" if len(group) > 1 else ""
-        return Node(title, count, below(group, depth + 1), is_small or depth == 1)
+        return Node(title, f"{len(group)} classes", below(group, depth + 1), is_small or depth == 1)
 
     return Tree([Node(f"all {len(everything)} classes", "", below(everything, 1), is_open=True)])
 

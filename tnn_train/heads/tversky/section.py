@@ -73,19 +73,20 @@ def prototype_section(head: TverskyProjection, sample: Sample | None) -> Section
 def _parts(found: HeadAnalysis, head: TverskyProjection) -> list[Block]:
     """Return how large the parts of the logits are, and how much of them differs between the classes."""
     rows = []
-    for name in WEIGHTS:
-        part = found.parts.get(name)
-        title = name.replace("_", " ")
+    for name, weight in WEIGHTS.items():
+        part, title = found.parts.get(name), name.replace("_", " ")
         if part is None:
-            rows.append((title, "", "", f"not used: {WEIGHTS[name]} is fixed at 0"))
+            rows.append((title, "", "", f"not used: {weight} is fixed at 0"))
+        elif not part.size:
+            rows.append((title, "0", "", "0 everywhere"))
         else:
             verdict = "nearly the same for all classes" if part.share < _SMALL else "tells classes apart"
             rows.append((title, f"{part.size:,.2f}", _percent(part.share), verdict))
     unit = "the denominator" if head.config.model == "ratio" and head.linear is None else "the logits"
     about = Text(
         f"Each part is measured for every image and every class, in units of {unit}. Its share is that of its mean "
-        f"square that differs between the classes. Below {_SMALL:.0%}, a part is nearly the same for all classes: it "
-        "moves their logits together, decides nothing between them, and gives no reason for an answer.",
+        "square that differs between the classes. What is the same for all classes moves their logits together and "
+        f"decides nothing: a part with a share below {_SMALL:.0%} gives hardly any reason for an answer.",
         is_aside=True,
     )
     return [Table(rows, ("part", "mean size", "differs between classes", ""), prose=(3,)), about]
