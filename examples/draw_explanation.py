@@ -105,7 +105,7 @@ def draw_features(axes: Axes, explanation: Explanation) -> None:
             ends[part.signed > 0] += part.signed
     axes.use_sticky_edges = False
     axes.margins(x=0.08)
-    clean(axes, "Strongest features", [f"feature {feature.index}" for feature in explanation.features])
+    clean(axes, "Strongest features", [short(feature.title) for feature in explanation.features])
 
 
 def draw(path: Path, ranked: Sequence[Prediction], explanation: Explanation) -> Figure:
@@ -136,7 +136,7 @@ def command(arguments: Sequence[str]) -> None:
         (ranked,) = classifier.predict([options.image], top_k=3)
         ((explanation,),) = classifier.explain([options.image], top_k=1, num_features=options.features)
     draw(options.image, ranked, explanation).savefig(options.out)
-    print(f"wrote {options.out}: {explanation.label}, {percent(ranked[0].score)}")
+    print(f"wrote {options.out}: {percent(ranked[0].score)} {explanation.summary}")
 
 
 if __name__ == "__main__":

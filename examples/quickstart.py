@@ -11,4 +11,4 @@ print(f"test accuracy {run.test.accuracy:.3f}; {report.summary()}")
 with Classifier.load("runs/quickstart-bundle") as classifier:
     for best, *_ in classifier.predict(["photos/cat/0.png", "photos/dog/0.png"], top_k=3):
         print(best.label, best.score)
-    print(classifier.explain(["photos/cat/0.png"], top_k=1)[0][0])
+    print(classifier.explain(["photos/cat/0.png"], top_k=1)[0][0].summary)

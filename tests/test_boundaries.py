@@ -25,6 +25,7 @@ OTHERS = {
         "tnn_runtime.bundle.storage",
         "tnn_runtime.console",
         "tnn_runtime.errors",
+        "tnn_runtime.explain.attributes",
         "tnn_runtime.images.files",
         "tnn_runtime.images.preprocess",
         "tnn_runtime.lazy",

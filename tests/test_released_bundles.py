@@ -45,6 +45,23 @@ def test_it_is_shown(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["classes"] == "2: cat, dog"
 
 
+NAMES = {"lies", "not lies", "dog", "not dog"}
+"""Of the features of the bundle of version 4: those of the attribute that a person named, and of the other one."""
+
+
+@pytest.mark.parametrize("bundle", RELEASED, ids=lambda bundle: bundle.name)
+def test_its_features_have_names_from_version_4_on(bundle: Path) -> None:
+    stored = json.loads(FILE.read_text())[bundle.name]
+    for row in explanations(bundle, stored["embeddings"], stored["logits"]):
+        for explanation in row:
+            named = bundle.name >= "bundle-v4"
+            assert {feature.name for feature in explanation.features} == (NAMES if named else {None})
+            assert {feature.title for feature in explanation.features} == (
+                NAMES if named else {f"feature {feature.index}" for feature in explanation.features}
+            )
+            assert explanation.summary.startswith(f"{explanation.label}: ")
+
+
 def test_the_newest_is_proven_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(RELEASED[-1])]) == 0
     assert "passed" in capsys.readouterr().out

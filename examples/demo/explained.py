@@ -121,7 +121,7 @@ def _card(head: str, explanations: Sequence[Explanation], right: str) -> Card:
         header=[_words(part.name) for part in best.parts],
         rows=[
             ("all features", [_number(part.signed, "+") for part in best.parts]),
-            *((f"feature {feature.index}", _cells(feature, best.parts)) for feature in best.features),
+            *((feature.title, _cells(feature, best.parts)) for feature in best.features),
         ],
         sentences=[
             f"logit {_number(best.logit)} = {formula}",

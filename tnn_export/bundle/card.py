@@ -21,6 +21,7 @@ from tnn_runtime.bundle.manifest import (
     Manifest,
 )
 from tnn_runtime.bundle.storage import write_text
+from tnn_runtime.explain.attributes import attribute_name
 from tnn_train.heads import HEADS
 
 __all__ = ["write_card"]
@@ -33,6 +34,7 @@ _PURPOSES = {
     GOLDEN_FILE: "samples that are replayed when the bundle is loaded",
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }
+_MOST_ATTRIBUTES = 40
 _METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_")
 _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
@@ -75,6 +77,8 @@ def write_card(
         manifest=manifest,
         meanings={**_MEANINGS, **HEADS[manifest.model["head"]].evidence_meanings},
         purposes=_PURPOSES,
+        attributes=_attributes(manifest),
+        num_attributes=len(_tversky(manifest).get("attributes", ())),
         is_untrained=is_untrained(manifest.training),
         data=_data(manifest.training),
         batch=_batch(manifest.batch),
@@ -87,6 +91,21 @@ def write_card(
         stages=report.stages,
     )
     write_text(folder / CARD_FILE, text)
+
+
+def _tversky(manifest: Manifest) -> Mapping[str, Any]:
+    """Return the form of a Tversky head; nothing of another one."""
+    return manifest.model.get("tversky") or {} if manifest.model["head"] == "tversky" else {}
+
+
+def _attributes(manifest: Manifest) -> list[str]:
+    """Return the first attributes of the features, each with its classes where a person named it."""
+    form = _tversky(manifest)
+    listed = []
+    for attribute in form.get("attributes", ())[:_MOST_ATTRIBUTES] if form.get("opposites") else ():
+        classes = attribute_name([manifest.class_names[index] for index in attribute["classes"]])
+        listed.append(f"{attribute['name']}: {classes}" if attribute["name"] else classes)
+    return listed
 
 
 def _batch(bounds: BatchBounds) -> str:

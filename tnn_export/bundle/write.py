@@ -121,7 +121,7 @@ def export_bundle(
         write_proof(reference, folder)
         tolerance = write_golden(reference, report, options.precision, folder)
         manifest = Manifest(
-            model=dataclasses.asdict(checkpoint.config),
+            model=without_paths(dataclasses.asdict(checkpoint.config)),
             inputs=(TensorSpec("images", "uint8", (None, *checkpoint.preprocessing.shape)),),
             outputs=tuple(TensorSpec(name, "float32", shape) for name, shape in job.model.output_shapes().items()),
             preprocessing=checkpoint.preprocessing,
@@ -161,7 +161,7 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
         checkpoint.model, checkpoint.preprocessing, options.outputs, PRECISIONS[options.precision].dtype
     )
     metadata = {
-        "model": dataclasses.asdict(checkpoint.config),
+        "model": without_paths(dataclasses.asdict(checkpoint.config)),
         "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
         "class_names": checkpoint.class_names,
         "precision": options.precision,

@@ -1,14 +1,17 @@
-"""The linear head needs no rewriting."""
+"""The linear head as the plain linear layer that it is."""
 
 from __future__ import annotations
 
-import copy
+from torch import nn
 
 from tnn_train.heads import LinearHead
 
 __all__ = ["lower_linear"]
 
 
-def lower_linear(head: LinearHead) -> LinearHead:
-    """Return a copy of the head."""
-    return copy.deepcopy(head).cpu()
+def lower_linear(head: LinearHead) -> nn.Linear:
+    """Return the layer, float32 on the CPU."""
+    plain = nn.Linear(head.in_features, head.out_features, device="meta")
+    plain.weight = nn.Parameter(head.weight.detach().cpu().float().clone())
+    plain.bias = nn.Parameter(head.bias.detach().cpu().float().clone())
+    return plain

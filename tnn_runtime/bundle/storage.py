@@ -159,8 +159,8 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
         size = path.stat().st_size
         if size != expected["size"]:
             raise ArtifactError(
-                f"{path} has {size} bytes where {expected['size']} were recorded (truncated or altered); copy "
-                f"the {kind} again"
+                f"{path} has {size} bytes where {_short(repr(expected['size']))} were recorded (truncated or altered); "
+                f"copy the {kind} again"
             )
         if _sha256(path) != expected["sha256"]:
             raise ArtifactError(f"{path} does not match its recorded SHA-256 (altered); copy the {kind} again")

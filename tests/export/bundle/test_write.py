@@ -19,6 +19,7 @@ from tnn_export.lowering import graph
 from tnn_export.proof.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
 from tnn_runtime.answers.reject import Reject
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
 from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.training.loop import TrainResult
@@ -171,7 +172,7 @@ class TestBadInput:
 
 def test_the_manifest_is_readable_json(bundles: dict[str, Path]) -> None:
     content = json.loads((bundles["tversky"] / "manifest.json").read_text())
-    assert content["schema_version"] == 3
+    assert content["schema_version"] == SCHEMA_VERSION
     assert content["parity"]["onnx"]["explained"] == 0
 
 

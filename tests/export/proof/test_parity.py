@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forms import SIZE, form, random_head
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -357,6 +358,55 @@ class TestMembershipBoundary:
         reference = refer(checkpoint, data)
         assert reference.margins()[0] < BOUNDARY
         assert np.argmin(reference.margins()[:8]) == 0
+
+
+class TestOpposites:
+    """A feature and its opposite switch together: exactly one of them is present, or neither where the value is 0."""
+
+    @pytest.fixture
+    def head(self) -> TverskyHead:
+        """A head of three features and their opposites, whose measures jump."""
+        return random_head(form(opposites=0.7, difference="ignorematch", thresholds=True))[0]
+
+    @pytest.fixture
+    def reference(self, head: TverskyHead) -> Reference:
+        """Of one embedding, whose first value is just above 0."""
+        with torch.no_grad():
+            x = torch.randn(SIZE)
+            row = head.feature_bank[0]
+            x -= (head.directions(x)[0] - 1e-6 * head.reach(x)[0]) / (row @ row) * row
+            assert 0 < head.directions(x)[0] < BOUNDARY * head.reach(x)[0]
+        return Reference(head, Samples(x[None].numpy(), ("real",), np.array([-1])), x[None])
+
+    @staticmethod
+    def judged(reference: Reference, logits: Tensor) -> StageParity:
+        def run(batches: Sequence[NDArray[Any]]) -> Ran:
+            rows = [np.zeros(len(batch), np.int64) for batch in batches]
+            return Ran(
+                [{"logits": logits.numpy()[row], "embedding": reference.embeddings.numpy()[row]} for row in rows]
+            )
+
+        return check_parity(reference, {"it": run}).stages["it"]
+
+    @pytest.mark.parametrize("value", [-1e-30, 0.0])
+    def test_both_flip(self, value: float, head: TverskyHead, reference: Reference) -> None:
+        with torch.no_grad():
+            moved = head.directions(reference.embeddings)
+            moved[0, 0] = value
+            logits = head.score(moved)
+        assert np.abs(logits.numpy() - reference.logits).max() > 10 * 1e-4 * reference.scale.max()
+        parity = self.judged(reference, logits)
+        assert (parity.explained, parity.failed) == (1, 0)
+        assert parity.flips[0].features == (0,)
+
+    def test_one_alone_does_not(self, head: TverskyHead, reference: Reference) -> None:
+        with torch.no_grad():
+            a = head.project(reference.embeddings)
+            a[0, 3] = 1e-30
+            logits = head.compare(a, head.prototype_values)
+        assert np.abs(logits.numpy() - reference.logits).max() > 10 * 1e-4 * reference.scale.max()
+        parity = self.judged(reference, logits)
+        assert (parity.explained, parity.failed) == (0, 1)
 
 
 class TestAgreement:

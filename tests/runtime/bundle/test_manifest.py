@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, Classifier, Manifest
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 
 
 def edit(bundle: Path, *keys: str | int, value: Any) -> None:
@@ -58,9 +59,10 @@ def test_no_bundle(tmp_path: Path) -> None:
 
 
 def test_newer_schema(bundle: Path) -> None:
-    edit(bundle, "schema_version", value=4)
+    newer = SCHEMA_VERSION + 1
+    edit(bundle, "schema_version", value=newer)
     with pytest.raises(
-        ArtifactError, match="schema version 4, and this installation reads up to 3; upgrade tnn-deploy"
+        ArtifactError, match=f"schema version {newer}, and this installation reads up to {SCHEMA_VERSION}; upgrade tnn-"
     ):
         Classifier.load(bundle)
 
@@ -87,6 +89,7 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         (("files",), {}, "lists no model file"),
         (("files", "model.onnx"), 3, "files.model.onnx: expected an object"),
         (("files", "model.onnx"), {"size": 1}, "records .* for model.onnx, expected its size and sha256"),
+        (("files", "model.onnx"), {"size": "a\nb", "sha256": "0" * 64}, r"bytes where 'a\\nb' were recorded"),
         (("model",), [], "model: expected an object"),
         (("model", "head"), None, "names no backbone or head"),
         (("class_names",), ["cat", "cat"], "names a class twice"),

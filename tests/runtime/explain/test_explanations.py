@@ -12,7 +12,10 @@ import torch
 from explanations import explainer_of, linear_explainer_of
 from forms import CLASSES, SIZE, forms, name, random_head
 
-from tnn_runtime import Explanation, TverskyExplanation, UsageError
+from tnn_export.bundle.write import write_head
+from tnn_runtime import Explanation, FeatureParts, Part, TverskyExplanation, UsageError
+from tnn_runtime.explain.linear import LinearExplainer
+from tnn_runtime.explain.result import FeatureLead
 from tnn_train import LinearHead, TverskyConfig
 
 HEADS = [*forms(model=("contrast", "ratio"), num_prototypes=(None, 7)), None]
@@ -99,3 +102,81 @@ def test_parts_are_found_by_name(explanation: Explanation) -> None:
         explanation.part("nothing")
     for feature in explanation.features:
         assert feature.part(feature.parts[0].name) is feature.parts[0]
+
+
+@pytest.mark.parametrize("config", HEADS, ids=lambda config: name(config) if config else "linear")
+def test_leads_are_what_a_feature_adds_beyond_what_it_adds_to_the_rival(
+    config: TverskyConfig | None, tmp_path: Path
+) -> None:
+    head, x = random_head(config or TverskyConfig(6))
+    if config is None:
+        linear = LinearHead(SIZE, CLASSES)
+        explainer, logits = linear_explainer_of(linear, tmp_path), linear(x)
+    else:
+        explainer, logits = explainer_of(head, tmp_path), head(x)
+    best, second, third = explainer(x.numpy(), logits.detach().numpy(), 3, 99, 1)[0]
+    assert (best.rival, second.rival, third.rival) == (second.label, best.label, best.label)
+    for one, other in ((best, second), (second, best), (third, best)):
+        added = [{f.index: e.logit - e.without([f.index]) for f in e.features} for e in (one, other)]
+        expected = {index: value - added[1][index] for index, value in added[0].items()}
+        found = dict.fromkeys(expected, 0.0) | {lead.index: lead.value for lead in one.leads}
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        sizes = [abs(lead.value) for lead in one.leads]
+        assert sizes == sorted(sizes, reverse=True)
+    (alone, *_) = explainer(x.numpy(), logits.detach().numpy(), 1, 2, 1)[0]
+    assert alone.rival == best.rival
+    assert alone.leads == best.leads[:2]
+
+
+def explained(features: list[tuple[str | None, float]], leads: list[tuple[str | None, float]]) -> Explanation:
+    """Return an explanation of the class cat, with features that add so much."""
+    parts = [Part("supporting", 1, value) if value >= 0 else Part("opposing", -1, -value) for _, value in features]
+    return Explanation(
+        label="cat",
+        index=0,
+        score=0.9,
+        logit=sum(value for _, value in features),
+        parts=(),
+        bias=0.0,
+        features=tuple(FeatureParts(k, (part,), features[k][0]) for k, part in enumerate(parts)),
+        rival="dog" if leads else None,
+        leads=tuple(FeatureLead(10 + k, title, value) for k, (title, value) in enumerate(leads)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("features", "leads", "expected"),
+    [
+        (
+            [("cat or dog", 2.04), ("frog, cat or dog", 3.1), ("dog", -0.9), ("not ship", 0.1)],
+            [("cat", 1.44), (None, -0.72)],
+            "cat: for it speak 'frog, cat or dog' (+3.1) and 'cat or dog' (+2), against it speaks 'dog' (-0.9); "
+            "compared with dog, for it speaks 'cat' (+1.4), against it speaks 'feature 11' (-0.72)",
+        ),
+        ([("a", 4.0), ("b", 3.0), ("c", 2.0), ("d", 1.0)], [], "cat: for it speak 'a' (+4), 'b' (+3) and 'c' (+2)"),
+        (
+            [(None, -123.4), (None, -20.0), (None, -19.0)],
+            [],
+            "cat: against it speak 'feature 0' (-123) and 'feature 1' (-20)",
+        ),
+        ([("a", 0.0)], [("b", -1.0)], "cat: compared with dog, against it speaks 'b' (-1)"),
+        ([], [], "cat"),
+    ],
+)
+def test_an_explanation_reads_as_a_sentence(
+    features: list[tuple[str | None, float]], leads: list[tuple[str | None, float]], expected: str
+) -> None:
+    explanation = explained(features, leads)
+    assert explanation.summary == expected
+    assert explanation.to_dict()["summary"] == expected
+
+
+def test_a_single_class_has_no_rival(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    linear, x = LinearHead(SIZE, 1), torch.randn(2, SIZE)
+    write_head(linear, tmp_path)
+    explainer = LinearExplainer(tmp_path / "head.npz", None, ("cat",), SIZE)
+    ((e,), _) = explainer(x.numpy(), linear(x).detach().numpy())
+    assert (e.rival, e.leads) == (None, ())
+    assert e.summary.startswith("cat: ")
+    assert "compared" not in e.summary

@@ -10,13 +10,14 @@ import onnxruntime
 import pytest
 import torch
 from explanations import NAMES_OF_CLASSES, check_explanations, explainer_of
-from forms import CLASSES, MEASURES, SIZE, Together, away, each_form, random_head, to_onnx
+from forms import CLASSES, MEASURES, SIZE, Together, away, each_form, form, random_head, to_onnx
 
 from tnn_export import lower_head
 from tnn_runtime import ArtifactError, Classifier, UsageError
 from tnn_runtime.explain import measures
 from tnn_runtime.explain.tversky import TverskyExplainer
 from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS
 from tnn_train.training.loop import TrainResult
 
@@ -197,12 +198,91 @@ def test_every_measure_can_be_explained() -> None:
     assert set(measures.MEMBERSHIPS) == set(MEMBERSHIPS)
 
 
+def head_with_attributes() -> tuple[TverskyHead, torch.Tensor]:
+    """Return a head of three features and their opposites; the first two are attributes."""
+    attributes = (Attribute((0, 1)), Attribute((2,), "wings"))
+    return random_head(form(opposites=0.7, thresholds=True, prototype_space="feature", attributes=attributes))
+
+
+def test_features_are_named_after_the_classes_that_share_them(tmp_path: Path) -> None:
+    head, x = head_with_attributes()
+    with torch.no_grad():
+        logits = head(x).numpy()
+    for row in explainer_of(head, tmp_path)(x.numpy(), logits, CLASSES, 6):
+        for e in row:
+            assert {f.index: f.name for f in e.features} == {
+                0: "class 0 or class 1",
+                1: "wings",
+                2: None,
+                3: "not class 0 or class 1",
+                4: "not wings",
+                5: None,
+            }
+            assert {f.title for f in e.features if f.name is None} == {"feature 2", "feature 5"}
+            assert all(lead.name == next(f.name for f in e.features if f.index == lead.index) for lead in e.leads)
+            assert [feature["name"] for feature in e.to_dict()["features"]] == [f.name for f in e.features]
+
+
+def test_attributes_without_opposites_name_nothing(tmp_path: Path) -> None:
+    head, x = random_head(form(attributes=(Attribute((0, 1)),)))
+    ((e,), *_) = explainer_of(head, tmp_path)(x.numpy(), head(x).detach().numpy(), 1, 6)
+    assert {f.name for f in e.features} == {None}
+
+
+def test_forms_of_before_need_not_say_what_they_have_not(bundles: dict[str, Path], data: ImageData) -> None:
+    config = dataclasses.asdict(TverskyConfig(num_features=16))
+    new = ("thresholds", "opposites", "prototype_space", "start", "unfold_at", "code", "attributes")
+    old = {name: value for name, value in config.items() if name not in new}
+    assert len(old) == len(config) - len(new)
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+        x, logits = classifier.embed(data.test.pixels), classifier.logits(data.test.pixels)
+    ours, theirs = (
+        TverskyExplainer(bundles["tversky"] / "head.npz", form, ("cat", "dog"), 24)(x, logits) for form in (config, old)
+    )
+    assert ours == theirs
+
+
+def test_a_bank_that_does_not_fit_its_opposites_is_refused(tmp_path: Path) -> None:
+    head, _ = head_with_attributes()
+    explainer_of(head, tmp_path)
+    file, config = tmp_path / "head.npz", dataclasses.asdict(head.config)
+    arrays = dict(np.load(file))
+    np.savez(file, **{**arrays, "prototype_features": arrays["prototype_features"][:, :5]})
+    with pytest.raises(ArtifactError, match="has 3 rows of the bank for 5 features and their opposites, and 2 attri"):
+        TverskyExplainer(file, config, NAMES_OF_CLASSES, SIZE)
+    np.savez(file, **arrays)
+    with pytest.raises(
+        ArtifactError, match="6 features and their opposites, and 4 attributes; export the bundle again"
+    ):
+        TverskyExplainer(file, {**config, "attributes": 2 * config["attributes"]}, NAMES_OF_CLASSES, SIZE)
+    np.savez(file, **{**arrays, "thresholds": np.zeros(6)})
+    with pytest.raises(ArtifactError, match="has the shapes"):
+        TverskyExplainer(file, config, NAMES_OF_CLASSES, SIZE)
+
+
 def test_a_form_of_the_future_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
     config = dataclasses.asdict(TverskyConfig())
     other_forms = [
         {**config, "intersection": "cosine"},
         {**config, "membership": "fuzzy"},
         {**config, "sharpness": "a"},
+        {**config, "thresholds": "yes"},
+        {**config, "thresholds": 1},
+        *({**config, "opposites": value} for value in (True, "1", None, -1.0, float("inf"), float("nan"))),
+        *({**config, "prototype_space": value} for value in ("pixels", None, [])),
+        *({**config, "attributes": value} for value in (None, 3, "ab", [3], [{}], [{"name": None}])),
+        *(
+            {**config, "attributes": [{"name": name, "classes": classes}]}
+            for name, classes in (
+                (1, [0]),
+                (None, []),
+                (None, [2]),
+                (None, [-1]),
+                (None, ["0"]),
+                (None, [0.0]),
+                ("a", 0),
+            )
+        ),
     ]
     for other in (*other_forms, None, {**config, "intersection": []}, {}):
         with pytest.raises(ArtifactError, match="cannot be explained by this version; upgrade"):
