@@ -6,16 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
-from tnn_train.heads.precision import full_precision
+from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.projection import TverskyProjection
+from tnn_train.heads.tversky.start import resolve_start
+from tnn_train.heads.tversky.unfolding import unfold
 
-__all__ = ["TverskyHead"]
+__all__ = ["LinearStart", "TverskyHead"]
 
 
 class TverskyHead(TverskyProjection, Head):
@@ -35,6 +37,27 @@ class TverskyHead(TverskyProjection, Head):
         """Build the head in the form ``options``."""
         return cls(in_features, num_classes, options)
 
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: nn.Linear, config: TverskyConfig) -> Self:
+        """Build the head that has the predictions of a linear layer: see `tnn_train.heads.tversky.unfolding`.
+
+        Args:
+            linear: The layer, ``[C, D]``.
+            config: Whose attributes and fixed scalars the head shall have.
+
+        Raises:
+            UsageError: If a value of the layer is no finite number.
+        """
+        unfolded = unfold(linear.weight, linear.bias, config)
+        head = cls(linear.in_features, linear.out_features, unfolded.config).to(linear.weight.device)
+        assert head.feature_bank is not None
+        assert head.thresholds is not None
+        head.feature_bank.copy_(unfolded.feature_bank)
+        head.thresholds.copy_(unfolded.thresholds)
+        head.prototypes.copy_(unfolded.prototypes)
+        return head
+
     @property
     def options(self) -> TverskyConfig:
         """The form of the head."""
@@ -43,15 +66,11 @@ class TverskyHead(TverskyProjection, Head):
     @classmethod
     def resolve(cls, options: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
         """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
-        from tnn_train.heads.tversky.start import resolve_start
-
         return resolve_start(options, class_names, is_frozen=is_frozen)
 
     @classmethod
     def for_training(cls, in_features: int, num_classes: int, options: TverskyConfig) -> Head:
         """Build the head, or the linear layer that it starts as."""
-        from tnn_train.heads.tversky.start import LinearStart
-
         if options.start == LINEAR:
             return LinearStart(in_features, num_classes, options)
         return cls.from_config(in_features, num_classes, options)
@@ -62,23 +81,6 @@ class TverskyHead(TverskyProjection, Head):
             with torch.no_grad():
                 means = class_means(batches, self.num_classes, len(self.prototypes)).to(self.prototypes.device)
                 self.prototypes.copy_(means if self.config.prototype_space == "embedding" else self.project(means))
-
-    def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the similarities ``[N, P]`` to the prototypes and the weighted measures that they are made of.
-
-        Contrast model: ``similarities = common - input_only - prototype_only``.
-        Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
-        """
-        with full_precision(x):
-            a = self.with_opposites(self.directions(x) if switches is None else switches)
-            b = self.prototype_values
-            parts = self.parts(a, b)
-            return {
-                "similarities": self.compare(a, b),
-                "common": parts.common * (self.theta if self.config.model == "contrast" else 1.0),
-                "input_only": parts.input_only * self.alpha,
-                "prototype_only": parts.prototype_only * self.beta,
-            }
 
     def switches(self, x: Tensor) -> Tensor:
         """Return the values of `directions`: a feature is present where its value is above 0, its opposite below."""
@@ -103,3 +105,32 @@ class TverskyHead(TverskyProjection, Head):
         from tnn_train.heads.tversky.section import prototype_section
 
         return [prototype_section(self, sample)]
+
+
+class LinearStart(LinearHead):
+    """A Tversky head before its unfolding: a linear layer.
+
+    Args:
+        in_features: D, the size of the embedding.
+        num_classes: C, the number of logits.
+        config: The form that the head will have; see `tnn_train.heads.tversky.start`.
+    """
+
+    family = TverskyHead.family
+
+    def __init__(self, in_features: int, num_classes: int, config: TverskyConfig) -> None:
+        super().__init__(in_features, num_classes)
+        self.config = config
+
+    @property
+    def final_from(self) -> float:
+        """The share of the training steps after which the head is unfolded."""
+        return self.config.unfold_at
+
+    def final_form(self, like: Head | None = None) -> TverskyHead:
+        """Return the unfolded head, whose predictions are the same.
+
+        Args:
+            like: A head whose attributes it shall have, so that the two can be averaged.
+        """
+        return TverskyHead.from_linear(self, self.config if like is None else like.options)

@@ -56,6 +56,23 @@ class TverskyProjection(TverskyMeasure):
         with full_precision(x):
             return self.score(self.directions(x))
 
+    def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the similarities ``[N, P]`` to the prototypes and the weighted measures that they are made of.
+
+        Contrast model: ``similarities = common - input_only - prototype_only``.
+        Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
+        """
+        with full_precision(x):
+            a = self.with_opposites(self.directions(x) if switches is None else switches)
+            b = self.prototype_values
+            parts = self.parts(a, b)
+            return {
+                "similarities": self.compare(a, b),
+                "common": parts.common * (self.theta if self.config.model == "contrast" else 1.0),
+                "input_only": parts.input_only * self.alpha,
+                "prototype_only": parts.prototype_only * self.beta,
+            }
+
     def similarities(self, x: Tensor) -> Tensor:
         """Return the similarities ``[..., P]`` of embeddings ``x [..., D]`` to the prototypes."""
         with full_precision(x):

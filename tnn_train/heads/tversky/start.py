@@ -7,48 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnn_train.fields import Field, FieldError
-from tnn_train.heads.base import Head
-from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
 from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
-from tnn_train.heads.tversky.head import TverskyHead
-from tnn_train.heads.tversky.unfolding import FORM, unfold
+from tnn_train.heads.tversky.unfolding import FORM
 
-__all__ = ["LinearStart", "resolve_start"]
+__all__ = ["resolve_start"]
 
 _ATTRIBUTES = ("classes", "hierarchy")
 _UNUSED = ("num_features", "init", "prototype_init", "prototype_gain", "sharpness", "logit_scale")
 """What a linear start has no use for."""
-
-
-class LinearStart(LinearHead):
-    """A Tversky head before its unfolding: a linear layer.
-
-    Args:
-        in_features: D, the size of the embedding.
-        num_classes: C, the number of logits.
-        config: The form that the head will have; see `resolve_start`.
-    """
-
-    family = TverskyHead.family
-
-    def __init__(self, in_features: int, num_classes: int, config: TverskyConfig) -> None:
-        super().__init__(in_features, num_classes)
-        self.config = config
-
-    @property
-    def final_from(self) -> float:
-        """The share of the training steps after which the head is unfolded."""
-        return self.config.unfold_at
-
-    def final_form(self, like: Head | None = None) -> TverskyHead:
-        """Return the unfolded head, whose predictions are the same.
-
-        Args:
-            like: A head whose attributes it shall have, so that the two can be averaged.
-        """
-        config = self.config if like is None else like.options
-        return unfold(self.weight, self.bias, config).to(self.weight.device)
 
 
 def resolve_start(config: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:

@@ -21,7 +21,7 @@ The sums are long, so the algebra is in float64, and the prototypes are kept as 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,8 @@ from torch import Tensor
 from tnn_runtime.errors import UsageError
 from tnn_train.heads.tversky.attributes import Attribute, class_attributes, code_of, completed, hierarchy
 from tnn_train.heads.tversky.config import TverskyConfig
-from tnn_train.heads.tversky.head import TverskyHead
 
-__all__ = ["FORM", "find_attributes", "unfold"]
+__all__ = ["FORM", "Unfolded", "find_attributes", "unfold"]
 
 _HAS, _LACKS = 8.0, 1.0
 """t and v: the values of a prototype's attributes, and of the opposites of those that it lacks."""
@@ -67,9 +66,24 @@ def find_attributes(weight: Tensor, code: str) -> tuple[Attribute, ...]:
     return class_attributes(len(weight)) if code == "classes" else hierarchy(weight.detach().double().cpu())
 
 
-@torch.no_grad()
-def unfold(weight: Tensor, bias: Tensor | None, config: TverskyConfig) -> TverskyHead:
-    """Return the Tversky head with the predictions of a linear layer, float32 on the CPU.
+class Unfolded(NamedTuple):
+    """A Tversky head with the predictions of a linear layer; K attributes give 2 K features."""
+
+    config: TverskyConfig
+    """Its form."""
+
+    feature_bank: Tensor
+    """The directions of the attributes, float64 ``[K, D]``."""
+
+    thresholds: Tensor
+    """float64 ``[K]``."""
+
+    prototypes: Tensor
+    """The feature values of one prototype for each class, float64 ``[C, 2 K]``."""
+
+
+def unfold(weight: Tensor, bias: Tensor | None, config: TverskyConfig) -> Unfolded:
+    """Return the Tversky head with the predictions of a linear layer, in float64 on the CPU.
 
     Args:
         weight: ``[C, D]``.
@@ -92,12 +106,10 @@ def unfold(weight: Tensor, bias: Tensor | None, config: TverskyConfig) -> Tversk
     code = code_of(attributes, len(w))
     solution = torch.linalg.pinv(code - code.mean(0))
     solution = solution - solution.mean(1, keepdim=True)
-    form = dataclasses.replace(config, **FORM, num_features=2 * len(attributes), attributes=attributes)
-    head = TverskyHead(w.shape[1], len(w), form)
-    assert head.feature_bank is not None
-    assert head.thresholds is not None
-    head.feature_bank.copy_(solution @ w)
-    head.thresholds.copy_(-solution @ b)
     has = code > 0
-    head.prototypes.copy_(torch.cat([torch.where(has, _HAS, -_HAS), torch.where(has, -_HAS, _LACKS)], 1))
-    return head
+    return Unfolded(
+        dataclasses.replace(config, **FORM, num_features=2 * len(attributes), attributes=attributes),
+        solution @ w,
+        -solution @ b,
+        torch.cat([torch.where(has, _HAS, -_HAS), torch.where(has, -_HAS, _LACKS)], 1).double(),
+    )

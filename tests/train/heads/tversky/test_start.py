@@ -10,7 +10,8 @@ from tnn_runtime import UsageError
 from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.heads import build_head
 from tnn_train.heads.tversky.attributes import Attribute
-from tnn_train.heads.tversky.start import LinearStart, resolve_start
+from tnn_train.heads.tversky.head import LinearStart
+from tnn_train.heads.tversky.start import resolve_start
 from tnn_train.heads.tversky.unfolding import FORM
 
 NAMES = ("cat", "dog", "car", "ship")
