@@ -146,6 +146,28 @@ def random_head(config: TverskyConfig, seed: int = 0) -> tuple[TverskyHead, Tens
     return head, x[away(head, x)][:6]
 
 
+def head_with(prototypes: list[list[float]], bank: list[list[float]] | None = None, **options: object) -> TverskyHead:
+    """Return a head with these prototypes.
+
+    Args:
+        prototypes: One for each class, unless the options have ``num_prototypes`` and ``classes``.
+        bank: Rows of the feature bank; without it, features are the dimensions of the embedding.
+        options: Of the form; also ``classes``, and the ``size`` of the embedding, that of the prototypes without it.
+    """
+    size, classes = (
+        int(options.pop(name, default))  # type: ignore[call-overload]
+        for name, default in (("size", len(prototypes[0])), ("classes", len(prototypes)))
+    )
+    rows = torch.eye(size) if bank is None else torch.tensor(bank)
+    features = len(rows) * (2 if options.get("opposites") else 1)
+    head = TverskyHead(size, classes, TverskyConfig(num_features=features, **options))  # type: ignore[arg-type]
+    with torch.no_grad():
+        if head.feature_bank is not None:
+            head.feature_bank.copy_(rows)
+        head.prototypes.copy_(torch.tensor(prototypes))
+    return head
+
+
 def away(head: TverskyHead, x: Tensor, share: float = 1e-3) -> Tensor:
     """Return which inputs ``[N, SIZE]`` have features at least this share of their reach away from the boundary."""
     return (head.switches(x).abs() > share * head.reach(x)).all(1)

@@ -5,28 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from forms import COVERING, each_form, random_head
+from forms import COVERING, head_with, random_head
 
 from tnn_runtime import UsageError
-from tnn_train import TverskyConfig, TverskyHead
 from tnn_train.data.images import even_sample
 from tnn_train.heads.tversky.analysis import analyse_head
-from tnn_train.heads.tversky.parts import feature_parts
-
-
-def head_with(prototypes: list[list[float]], bank: list[list[float]] | None = None, **options: object) -> TverskyHead:
-    """Return a head whose features are the dimensions of the embedding, or those of ``bank``."""
-    size = len(prototypes[0])
-    rows = torch.eye(size) if bank is None else torch.tensor(bank)
-    classes = int(options.pop("classes", len(prototypes)))  # type: ignore[call-overload]
-    config = TverskyConfig(num_features=len(rows), **options)  # type: ignore[arg-type]
-    head = TverskyHead(size, classes, config)
-    with torch.no_grad():
-        if head.feature_bank is not None:
-            head.feature_bank.copy_(rows)
-        head.prototypes.copy_(torch.tensor(prototypes))
-    return head
-
 
 IMAGES = np.array([[2, 0, 0, 0], [1, 0, 0, 0], [0, 3, 1, 0], [0, 1, 1, 0], [0, 2, 0, 0]], dtype=np.float32)
 LABELS = np.array([0, 0, 1, 1, 0])
@@ -52,42 +35,12 @@ def test_only_the_largest_shares_are_named() -> None:
     assert second.features == ()
 
 
-def test_idle_features() -> None:
-    """Feature 0 is everywhere, 1 in no image, 2 in no prototype."""
-    images = np.array([[1, -1, 1, 1], [2, 0, 1, -1]], dtype=np.float32)
-    for membership in ("hard", "sigmoid"):
-        head = head_with([[1, 1, -1, 1], [1, 1, 0, -2]], membership=membership)
-        found = analyse_head(head, images, np.array([0, 1]))
-        assert found.idle.everywhere == (0,)
-        assert found.idle.in_no_image == (1,)
-        assert found.idle.in_no_prototype == (2,)
-
-
 def test_a_prototype_that_is_never_the_best_is_dead() -> None:
     head = head_with([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0, 0]])
     found = analyse_head(head, IMAGES, LABELS)
     assert found.dead_prototypes == (2,)
     assert found.prototypes[2].of_its_class == 0
     assert found.duplicate_prototypes[0] == dataclasses.replace(found.duplicate_prototypes[0], first=1, second=2)
-
-
-def test_duplicates_have_a_cosine_from_the_threshold_on() -> None:
-    bank = [[1.0, 0, 0], [2, 0, 0], [-1, 0, 0], [0, 1, 0.1]]
-    # Only what is above 0 is salient, so that prototypes 0 and 2 have the same direction.
-    head = head_with([[1, 1, 0], [0, 1, 0], [4, 4, 0]], bank)
-    found = analyse_head(head, np.ones((2, 3)), np.zeros(2, np.int64))
-    assert [(pair.first, pair.second) for pair in found.duplicate_features] == [(0, 1)]
-    assert found.duplicate_features[0].cosine == pytest.approx(1)
-    assert [(pair.first, pair.second) for pair in found.duplicate_prototypes] == [(0, 2)]
-    loose = analyse_head(head, np.ones((2, 3)), np.zeros(2, np.int64), threshold=0.1)
-    assert (loose.duplicate_prototypes[0].first, loose.duplicate_prototypes[0].second) == (0, 2)
-    assert len(loose.duplicate_prototypes) == 3
-    assert loose.threshold == 0.1
-
-
-def test_a_diagonal_bank_has_no_duplicate_features() -> None:
-    head = head_with([[1, 0, 0, 0], [0, 1, 0, 0]], feature_bank="diagonal")
-    assert analyse_head(head, IMAGES, LABELS).duplicate_features == ()
 
 
 def test_many_prototypes_speak_for_the_class_with_the_largest_weight() -> None:
@@ -98,13 +51,48 @@ def test_many_prototypes_speak_for_the_class_with_the_largest_weight() -> None:
     assert [prototype.label for prototype in analyse_head(head, IMAGES, LABELS).prototypes] == [1, 1, 0]
 
 
-@each_form()
-def test_the_terms_of_the_features_add_up_to_the_measures(config: TverskyConfig) -> None:
-    head, x = random_head(config)
+def test_centrality_compares_feature_values_with_those_of_the_own_class() -> None:
+    head = head_with([[1, 0], [0, 1]])
+    images = np.array([[3, 1], [1, 0]], dtype=np.float32)
+    found = analyse_head(head, images, np.array([0, 1]))
+    expected = [3 / np.sqrt(10) - 1, 0 - 1 / np.sqrt(10)]
+    np.testing.assert_allclose([prototype.centrality for prototype in found.prototypes], expected, atol=1e-6)
+    assert found.centrality == pytest.approx(np.mean(expected))
+
+
+def test_centrality_is_that_of_features_whatever_the_prototypes_are_kept_as() -> None:
+    """The second dimension of the embedding is no feature: in feature space prototype and image are the same."""
+    images, labels = np.array([[2, 5], [-2, 5]], dtype=np.float32), np.array([0, 1])
+    for space, prototypes in (("embedding", [[1.0, 0], [-1, 0]]), ("feature", [[1.0, -1], [-1, 1]])):
+        head = head_with(prototypes, [[1.0, 0]], size=2, opposites=1.0, prototype_space=space)
+        assert [one.centrality for one in analyse_head(head, images, labels).prototypes] == pytest.approx([2, 2])
+
+
+def test_several_prototypes_are_central_to_the_class_they_speak_for() -> None:
+    head = head_with([[1, 0], [0, 1], [1, 1]], num_prototypes=3, classes=2)
+    assert head.linear is not None
     with torch.no_grad():
-        a, b = head.project(x), head.prototype_values
-        for terms, whole in zip(feature_parts(head, a, b), head.parts(a, b), strict=True):
-            torch.testing.assert_close(terms.sum(0), whole, rtol=1e-4, atol=1e-4)
+        head.linear.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 1]]))
+    found = analyse_head(head, np.eye(2, dtype=np.float32), np.array([0, 1]))
+    assert [prototype.centrality for prototype in found.prototypes] == pytest.approx([1, 1, 0])
+    assert found.centrality == pytest.approx(2 / 3)
+
+
+def test_a_class_without_images_or_without_others_has_no_centrality() -> None:
+    head = head_with([[1, 0], [0, 1]])
+    found = analyse_head(head, np.eye(2, dtype=np.float32), np.array([0, 0]))
+    assert np.isnan([prototype.centrality for prototype in found.prototypes]).all()
+    assert np.isnan(found.centrality)
+
+
+def test_a_large_sample_is_looked_at_in_batches() -> None:
+    head, _ = random_head(COVERING[0])
+    x, labels = torch.randn(1100, head.in_features), np.arange(1100) % 4
+    whole, half = analyse_head(head, x, labels), analyse_head(head, x[:550], labels[:550])
+    other = analyse_head(head, x[550:], labels[550:])
+    for name, part in whole.parts.items():
+        assert part.size == pytest.approx((half.parts[name].size + other.parts[name].size) / 2)
+    assert sum(prototype.best_for for prototype in whole.prototypes) == 1100
 
 
 def test_every_form_of_the_head_can_be_looked_at() -> None:
