@@ -15,6 +15,7 @@ from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.console import run
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig
 from tnn_train.commands.compare import command
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.report.compare import Comparison, compare_runs, write_comparison
 
 LINEAR = ModelConfig(head="linear")
@@ -117,6 +118,12 @@ def test_one_seed_has_a_dash_and_no_interval(six: list[Path]) -> None:
     means, differences = comparison.tables()
     assert means.rows[0] == ("head=linear", "1", "0.9000 (-)", "0.1000 (-)", "0.0200 (-)", "100.0 (-)", "1,234")
     assert differences.rows == (("head=tversky", "1", "+0.0300 (-)", "-0.0300 (-)", "+0.0000 (-)"),)
+
+
+def test_attributes_that_differ_are_counted(tmp_path: Path) -> None:
+    forms = [TverskyConfig(attributes=tuple(Attribute((index,)) for index in range(count))) for count in (2, 3)]
+    runs = [write_run(tmp_path / str(number), ModelConfig(tversky=form)) for number, form in enumerate(forms)]
+    assert names(compare_runs(runs)) == ["tversky.attributes=2 of them", "tversky.attributes=3 of them"]
 
 
 def test_groups_are_named_by_what_differs(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tnn_train.data.images import even_sample
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
 from tnn_train.heads.description import Sample
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary, write_report
 from tnn_train.report.pictures import figure_url, image_url
@@ -190,6 +191,35 @@ def test_one_channel_one_epoch_and_many_prototypes(tmp_path: Path) -> None:
     assert "training time 1 min 10 s 1 epoch speed 100 images/s in training" in seen
     assert "theta 1.0000 1.0000, fixed" in seen
     assert page.count("<article>") == 50
+
+
+def test_attributes_are_drawn_as_a_list_of_lists_that_folds(tmp_path: Path) -> None:
+    names = ["cat", "dog", "<deer>", "car", "ship"]
+    attributes = (Attribute((0, 1, 2), "alive & kicking"), Attribute((0, 1)), Attribute((3, 4)))
+    config = TverskyConfig(6, opposites=1.0, prototype_space="feature", attributes=attributes)
+    run = constructed(TverskyHead(4, 5, config), names)
+    model = {"backbone": "none", "head": "tversky", "tversky": dataclasses.asdict(config)}
+    page = written(dataclasses.replace(run, config={"model": model}), tmp_path)
+    check_page(page)
+    tree = page[page.index('<div class="tree scroll">') :]
+    tree = tree[: tree.index("</div>")]
+    assert tree.count("<ul>") == 3
+    assert tree.count("<li>") == 5
+    assert tree.count("<details open><summary>") == 2
+    assert text(tree) == "all 5 classes alive & kicking 3 classes cat or dog <deer> car or ship"
+    assert "tversky.attributes 3 of them" in text(page)
+
+
+def test_folded_parts_of_a_tree_can_be_opened(tmp_path: Path) -> None:
+    names = [f"class {index}" for index in range(200)]
+    groups = tuple(Attribute(tuple(range(start, start + 4))) for start in range(0, 200, 4))
+    larger = tuple(Attribute(tuple(range(start, start + 20))) for start in range(0, 200, 20))
+    config = TverskyConfig(120, opposites=1.0, prototype_space="feature", attributes=groups + larger)
+    page = written(constructed(TverskyHead(4, 200, config), names), tmp_path)
+    check_page(page)
+    assert page.count("<details open><summary>all 200 classes") == 1
+    assert page.count("<details open><summary>class") == 10
+    assert "class 0, class 1, class 2 or class 3" in text(page)
 
 
 def test_many_classes_are_listed_by_their_worst(tmp_path: Path) -> None:

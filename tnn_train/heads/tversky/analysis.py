@@ -197,5 +197,5 @@ def _shared(head: TverskyProjection, a: Tensor, b: Tensor, count: int) -> tuple[
     owners = ((a > 0) & (b > 0)).sum(0)
     common = feature_parts(head, a, b.unsqueeze(0)).common.squeeze(-1).mean(1)
     order = common.argsort(descending=True)
-    order = order[owners[order] > 0][:count].tolist()
-    return tuple(SharedFeature(k, float(common[k]), int(owners[k])) for k in order)
+    shared = order[owners[order] > 0][:count]
+    return tuple(SharedFeature(k, float(common[k]), int(owners[k])) for k in shared.tolist())
