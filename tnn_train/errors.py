@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tnn_runtime.errors import TnnError
 
-__all__ = ["DataError", "TrainingError"]
+__all__ = ["DataError", "TrainingError", "UnfoldingError"]
 
 
 class DataError(TnnError):
@@ -13,3 +13,7 @@ class DataError(TnnError):
 
 class TrainingError(TnnError):
     """Training that cannot go on."""
+
+
+class UnfoldingError(TnnError):
+    """An unfolded head that does not give the predictions of its linear layer."""

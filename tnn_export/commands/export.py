@@ -15,13 +15,13 @@ from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
 from tnn_export.commands import importing, pair
 from tnn_export.commands.arguments import add_export_options, export_options
-from tnn_export.commands.images import image_files
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
 from tnn_runtime.bundle.manifest import MANIFEST_FILE
 from tnn_runtime.bundle.storage import refuse_existing, write_json
 from tnn_runtime.console import Parser
 from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.inputs import image_files
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 
@@ -31,7 +31,7 @@ _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-int8 --formats onnx --precision int8
   tnn-export check runs/photos-bundle      the proof again, on this machine
   tnn-export inspect runs/photos-bundle    what is inside
-  tnn-export import --help                 checkpoints trained with other Tversky layers
+  tnn-export import --help                 checkpoints trained with other Tversky layers, and linear ones
   tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
 

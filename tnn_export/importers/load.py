@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnn_export.errors import ExportError
-from tnn_export.importers.parts import LinearMap, take_backbone, take_layer, take_linear
-from tnn_export.importers.registry import IMPORTERS
+from tnn_export.importers.linear import LINEAR, import_linear
+from tnn_export.importers.parts import LinearMap, take_layer, take_linear
+from tnn_export.importers.registry import IMPORTERS, SOURCES
 from tnn_export.importers.source import REQUIRED, Converted, Options, Source
 from tnn_export.proof.parity import compare
 from tnn_export.proof.reference import Reference
@@ -32,7 +33,7 @@ from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
-from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of
+from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, take_backbone
 
 __all__ = ["import_state_dict"]
 
@@ -54,15 +55,16 @@ def import_state_dict(
     logit_scale: float = 1.0,
     options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Turn a classifier that was trained with a public Tversky layer into a checkpoint.
+    """Turn a classifier that was trained with a public Tversky layer, or a linear one, into a checkpoint.
 
     Its logits on the samples are compared with the layer's own formula, in float64, as an export is compared with eager
-    PyTorch; the comparison is in the checkpoint's metrics.
+    PyTorch; the comparison is in the checkpoint's metrics. A linear layer is unfolded, and compared as
+    `tnn_train.model.unfolding` does.
 
     Args:
         path: A state dict (``.pth``, ``.pt`` or ``.safetensors``) of a classifier of torchvision whose last layer was
-            replaced by the Tversky layer, with or without a linear map behind it.
-        source: A key of `IMPORTERS`.
+            replaced by the Tversky layer, with or without a linear map behind it; or as it is.
+        source: One of `SOURCES`.
         backbone: torchvision's name of the classifier.
         preprocessing: What turned image files into its inputs.
         class_names: One name for each logit.
@@ -73,20 +75,36 @@ def import_state_dict(
         prefix: The layer's name in the classifier; found if ``None``.
         backbone_weights: The state dict of the backbone if ``path`` holds the Tversky layer alone.
         logit_scale: What the layer's outputs were multiplied by.
-        options: What the state dict does not tell: options of the `Source`, by default the layer's own.
+        options: What the state dict does not tell: options of the `Source`, by default the layer's own; of a linear
+            layer, the ``code`` of its attributes.
 
     Raises:
         UsageError: If the layer, the backbone, the class names or an option do not fit, or the form cannot be had.
         ArtifactError: If a file cannot be read or holds no state dict.
         ExportError: If the samples cannot be used, or the logits differ from the layer's own.
+        UnfoldingError: If the logits differ from those of the linear layer.
     """
-    choices = f"choose from {', '.join(IMPORTERS)}"
-    if source not in IMPORTERS:
-        raise UsageError(f"unknown source {source!r}{nearest(source, IMPORTERS)}; {choices}")
-    origin = IMPORTERS[source]
-    settings = _settings(source, origin, options or {})
+    if source not in SOURCES:
+        choices = f"choose from {', '.join(SOURCES)}"
+        raise UsageError(f"unknown source {source!r}{nearest(source, SOURCES)}; {choices}")
     if not (isinstance(logit_scale, int | float) and 0 < logit_scale < math.inf):
         raise UsageError(f"logit_scale is {logit_scale!r}; expected a positive number")
+    if source == LINEAR:
+        return import_linear(
+            path,
+            logit_scale=logit_scale,
+            options=options,
+            backbone=backbone,
+            preprocessing=preprocessing,
+            class_names=class_names,
+            samples=samples,
+            labels=labels,
+            stem=stem,
+            prefix=prefix,
+            backbone_weights=backbone_weights,
+        )
+    origin = IMPORTERS[source]
+    settings = _settings(source, origin, options or {})
     state = read_state(Path(path))
     layer = take_layer(state, origin, prefix)
     trunk, features = build_backbone(ModelConfig(backbone, stem="imagenet"))
@@ -185,8 +203,7 @@ def _fill(
     complaint: str,
 ) -> None:
     """Give a model the weights of the backbone, and of the head."""
-    own: dict[str, Tensor] = model.backbone.state_dict()
-    check_fit(weights, own, complaint)
+    load_tensors(model.backbone, weights, complaint)
     head = model.head
     if not isinstance(head, TverskyHead):
         raise TypeError(type(head))
@@ -201,8 +218,6 @@ def _fill(
         values |= {f"raw_{name}": torch.tensor(value) for name, value in _contrast_scalars(converted, scale).items()}
     targets = head.state_dict()
     with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
         for name, value in values.items():
             targets[name].copy_(value)
 

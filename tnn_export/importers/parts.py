@@ -1,4 +1,4 @@
-"""Which tensors of a state dict are the Tversky layer, the backbone, and the linear map behind the layer."""
+"""Which tensors of a state dict are the Tversky layer, and the linear map behind it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tnn_export.importers.registry import IMPORTERS
 from tnn_export.importers.source import Source
 from tnn_runtime.errors import UsageError
 
-__all__ = ["LinearMap", "take_backbone", "take_layer", "take_linear"]
+__all__ = ["LinearMap", "take_layer", "take_linear"]
 
 _NAMED = 3
 
@@ -58,29 +58,6 @@ def take_layer(state: dict[str, Tensor], source: Source, prefix: str | None) -> 
     layer = {name: state.pop(start + name) for name in shapes if start + name in state}
     _check(layer, shapes, place)
     return {name: value.double().reshape(value.shape if shapes[name] else ()) for name, value in layer.items()}
-
-
-def take_backbone(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Remove the backbone's tensors from a state dict and return them by their names in the backbone.
-
-    They may stand below any one name, and under the numbers of ``nn.Sequential(*list(model.children())[:-1])``.
-
-    Args:
-        state: The state dict.
-        backbone: The backbone; what the state dict lacks of it is not returned.
-    """
-    names = list(backbone.state_dict())
-    numbers = {child: str(number) for number, (child, _) in enumerate(backbone.named_children())}
-    parts = [name.partition(".") for name in names]
-    spellings = [names, [numbers.get(child, child) + dot + rest for child, dot, rest in parts]]
-    best: dict[str, str] = {}
-    for spelling in spellings:
-        first = spelling[0]
-        roots = [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
-        for root in sorted(roots, key=len):
-            places = {name: root + place for name, place in zip(names, spelling, strict=True) if root + place in state}
-            best = max(best, places, key=len)
-    return {name: state.pop(place) for name, place in best.items()}
 
 
 def take_linear(state: dict[str, Tensor], prototypes: int) -> LinearMap | None:

@@ -34,6 +34,7 @@ examples:
   torchrun --nproc-per-node 2 -m tnn_train --data photos --out runs/photos
   tnn-train sweep --help                              heads over seeds, and a comparison
   tnn-train compare runs/photos runs/photos-linear    runs side by side
+  tnn-train unfold --help                             a linear classifier as a Tversky one
 
 what it writes:
   OUT/best/          checkpoint of the epoch with the best validation accuracy: give this to tnn-export
@@ -113,4 +114,10 @@ def _compare(arguments: Sequence[str]) -> None:
     command(arguments)
 
 
-_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "sweep": _sweep}
+def _unfold(arguments: Sequence[str]) -> None:
+    from tnn_train.commands.unfold import command
+
+    command(arguments)
+
+
+_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "sweep": _sweep, "unfold": _unfold}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tnn_runtime.errors import ArtifactError, UsageError
 
-__all__ = ["check_fit", "last_layer", "read_state", "stem_of", "unwrap"]
+__all__ = ["check_fit", "last_layer", "load_tensors", "read_state", "stem_of", "take_backbone", "unwrap"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _NAMED = 3
@@ -71,6 +71,29 @@ def last_layer(backbone: nn.Module) -> str:
     return names[-1]
 
 
+def take_backbone(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Remove the backbone's tensors from a state dict and return them by their names in the backbone.
+
+    They may stand below any one name, and under the numbers of ``nn.Sequential(*list(model.children())[:-1])``.
+
+    Args:
+        state: The state dict.
+        backbone: The backbone; what the state dict lacks of it is not returned.
+    """
+    names = list(backbone.state_dict())
+    numbers = {child: str(number) for number, (child, _) in enumerate(backbone.named_children())}
+    parts = [name.partition(".") for name in names]
+    spellings = [names, [numbers.get(child, child) + dot + rest for child, dot, rest in parts]]
+    best: dict[str, str] = {}
+    for spelling in spellings:
+        first = spelling[0]
+        roots = [name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")]
+        for root in sorted(roots, key=len):
+            places = {name: root + place for name, place in zip(names, spelling, strict=True) if root + place in state}
+            best = max(best, places, key=len)
+    return {name: state.pop(place) for name, place in best.items()}
+
+
 def stem_of(weights: Mapping[str, Tensor]) -> str:
     """Return ``"small"`` for the weights of a ResNet with the small stem, and else ``"imagenet"``."""
     return "small" if "conv1.weight" in weights and weights["conv1.weight"].shape[2:] == (3, 3) else "imagenet"
@@ -98,3 +121,16 @@ def check_fit(found: Mapping[str, Tensor], own: Mapping[str, Tensor], complaint:
             if names
         )
         raise UsageError(f"{complaint} ({told}); choose the backbone and the stem that they were trained with")
+
+
+def load_tensors(module: nn.Module, found: Mapping[str, Tensor], complaint: str) -> None:
+    """Give a module all of its tensors; if they do not fit, it is not changed.
+
+    Raises:
+        UsageError: As `check_fit`.
+    """
+    own: dict[str, Tensor] = module.state_dict()
+    check_fit(found, own, complaint)
+    with torch.no_grad():
+        for name, value in found.items():
+            own[name].copy_(value)

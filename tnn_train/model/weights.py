@@ -8,16 +8,17 @@ from pathlib import Path
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_train.model.backbones import check_backbone, has_resnet_stem
 from tnn_train.model.checkpoint import load_checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
-from tnn_train.model.state_dicts import check_fit, last_layer, read_state, stem_of, unwrap
+from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, unwrap
 from tnn_train.run_files import BEST
 
-__all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "load_weights", "resolve_stem"]
+__all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "imagenet_weights", "load_weights", "resolve_stem"]
 
 IMAGENET = "imagenet"
 """The source that stands for torchvision's weights, trained on ImageNet."""
@@ -78,10 +79,7 @@ def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statist
     first = next(f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
     if first in found and own[first].shape[1] == 1 and found[first].shape[1:2] == (3,):
         found[first] = found[first].float().sum(1, keepdim=True)
-    check_fit(found, own, f"weights of {source} do not fit backbone {config.backbone}")
-    with torch.no_grad():
-        for name, value in found.items():
-            own[name].copy_(value)
+    load_tensors(backbone, found, f"weights of {source} do not fit backbone {config.backbone}")
     return statistics if statistics is None or config.in_channels == 3 else _grey(statistics)
 
 
@@ -111,7 +109,9 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
     """Return weights by their names in the backbone, and their statistics."""
     path = Path(source)
     if source == IMAGENET:
-        return _imagenet(config.backbone)
+        state, preset = imagenet_weights(config.backbone)
+        transforms = preset.transforms()
+        return state, Statistics(tuple(transforms.mean), tuple(transforms.std))
     if (path / BEST).is_dir():
         raise UsageError(f"{path} is a run; give one of its checkpoints: {path / BEST}")
     if path.is_dir():
@@ -130,7 +130,13 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
     return _without_prefix(read_state(path)), None
 
 
-def _imagenet(name: str) -> tuple[dict[str, Tensor], Statistics]:
+def imagenet_weights(name: str) -> tuple[dict[str, Tensor], WeightsEnum]:
+    """Return torchvision's weights of a classifier, which are downloaded once, and what torchvision says of them.
+
+    Raises:
+        UsageError: If there are no such weights, or they have a licence of their own.
+        ArtifactError: If they cannot be downloaded or read.
+    """
     check_backbone(name)
     if name not in torchvision.models.list_models():
         raise UsageError(f"torchvision has no weights for backbone {name}; give a file or train from scratch")
@@ -148,8 +154,7 @@ def _imagenet(name: str) -> tuple[dict[str, Tensor], Statistics]:
         raise ArtifactError(
             f"{preset.url} could not be loaded ({reason}); download it where there is internet and put it at {path}"
         ) from error
-    transforms = preset.transforms()
-    return unwrap(content, preset.url), Statistics(tuple(transforms.mean), tuple(transforms.std))
+    return unwrap(content, preset.url), preset
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from tnn_export import ExportError, export_bundle
 from tnn_export.__main__ import main
 from tnn_export.commands.importing import make_parser
-from tnn_export.importers import IMPORTERS, import_state_dict
+from tnn_export.importers import IMPORTERS, SOURCES, import_state_dict
 from tnn_runtime import ArtifactError, Classifier, UsageError
 from tnn_runtime.images.preprocess import Preprocessing, find_images
 from tnn_train import Checkpoint, load_checkpoint
@@ -565,4 +565,4 @@ class TestCommand:
         page = (Path(__file__).parents[3] / "docs" / "importing.md").read_text()
         lines = re.findall(r"^tnn-export import (.*)$", page, flags=re.MULTILINE)
         parsed = [make_parser().parse_args(shlex.split(line)) for line in lines]
-        assert {options.source for options in parsed} == set(IMPORTERS)
+        assert {options.source for options in parsed} == set(SOURCES)

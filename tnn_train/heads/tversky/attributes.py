@@ -14,12 +14,14 @@ from torch import Tensor
 
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
+from tnn_runtime.explain.attributes import attribute_name
 
 __all__ = [
     "Attribute",
     "class_attributes",
     "code_of",
     "completed",
+    "group_lines",
     "hierarchy",
     "num_of_hierarchy",
     "read_attributes",
@@ -102,6 +104,30 @@ def completed(attributes: Sequence[Attribute], num_classes: int) -> tuple[Attrib
         return tuple(attributes)
     known = {attribute.classes for attribute in attributes}
     return (*attributes, *(own for own in class_attributes(num_classes) if own.classes not in known))
+
+
+def group_lines(attributes: Sequence[Attribute], class_names: Sequence[str], most: int = 8) -> list[str]:
+    """Return the largest groups of classes that share an attribute in words, each indented below one that holds it.
+
+    Args:
+        attributes: Of any number of classes; those of one class are no groups.
+        class_names: One name for each class.
+        most: How many groups to name at most.
+    """
+    groups = [attribute for attribute in attributes if len(attribute.classes) > 1]
+    groups = sorted(groups, key=lambda group: -len(group.classes))[:most]
+    lines: list[str] = []
+
+    def add(inside: set[int] | None, depth: int) -> None:
+        while fitting := [group for group in groups if inside is None or inside.issuperset(group.classes)]:
+            group = fitting[0]
+            groups.remove(group)
+            names = attribute_name([class_names[index] for index in group.classes])
+            lines.append("  " * depth + (f"{group.name}: {names}" if group.name else names))
+            add(set(group.classes), depth + 1)
+
+    add(None, 0)
+    return lines
 
 
 def read_attributes(path: Path, class_names: Sequence[str]) -> tuple[Attribute, ...]:
