@@ -30,10 +30,12 @@ from tnn_export import lower_head
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead
+from tnn_train.heads.tversky.unfolding import FORM
 from tnn_train.training.loop import pick_device
 
 SIZES = ((64, 512, 512, 10), (256, 512, 512, 100), (64, 2048, 1024, 1011), (256, 2048, 2048, 1000))
 FORMS = {
+    "unfolded": TverskyConfig(**FORM),
     "product/ignorematch": TverskyConfig(difference="ignorematch"),
     "product/subtractmatch": TverskyConfig(difference="subtractmatch"),
 }
@@ -74,8 +76,9 @@ class BareProducts(nn.Module):
     def __init__(self, size: tuple[int, int, int, int], config: TverskyConfig) -> None:
         super().__init__()
         _, embedding, features, classes = size
-        self.blocks = 2 if config.difference == "ignorematch" else 1
-        self.bank = nn.Parameter(torch.randn(features, embedding))
+        self.blocks = 2 if config.difference == "ignorematch" and config.beta else 1
+        rows = features // 2 if config.opposites else features
+        self.bank = nn.Parameter(torch.randn(rows, embedding))
         self.weight = nn.Parameter(torch.randn(classes, self.blocks * features))
         self.inputs = nn.Parameter(torch.randn(size[0], self.blocks * features))
 

@@ -37,6 +37,7 @@ class Card:
         score: The probability that it gave the class, as text.
         is_right: Whether the class is right.
         picture: A chart of the parts of its best classes, a data URL.
+        summary: What speaks for the class and against it, in a sentence.
         header: The names of the parts of the chosen class.
         rows: The parts over all features, and those of the strongest features: a name, and a cell for each part.
         sentences: How the logit follows from the parts, and what it would be without the strongest features.
@@ -47,6 +48,7 @@ class Card:
     score: str
     is_right: bool
     picture: str
+    summary: str
     header: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
     sentences: Sequence[str]
@@ -118,6 +120,7 @@ def _card(head: str, explanations: Sequence[Explanation], right: str) -> Card:
         score=f"{best.score:.1%}",
         is_right=best.label == right,
         picture=figure_url(_plot(explanations)),
+        summary=best.summary,
         header=[_words(part.name) for part in best.parts],
         rows=[
             ("all features", [_number(part.signed, "+") for part in best.parts]),

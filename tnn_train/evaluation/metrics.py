@@ -10,12 +10,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Calibration", "ClassScores", "Evaluation", "best_epoch", "wilson_interval"]
+__all__ = ["Calibration", "ClassScores", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 
@@ -135,6 +135,23 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
     """Return the 95% Wilson interval of a share, from ``right`` out of ``count`` (at least 1)."""
     low, high = binomtest(right, count).proportion_ci(method="wilson")
     return float(low), float(high)
+
+
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Return how much larger the first of two shares of right answers is, and the ends of its 95% interval.
+
+    The interval is that of Bonett and Price (2012), "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data". It counts one more image than there is on either side, so that answers that are
+    never different do not look certain.
+
+    Args:
+        first: Which answers of one classifier are right, bool ``[N]``.
+        second: Which answers of another one are right to the same images.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    p, q = (only_first + 1) / (len(first) + 2), (only_second + 1) / (len(first) + 2)
+    half = float(norm.ppf(0.975)) * ((p + q - (p - q) ** 2) / (len(first) + 2)) ** 0.5
+    return (only_first - only_second) / len(first), p - q - half, p - q + half
 
 
 def best_epoch(history: Sequence[Row]) -> Row:

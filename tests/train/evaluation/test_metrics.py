@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional
 
-from tnn_train.evaluation.metrics import Evaluation, wilson_interval
+from tnn_train.evaluation.metrics import Evaluation, paired_difference, wilson_interval
 
 
 def of_probabilities(rows: list[list[float]], labels: list[int]) -> Evaluation:
@@ -89,3 +89,19 @@ def test_the_interval_is_wilsons(random_answers: Evaluation) -> None:
     assert wilson_interval(3, 3)[1] == 1
     low, high = random_answers.accuracy_interval
     assert low < random_answers.accuracy < high
+
+
+def test_the_paired_interval_is_that_of_bonett_and_price() -> None:
+    first = np.array([True] * 30 + [True] * 8 + [False] * 2 + [False] * 10)
+    second = np.array([True] * 30 + [False] * 8 + [True] * 2 + [False] * 10)
+    p, q = 9 / 52, 3 / 52
+    half = 1.959963984540054 * np.sqrt((p + q - (p - q) ** 2) / 52)
+    assert paired_difference(first, second) == pytest.approx((6 / 50, p - q - half, p - q + half))
+    assert paired_difference(second, first) == pytest.approx((-6 / 50, q - p - half, q - p + half))
+
+
+def test_the_paired_interval_of_equal_answers_has_a_width() -> None:
+    right = np.ones(100, bool)
+    value, low, high = paired_difference(right, right)
+    assert value == 0
+    assert low == -high < 0
