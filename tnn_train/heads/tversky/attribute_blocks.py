@@ -38,17 +38,20 @@ def feature_titles(config: TverskyConfig, class_names: Sequence[str], num_featur
 def attribute_blocks(attributes: Sequence[Attribute], class_names: Sequence[str]) -> list[Block]:
     """Return what there is to say of attributes: which groups of classes share one, and how these are nested."""
     shared = [attribute for attribute in attributes if attribute.name or len(attribute.classes) > 1]
-    own, count = len(attributes) - len(shared), len(class_names)
+    single = [class_names[attribute.classes[0]] for attribute in attributes if attribute not in shared]
     about = (
         "Features are attributes of the classes, each with an opposite feature. An attribute without a name of its own "
         "is called after the classes that have it. "
     )
-    single = (
-        f"{'Each class' if own == count else f'{own} of {count} classes'} {'is' if own in (1, count) else 'are'} one"
-    )
+    if len(single) == len(class_names):
+        own = "Each class is an attribute"
+    elif len(single) == 1:
+        own = f"The class {single[0]} is an attribute"
+    else:
+        own = f"{len(single)} of {len(class_names)} classes are attributes"
     if not shared:
-        return [Text(f"{about}{single}.")]
-    about += f"{single}, too, and these are the others:" if own else "These are all:"
+        return [Text(f"{about}{own}.")]
+    about += f"{own}, and so are these groups:" if single else "These groups are all:"
     tree = attribute_tree(shared, class_names)
     return [Text(about), *(_table(shared, class_names) if tree is None else [tree])]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,14 +26,16 @@ class PartSize:
     """A part ``p [N, C]`` of the logits of N images and C classes.
 
     Args:
-        size: ``mean(|p|)``. Its unit is that of the logits; in the ratio model without a linear map, that of the
-            denominator.
-        share: ``mean((p - q)^2) / mean(p^2)`` with ``q [N, 1]`` the mean of ``p`` over the classes: which share of its
-            mean square differs between the classes, 0 to 1. What is the same for all classes decides nothing.
-            0 if the part is 0 everywhere.
+        size: ``mean(|p|)``. Its unit, and that of the spread, is that of the logits; in the ratio model without a
+            linear map, that of the denominator.
+        spread: ``sqrt(mean((p - q)^2))`` with ``q [N, 1]`` the mean of ``p`` over the classes: how far it sets classes
+            apart. What is the same for all classes decides nothing.
+        share: ``spread^2 / mean(p^2)``: which share of its mean square differs between the classes, 0 to 1. 0 if the
+            part is 0 everywhere.
     """
 
     size: float
+    spread: float
     share: float
 
 
@@ -97,7 +100,7 @@ def measure_parts(head: TverskyProjection, batches: Iterable[Mapping[str, Tensor
             differing = (p - p.mean(1, keepdim=True)).square().sum()
             total += torch.stack([p.abs().sum(), p.new_tensor(p.numel()), differing, p.square().sum()]).cpu()
     return {
-        name: PartSize(size / count, differing / square if square else 0.0)
+        name: PartSize(size / count, math.sqrt(differing / count), differing / square if square else 0.0)
         for name, total in sums.items()
         for size, count, differing, square in [total.tolist()]
     }

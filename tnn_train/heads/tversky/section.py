@@ -55,10 +55,11 @@ def prototype_section(head: TverskyProjection, sample: Sample | None) -> Section
     found = analyse_head(head, sample.embeddings, sample.labels)
     titles = feature_titles(head.config, sample.class_names, found.num_features)
     attributes = head.config.attributes if head.config.opposites else ()
+    features = f"{found.num_features} features{', half of them opposites of the others' * bool(head.config.opposites)}"
     blocks += [
         Text(
             f"The rest was found with a sample of {found.num_images} training images. The head has "
-            f"{len(found.prototypes)} prototypes over {found.num_features} features ({head.config.feature_bank} bank, "
+            f"{len(found.prototypes)} prototypes over {features} ({head.config.feature_bank} bank, "
             f"{head.config.model} model, {head.config.intersection} intersection, {head.config.difference} "
             "difference). A feature is present where its value is above 0."
         ),
@@ -76,20 +77,21 @@ def _parts(found: HeadAnalysis, head: TverskyProjection) -> list[Block]:
     for name, weight in WEIGHTS.items():
         part, title = found.parts.get(name), name.replace("_", " ")
         if part is None:
-            rows.append((title, "", "", f"not used: {weight} is fixed at 0"))
+            rows.append((title, "", "", "", f"not used: {weight} is fixed at 0"))
         elif not part.size:
-            rows.append((title, "0", "", "0 everywhere"))
+            rows.append((title, "0", "", "", "0 everywhere"))
         else:
             verdict = "nearly the same for all classes" if part.share < _SMALL else "tells classes apart"
-            rows.append((title, f"{part.size:,.2f}", _percent(part.share), verdict))
+            rows.append((title, f"{part.size:,.2f}", f"{part.spread:,.2f}", _percent(part.share), verdict))
     unit = "the denominator" if head.config.model == "ratio" and head.linear is None else "the logits"
     about = Text(
-        f"Each part is measured for every image and every class, in units of {unit}. Its share is that of its mean "
-        "square that differs between the classes. What is the same for all classes moves their logits together and "
-        f"decides nothing: a part with a share below {_SMALL:.0%} gives hardly any reason for an answer.",
+        f"Each part is measured for every image and every class, in units of {unit}. Spread is how far it differs "
+        "between the classes, as a root mean square; share is that of its mean square that does. What is the same for "
+        f"all classes moves their logits together and decides nothing: of a part with a share below {_SMALL:.0%}, most "
+        "is no reason for an answer.",
         is_aside=True,
     )
-    return [Table(rows, ("part", "mean size", "differs between classes", ""), prose=(3,)), about]
+    return [Table(rows, ("part", "mean size", "spread between classes", "share", ""), prose=(4,)), about]
 
 
 def _centrality(found: HeadAnalysis) -> list[Block]:

@@ -89,7 +89,7 @@ def test_a_hierarchy_is_a_tree() -> None:
     blocks = attribute_blocks(hierarchy(torch.tensor([[0.0, 9], [0, 8], [0, 5], [9, 0], [8, 0]])), NAMES)
     about, tree = blocks
     assert isinstance(about, Text)
-    assert about.text.endswith("Each class is one, too, and these are the others:")
+    assert about.text.endswith("Each class is an attribute, and so are these groups:")
     assert isinstance(tree, Tree)
     assert drawn(tree.nodes) == ["all 5 classes", " cat or dog", " car or ship", " deer"]
 
@@ -113,7 +113,7 @@ def test_a_table_of_few_classes_has_a_column_for_each() -> None:
     attributes = [Attribute(ANIMALS, "alive"), Attribute((0, 2, 4), "silent"), Attribute((3,))]
     about, table = attribute_blocks(attributes, NAMES)
     assert isinstance(about, Text)
-    assert about.text.endswith("1 of 5 classes is one, too, and these are the others:")
+    assert about.text.endswith("The class car is an attribute, and so are these groups:")
     assert isinstance(table, Table)
     assert table.header == ("attribute", *NAMES)
     assert [[cell == "yes" for cell in row[1:]] for row in table.rows] == [[1, 1, 1, 0, 0], [1, 0, 1, 0, 1]]
@@ -133,7 +133,9 @@ def test_a_table_of_many_attributes_and_classes_is_bounded() -> None:
     assert note == Text("Shown are 60 of 100 attributes.", is_aside=True)
 
 
-@pytest.mark.parametrize(("count", "ending"), [(5, "Each class is one."), (2, "1 of 2 classes is one.")])
+@pytest.mark.parametrize(
+    ("count", "ending"), [(5, "Each class is an attribute."), (2, "The class cat is an attribute.")]
+)
 def test_classes_that_share_nothing_need_no_drawing(count: int, ending: str) -> None:
     (about,) = attribute_blocks(class_attributes(count), NAMES[:count])
     assert isinstance(about, Text)
@@ -143,5 +145,5 @@ def test_classes_that_share_nothing_need_no_drawing(count: int, ending: str) -> 
 def test_attributes_that_a_person_wrote_may_be_all() -> None:
     about, tree = attribute_blocks([Attribute(PETS, "pet"), Attribute(VEHICLES, "moves")], NAMES)
     assert isinstance(about, Text)
-    assert about.text.endswith("These are all:")
+    assert about.text.endswith("These groups are all:")
     assert isinstance(tree, Tree)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import sqrt
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from tnn_train.heads.tversky.parts import PartSize, class_parts, feature_parts, 
 IMAGES = torch.tensor([[3.0, 1], [1, 0]])
 """With the prototypes (1, 0) and (0, 1): shared are 3 and 1, 1 and 0; only the images have 1 and 3, 0 and 1."""
 
-SHARED = PartSize(5 / 4, (1 + 0.25) / (5 + 0.5))
-"""Of the numbers 3 and 1, 1 and 0 of two classes: ``mean(p)``, and the variances over the mean squares."""
+SHARED = PartSize(5 / 4, sqrt((2 + 0.5) / 4), (2 + 0.5) / (10 + 1))
+"""Of the numbers 3 and 1, 1 and 0 of two classes: their squares are 10 and 1, those of their distances 2 and 0.5."""
 
 
 @each_form()
@@ -41,7 +42,7 @@ def test_size_and_share_of_the_parts_of_a_contrast_model() -> None:
     head = head_with([[1, 0], [0, 1]], difference="ignorematch", alpha=1, beta=0, theta=2, fixed=("beta",))
     found = measure_parts(head, [head.evidence(IMAGES)])
     assert set(found) == {"common", "input_only"}
-    assert found["common"] == _approx(PartSize(2 * SHARED.size, SHARED.share))
+    assert found["common"] == _approx(PartSize(2 * SHARED.size, 2 * SHARED.spread, SHARED.share))
     assert found["input_only"] == _approx(SHARED)
 
 
@@ -55,9 +56,9 @@ def test_the_ratio_model_weights_what_it_divides_by() -> None:
     head = head_with([[1, 0], [0, 1]], model="ratio", difference="ignorematch", alpha=0.5, beta=0.2, theta=3)
     found = measure_parts(head, [head.evidence(IMAGES)])
     assert found["common"] == _approx(SHARED)
-    assert found["input_only"] == _approx(PartSize(SHARED.size / 2, SHARED.share))
+    assert found["input_only"] == _approx(PartSize(SHARED.size / 2, SHARED.spread / 2, SHARED.share))
     # Only the second image lacks a feature of a prototype: 0 and 1, and the first one none.
-    assert found["prototype_only"] == _approx(PartSize(0.2 / 4, 0.5))
+    assert found["prototype_only"] == _approx(PartSize(0.2 / 4, 0.2 * sqrt(0.5 / 4), 0.5))
 
 
 def test_a_linear_map_weights_prototypes_and_may_turn_their_sense_around() -> None:
@@ -66,15 +67,15 @@ def test_a_linear_map_weights_prototypes_and_may_turn_their_sense_around() -> No
     with torch.no_grad():
         head.linear.weight.copy_(torch.tensor([[1.0, 0], [-1, 0]]))
     # Common is 3 and -3, 1 and -1: its mean over the classes is 0.
-    assert measure_parts(head, [head.evidence(IMAGES)])["common"] == _approx(PartSize(2, 1))
+    assert measure_parts(head, [head.evidence(IMAGES)])["common"] == _approx(PartSize(2, sqrt(5), 1))
 
 
 def test_a_part_that_is_0_or_the_same_for_all_classes_has_no_share() -> None:
     head = head_with([[1, 0], [1, 0]], difference="ignorematch", beta=0)
     found = measure_parts(head, [head.evidence(IMAGES)])
-    assert found["prototype_only"] == PartSize(0, 0)
+    assert found["prototype_only"] == PartSize(0, 0, 0)
     assert found["common"].size > 0
-    assert found["common"].share == found["input_only"].share == 0
+    assert found["common"].share == found["common"].spread == found["input_only"].share == 0
 
 
 @pytest.mark.parametrize(
@@ -93,4 +94,4 @@ def test_a_weight_that_is_fixed_at_0_leaves_its_part_out(options: dict[str, obje
 
 
 def _approx(part: PartSize) -> PartSize:
-    return PartSize(pytest.approx(part.size, rel=1e-5), pytest.approx(part.share, rel=1e-5))
+    return PartSize(*(pytest.approx(value, rel=1e-5) for value in (part.size, part.spread, part.share)))

@@ -58,18 +58,18 @@ def test_shares_come_with_what_they_mean() -> None:
     table, centrality = only(described(head)[PARTS], Table)
     assert [row[0] for row in table.rows] == ["common", "input only", "prototype only"]
     # Common is (3, 1, 0), (1, 0, 0), (0, 2, 0), (0, 0, 1): the squares are 16, those of the class means 22 / 3.
-    assert table.rows[0] == ("common", "0.67", "54%", "tells classes apart")
+    assert table.rows[0] == ("common", "0.67", "0.85", "54%", "tells classes apart")
     # Input-only is (1, 3, 4), (0, 1, 1), (2, 0, 2), (1, 1, 0): the squares are 38, those of the class means 88 / 3.
-    assert table.rows[1] == ("input only", "1.33", "23%", "tells classes apart")
-    assert table.rows[2] == ("prototype only", "", "", "not used: beta is fixed at 0")
+    assert table.rows[1] == ("input only", "1.33", "0.85", "23%", "tells classes apart")
+    assert table.rows[2] == ("prototype only", "", "", "", "not used: beta is fixed at 0")
     assert centrality.rows[0][0] == "mean centrality of the prototypes"
 
 
 def test_a_part_that_is_nearly_the_same_for_all_classes_is_called_so() -> None:
     head = head_with([[1, 0, 0], [1, 0.1, 0], [1, 0, 0.1]], theta=1, alpha=1, beta=0.0, difference="ignorematch")
     rows = {row[0]: row for row in only(described(head)[PARTS], Table)[0].rows}
-    assert rows["common"][3] == "nearly the same for all classes"
-    assert rows["prototype only"] == ("prototype only", "0", "", "0 everywhere")
+    assert rows["common"][4] == "nearly the same for all classes"
+    assert rows["prototype only"] == ("prototype only", "0", "", "", "0 everywhere")
 
 
 @pytest.mark.parametrize(
