@@ -23,6 +23,7 @@ from tnn_train.heads import HEADS
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
+from tnn_train.model.kept_head import keep_head, with_kept_head
 from tnn_train.model.weights import load_weights, resolve_stem
 from tnn_train.run_files import BEST, LAST
 from tnn_train.training.loggers import open_logs
@@ -94,7 +95,7 @@ def train(
         run = RunFolder(folder, trainer, is_resumed=resume)
         if resume:
             run.restore()
-        else:
+        elif not config.keep_head:
             trainer.start()
         with open_logs(folder, trainer) as logs:
             while not trainer.is_finished:
@@ -126,6 +127,8 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     model = dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
     check_image_size(model, height, width)
     choose("head", model.head, HEADS)
+    if config is not None and config.weights is not None and config.keep_head:
+        return with_kept_head(model, config.weights, data.class_names)
     is_frozen = config is not None and config.freeze_backbone
     return model.with_options(HEADS[model.head].resolve(model.options, data.class_names, is_frozen=is_frozen))
 
@@ -167,9 +170,11 @@ def _prepare(data: ImageData, model: ModelConfig, config: TrainConfig) -> tuple[
     """Return the network at its start, and the data as it wants them."""
     model = resolve(model, data, config)
     torch.manual_seed(config.seed)
-    network = build_model(model, is_training=True)
+    network = build_model(model, is_training=not config.keep_head)
     if config.weights is not None:
         statistics = load_weights(network, model, config.weights)
+        if config.keep_head:
+            keep_head(network, config.weights)
         if statistics is not None:
             data = data.normalized(statistics.mean, statistics.std)
     return network, data, model

@@ -42,6 +42,7 @@ class TrainConfig:
         augment: Any of crop, resized-crop, flip, randaugment, erase, mixup, cutmix, or no name at all; None for crop,
             or for nothing where the backbone is frozen.
         weights: Start of the backbone: imagenet, a file, a checkpoint folder, or None for random.
+        keep_head: Start from the head of the checkpoint that weights names, too, with its form and its classes.
         freeze_backbone: Train the head only, on embeddings that are computed once and kept on disk.
         embedding_cache: Folder for these embeddings; None for one in the user's cache folder.
         precision: fp32, or fp16 or bf16 for the backbone's operations; the head stays in float32.
@@ -75,6 +76,7 @@ class TrainConfig:
     patience: int | None = None
     augment: tuple[str, ...] | None = None
     weights: str | None = None
+    keep_head: bool = False
     freeze_backbone: bool = False
     embedding_cache: str | None = None
     precision: str = "fp32"
@@ -114,6 +116,8 @@ class TrainConfig:
             )
         if self.augment is not None:
             check_augmentations(self.augment)
+        if self.keep_head and self.weights is None:
+            raise FieldError(_field("keep_head"), " needs a checkpoint to take the head of; give ", _field("weights"))
         if self.freeze_backbone and self.augmentations:
             raise FieldError(
                 *(_field("augment"), f" is {' '.join(self.augmentations)} with ", _field("freeze_backbone")),

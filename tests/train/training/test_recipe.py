@@ -30,6 +30,7 @@ from tnn_train import TrainConfig
         ({"class_weights": "x"}, "unknown class_weights 'x'; choose from none, balanced"),
         ({"warmup_epochs": 1.0}, "one-cycle has a rise of its own; choose cosine"),
         ({"augment": ("crop", "twist")}, "unknown augmentation 'twist'"),
+        ({"keep_head": True}, "keep_head needs a checkpoint to take the head of; give weights"),
         ({"augment": ("crop",), "freeze_backbone": True}, "augment is crop with freeze_backbone"),
     ],
     ids=str,
