@@ -19,6 +19,7 @@ from tnn_runtime.commands.predict import build_parser
 from tnn_train.commands.arguments import parse
 from tnn_train.commands.sweep import _Sweep
 from tnn_train.commands.train import _Training
+from tnn_train.commands.unfold import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +63,9 @@ def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
         for line in re.findall(r"(?:^ *tnn-train|-m tnn_train) (.*)$", text, flags=re.MULTILINE):
             words = [re.sub(r"\$\w+", "1", word) for word in shlex.split(line)]
             if words[0] == "compare":
+                continue
+            if words[0] == "unfold":
+                assert make_parser().parse_args(words[1:]).out
                 continue
             kind = _Sweep if words[0] == "sweep" else _Training
             if "--config" in words:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from tnn_train import TverskyHead, load_checkpoint
 from tnn_train.__main__ import main
-from tnn_train.commands.unfold import make_parser
 from tnn_train.model.classifiers import read_published
 from tnn_train.training.loop import TrainResult
 
@@ -274,13 +272,3 @@ class TestTorchvision:
         (hub / FILE).unlink()
         assert main(["unfold", f"torchvision:{SMALLEST}", "-o", str(tmp_path / "out")]) == 1
         assert f"put it at {hub / FILE}" in error(capsys)
-
-
-def test_the_documented_commands_exist() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
-    lines = [
-        line.removeprefix("tnn-train unfold ") for line in page.splitlines() if line.startswith("tnn-train unfold ")
-    ]
-    assert len(lines) >= 3
-    for line in lines:
-        make_parser().parse_args(shlex.split(line))
