@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import signal
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,17 @@ def small_bundle(tmp_path: Path) -> Path:
 def checkpoint(runs: dict[str, TrainResult], tmp_path: Path) -> Path:
     """A copy of a Tversky checkpoint, to be damaged."""
     return Path(shutil.copytree(runs["tversky"].folder / "last", tmp_path / "last"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where torchvision keeps its weights, empty, on a machine without internet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+
+    def no_internet(*arguments: object, **options: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_internet)
+    return folder

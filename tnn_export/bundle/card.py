@@ -35,7 +35,7 @@ _PURPOSES = {
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }
 _MOST_ATTRIBUTES = 40
-_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_")
+_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_", "unfolded_")
 _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
     "logits": "one for each class",

@@ -28,20 +28,11 @@ def state() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torchvision's folder of weights, with random ones of its smallest classifier."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", None)
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
+def smallest(hub: Path) -> Path:
+    """A file with random weights where torchvision would put those of its smallest classifier."""
     torch.manual_seed(2)
-    torch.save(torchvision.models.get_model(SMALLEST).state_dict(), folder / FILE)
-
-    def load(url: str, **options: object) -> dict[str, Tensor]:
-        return torch.load(folder / url.rpartition("/")[-1], weights_only=True)  # type: ignore[no-any-return]
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", load)
-    return folder
+    torch.save(torchvision.models.get_model(SMALLEST).state_dict(), hub / FILE)
+    return hub / FILE
 
 
 def of_file(path: Path, photos: Path, out: Path, *more: str) -> list[str]:
@@ -233,7 +224,7 @@ class TestFiles:
 
 class TestTorchvision:
     def test_its_weights_bring_names_and_preprocessing_along(
-        self, hub: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, smallest: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         words = f"unfold torchvision:{SMALLEST} --images {photos} -o {tmp_path}/out --code classes"
         assert main(words.split()) == 0
@@ -250,7 +241,7 @@ class TestTorchvision:
         assert checkpoint.metrics["unfolded_difference"] <= 1e-5
 
     def test_another_kind_of_preprocessing_is_refused(
-        self, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, smallest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         preset = torchvision.models.get_model_weights(SMALLEST).DEFAULT
         monkeypatch.setattr(type(preset), "transforms", property(lambda self: dict))
@@ -269,6 +260,5 @@ class TestTorchvision:
     def test_without_internet_the_error_says_which_file_goes_where(
         self, hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (hub / FILE).unlink()
         assert main(["unfold", f"torchvision:{SMALLEST}", "-o", str(tmp_path / "out")]) == 1
         assert f"put it at {hub / FILE}" in error(capsys)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,18 +130,6 @@ class TestCheckpoints:
 
 
 class TestImageNet:
-    @pytest.fixture
-    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-        folder = tmp_path / "hub" / "checkpoints"
-        folder.mkdir(parents=True)
-
-        def no_internet(*arguments: object, **options: object) -> None:
-            raise urllib.error.URLError("no route to host")
-
-        monkeypatch.setattr("torch.hub.download_url_to_file", no_internet)
-        return folder
-
     @pytest.mark.parametrize("name", [SMALLEST, "mnasnet0_5"])
     def test_a_file_that_lies_where_the_download_would(self, hub: Path, name: str) -> None:
         file = torchvision.models.get_model_weights(name).DEFAULT.url.rpartition("/")[-1]
