@@ -136,7 +136,7 @@ def command(arguments: Sequence[str]) -> None:
         (ranked,) = classifier.predict([options.image], top_k=3)
         ((explanation,),) = classifier.explain([options.image], top_k=1, num_features=options.features)
     draw(options.image, ranked, explanation).savefig(options.out)
-    print(f"wrote {options.out}: {percent(ranked[0].score)} {explanation.summary}")
+    print(f"wrote {options.out}: {explanation.label}, {percent(ranked[0].score)}\n{explanation.summary}")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> 
     draw_photos(tmp_path / "photos")
     result = run(sys.executable, str(ROOT / "examples" / "quickstart.py"), cwd=tmp_path)
     assert "lowered head, onnx, torchscript passed" in result.stdout
-    assert "Explanation(label=" in result.stdout
+    assert re.search("^(cat|dog): for it speaks? '", result.stdout, flags=re.MULTILINE)
 
 
 def test_the_commands_for_installing_exist() -> None:
@@ -207,7 +207,10 @@ def test_the_demo(tmp_path: Path) -> None:
     ):
         assert html.count(f"<h3>{head}: ") == 4
         assert len(re.findall(rf"logit \S+ = {re.escape(formula)}", html)) == 4
-    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert set(re.findall(r'(?:src|href)="(?!data:)([^"]*)', html)) == {"run-tversky/report.html#prototypes"}
+    assert 'id="prototypes"' in (tmp_path / "out" / "run-tversky" / "report.html").read_text()
+    ends = [f"{100 * end:+.2f}" for end in summary["difference"]["ci95"]]
+    assert f"{ends[0]} to {ends[1]} points" in html
     assert len(list((tmp_path / "out" / "test-images").rglob("*.png"))) == 120
     hints = result.stdout.split("try next:\n")[1].strip().splitlines()
     assert len(hints) == 3

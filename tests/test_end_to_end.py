@@ -51,7 +51,7 @@ def test_a_folder_of_images(photos: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_real_mnist(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = ["--data", "mnist", "--data-root", str(data_root), "--limit", "2000", "--epochs", "4"]
+    data = ["--data", "mnist", "--data-root", str(data_root), "--limit", "2000", "--epochs", "6"]
     assert go(data, None, tmp_path, capsys) >= 0.5
 
 

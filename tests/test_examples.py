@@ -80,9 +80,10 @@ def test_the_cost_of_the_head(
     monkeypatch.setattr(benchmark, "SIZES", ((8, 32, 48, 20), (4, 16, 8, 3)))
     benchmark.command(["--threads", str(torch.get_num_threads()), "--blocks", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "| 8, 32, 48, 20 | product/ignorematch |" in printed
+    for form in ("unfolded", "product/ignorematch", "product/subtractmatch"):
+        assert f"| 8, 32, 48, 20 | {form} |" in printed
     rows = json.loads((tmp_path / "benchmark_head.json").read_text())["rows"]
-    assert len(rows) == 4
+    assert len(rows) == 6
     for row in rows:
         assert set(row["forward_ms"]) == {"linear", "control", "eager", "broadcast", "lowered", "bare products"}
         assert set(row["measures_peak_mib"]) == {"eager", "broadcast"}

@@ -95,7 +95,7 @@ class TestService:
         assert found["logit"] == pytest.approx(explanation.logit, rel=1e-4)
         assert found["logit"] == pytest.approx(sum(part["sign"] * part["value"] for part in found["parts"]))
         assert found["formula"] == "common - input_only - prototype_only + bias"
-        assert set(found["features"][0]) == {"index", "parts"}
+        assert set(found["features"][0]) == {"index", "name", "parts"}
 
     @pytest.mark.parametrize(
         ("query", "body", "status", "message"),
