@@ -21,7 +21,7 @@ from tnn_runtime.bundle.manifest import (
     Manifest,
 )
 from tnn_runtime.bundle.storage import write_text
-from tnn_runtime.explain.attributes import attribute_name
+from tnn_runtime.explain.attributes import attribute_description
 from tnn_train.heads import HEADS
 
 __all__ = ["write_card"]
@@ -101,11 +101,10 @@ def _tversky(manifest: Manifest) -> Mapping[str, Any]:
 def _attributes(manifest: Manifest) -> list[str]:
     """Return the first attributes of the features, each with its classes where a person named it."""
     form = _tversky(manifest)
-    listed = []
-    for attribute in form.get("attributes", ())[:_MOST_ATTRIBUTES] if form.get("opposites") else ():
-        classes = attribute_name([manifest.class_names[index] for index in attribute["classes"]])
-        listed.append(f"{attribute['name']}: {classes}" if attribute["name"] else classes)
-    return listed
+    return [
+        attribute_description(attribute["name"], [manifest.class_names[index] for index in attribute["classes"]])
+        for attribute in (form.get("attributes", ())[:_MOST_ATTRIBUTES] if form.get("opposites") else ())
+    ]
 
 
 def _batch(bounds: BatchBounds) -> str:

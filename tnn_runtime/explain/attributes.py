@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["attribute_name", "feature_names"]
+__all__ = ["attribute_description", "attribute_name", "feature_names"]
 
 _MOST_NAMED = 3
 
@@ -18,6 +18,16 @@ def attribute_name(classes: Sequence[str]) -> str:
     if len(classes) > _MOST_NAMED + 1:
         return f"{', '.join(classes[:_MOST_NAMED])} or {len(classes) - _MOST_NAMED} more"
     return " or ".join([", ".join(classes[:-1]), classes[-1]]) if len(classes) > 1 else "".join(classes)
+
+
+def attribute_description(name: str | None, classes: Sequence[str]) -> str:
+    """Return what a person calls an attribute, if anything, and its classes: ``"has wings: bird or airplane"``.
+
+    Args:
+        name: The name that a person gave it, or ``None``.
+        classes: The names of the classes that have it.
+    """
+    return f"{name}: {attribute_name(classes)}" if name else attribute_name(classes)
 
 
 def feature_names(

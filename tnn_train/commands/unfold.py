@@ -15,7 +15,7 @@ from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, save_checkpoint
+from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, refuse_run, save_checkpoint
 from tnn_train.model.classifiers import TORCHVISION, read_classifier, read_published
 from tnn_train.model.inputs import (
     add_file_options,
@@ -25,7 +25,6 @@ from tnn_train.model.inputs import (
     read_samples,
 )
 from tnn_train.model.unfolding import describe_unfolding, unfold_checkpoint
-from tnn_train.run_files import BEST
 
 __all__ = ["command", "make_parser"]
 
@@ -102,8 +101,7 @@ def _read(options: argparse.Namespace) -> Checkpoint:
     if options.source.startswith(TORCHVISION):
         _refuse(options, _OF_FILES, "torchvision's weights tell that themselves")
         return _published(options)
-    if (source / BEST).is_dir():
-        raise UsageError(f"{source} is a run; give one of its checkpoints: {source / BEST}")
+    refuse_run(source)
     if source.is_dir():
         _refuse(options, (*_OF_FILES, "images"), "a checkpoint tells that itself")
         return load_checkpoint(source)

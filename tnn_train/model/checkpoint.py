@@ -27,12 +27,13 @@ from tnn_runtime.bundle.storage import (
     verify_files,
     write_json,
 )
-from tnn_runtime.errors import ArtifactError, TnnError
+from tnn_runtime.errors import ArtifactError, TnnError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
+from tnn_train.run_files import BEST
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "save_checkpoint", "versions"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "refuse_run", "save_checkpoint", "versions"]
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
@@ -122,6 +123,16 @@ def save_checkpoint(
             checkpoint.training,
         )
         write_json(path / CONFIG_FILE, dataclasses.asdict(content))
+
+
+def refuse_run(folder: Path) -> None:
+    """Make sure that a folder is not a run, out of whose checkpoints one has to be chosen.
+
+    Raises:
+        UsageError: If it is.
+    """
+    if (folder / BEST).is_dir():
+        raise UsageError(f"{folder} is a run; give one of its checkpoints: {folder / BEST}")
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from tnn_runtime.errors import UsageError
 from tnn_train.fields import Field, FieldError
-from tnn_train.model.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, refuse_run
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
-from tnn_train.run_files import BEST
 
 __all__ = ["keep_head", "with_kept_head"]
 
@@ -71,8 +70,7 @@ def keep_head(model: ImageModel, source: str) -> None:
 
 def _read(source: str) -> Checkpoint:
     path = Path(source)
-    if (path / BEST).is_dir():
-        raise UsageError(f"{path} is a run; give one of its checkpoints: {path / BEST}")
+    refuse_run(path)
     if not path.is_dir():
         raise UsageError(
             f"the head of {source} is to be kept, which is no checkpoint folder; expected one, such as RUN/best, or "

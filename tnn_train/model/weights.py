@@ -12,11 +12,10 @@ from torchvision.models import WeightsEnum
 
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_train.model.backbones import check_backbone, has_resnet_stem
-from tnn_train.model.checkpoint import load_checkpoint
+from tnn_train.model.checkpoint import load_checkpoint, refuse_run
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, unwrap
-from tnn_train.run_files import BEST
 
 __all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "imagenet_weights", "load_weights", "resolve_stem"]
 
@@ -112,8 +111,7 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
         state, preset = imagenet_weights(config.backbone)
         transforms = preset.transforms()
         return state, Statistics(tuple(transforms.mean), tuple(transforms.std))
-    if (path / BEST).is_dir():
-        raise UsageError(f"{path} is a run; give one of its checkpoints: {path / BEST}")
+    refuse_run(path)
     if path.is_dir():
         checkpoint = load_checkpoint(path)
         if checkpoint.config.backbone != config.backbone:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
-from tnn_runtime.explain.attributes import attribute_name
+from tnn_runtime.explain.attributes import attribute_description
 
 __all__ = [
     "Attribute",
@@ -122,8 +122,8 @@ def group_lines(attributes: Sequence[Attribute], class_names: Sequence[str], mos
         while fitting := [group for group in groups if inside is None or inside.issuperset(group.classes)]:
             group = fitting[0]
             groups.remove(group)
-            names = attribute_name([class_names[index] for index in group.classes])
-            lines.append("  " * depth + (f"{group.name}: {names}" if group.name else names))
+            names = [class_names[index] for index in group.classes]
+            lines.append("  " * depth + attribute_description(group.name, names))
             add(set(group.classes), depth + 1)
 
     add(None, 0)

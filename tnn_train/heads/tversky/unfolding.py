@@ -30,7 +30,7 @@ from tnn_runtime.errors import UsageError
 from tnn_train.heads.tversky.attributes import Attribute, class_attributes, code_of, completed, hierarchy
 from tnn_train.heads.tversky.config import TverskyConfig
 
-__all__ = ["FORM", "Unfolded", "find_attributes", "unfold"]
+__all__ = ["FORM", "Unfolded", "unfold"]
 
 _HAS, _LACKS = 8.0, 1.0
 """t and v: the values of a prototype's attributes, and of the opposites of those that it lacks."""
@@ -56,7 +56,7 @@ FORM: dict[str, Any] = {
 """The form of an unfolded head."""
 
 
-def find_attributes(weight: Tensor, code: str) -> tuple[Attribute, ...]:
+def _find_attributes(weight: Tensor, code: str) -> tuple[Attribute, ...]:
     """Return attributes for the classes of a linear layer.
 
     Args:
@@ -102,7 +102,7 @@ def unfold(weight: Tensor, bias: Tensor | None, config: TverskyConfig) -> Unfold
                 f"the {name} of the linear layer has {int((~tensor.isfinite()).sum())} values that are no finite "
                 "numbers, and cannot be unfolded; train it again"
             )
-    attributes = completed(config.attributes or find_attributes(w, config.code), len(w))
+    attributes = completed(config.attributes or _find_attributes(w, config.code), len(w))
     code = code_of(attributes, len(w))
     solution = torch.linalg.pinv(code - code.mean(0))
     solution = solution - solution.mean(1, keepdim=True)
