@@ -98,6 +98,18 @@ class Head(nn.Module):
         """
         return self
 
+    def inherited(self, final: Head) -> Sequence[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Return which gradients in the final form follow from gradients of this head, for the optimizer's memory.
+
+        Args:
+            final: What `final_form` returned.
+
+        Returns:
+            A parameter of the final form, ``[K, ...]``, a parameter of this head, ``[C, ...]``, and the matrix
+            ``[K, C]`` whose product with the gradient of the latter is that of the former; by default none.
+        """
+        return ()
+
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.
 

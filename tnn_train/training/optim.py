@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -18,9 +19,12 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
+from tnn_train.heads import Head
 from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Schedule", "build_optimizer", "exchange_parameters"]
+
+Inherited = Sequence[tuple[nn.Parameter, Tensor, Tensor]]
 
 _START = 1e-2
 """The share of the learning rate at which a warm-up starts."""
@@ -43,7 +47,9 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
     return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate, fused=True)
 
 
-def exchange_parameters(optimizer: Optimizer, model: nn.Module, head: nn.Module, config: TrainConfig) -> None:
+def exchange_parameters(
+    optimizer: Optimizer, model: nn.Module, head: Head, config: TrainConfig, inherited: Inherited
+) -> None:
     """Let an optimizer go on with a model that has another head; what it knows of the other parameters stays.
 
     Args:
@@ -51,7 +57,13 @@ def exchange_parameters(optimizer: Optimizer, model: nn.Module, head: nn.Module,
         model: What is trained from now on.
         head: The part of it that is new.
         config: The recipe.
+        inherited: What `Head.inherited` of the head before says: which gradients follow from which.
     """
+    for new, old, matrix in inherited:
+        if old in optimizer.state:
+            optimizer.state[new] = {
+                name: _inherited(name, value, matrix) for name, value in optimizer.state[old].items()
+            }
     for group, parameters in zip(optimizer.param_groups, _groups(model, head, config).values(), strict=True):
         group["params"] = parameters
     kept = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -61,6 +73,16 @@ def exchange_parameters(optimizer: Optimizer, model: nn.Module, head: nn.Module,
         # torch's fused SGD wants all parameters to have a momentum, or none; 0 is what it starts from.
         for parameter in kept - optimizer.state.keys():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _inherited(name: str, value: Any, matrix: Tensor) -> Any:
+    """Return what the state of an old parameter is for a new one, whose gradients are ``matrix`` times the old ones.
+
+    Means of gradients follow exactly. Means of their squares do where the gradients in a sum are independent.
+    """
+    if name in ("exp_avg", "momentum_buffer"):
+        return matrix.to(value) @ value
+    return matrix.square().to(value) @ value if name == "exp_avg_sq" else value.clone()
 
 
 def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:

@@ -249,6 +249,7 @@ class Trainer:
     def _exchange_heads(self, head: Head, average: Head | None = None) -> None:
         """Go on with another head, and in the average of the weights with yet another."""
         mode = self.stage.learner.training
+        inherited = self.stage.model.head.inherited(head)
         # Its hooks on the backbone must be gone before there are others.
         del self._forward
         if self._average is not None and average is not None:
@@ -259,7 +260,7 @@ class Trainer:
             self._average.module = average if learner is whole.head else ImageModel(whole.backbone, average)
         self.stage = self.stage.with_head(head.to(self.device))
         self.stage.learner.train(mode)
-        exchange_parameters(self._optimizer, self.stage.learner, head, self.config)
+        exchange_parameters(self._optimizer, self.stage.learner, head, self.config, inherited)
         self._forward = self._prepared()
 
     def _prepared(self) -> nn.Module:

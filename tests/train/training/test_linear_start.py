@@ -116,6 +116,33 @@ def test_it_comes_after_the_given_share_of_the_steps(
     assert watch.steps == [step]
 
 
+@pytest.mark.parametrize(
+    ("name", "memory"),
+    [("plain", "exp_avg"), ("averaged", "exp_avg"), ("frozen", "exp_avg"), ("momentum", "momentum_buffer")],
+)
+def test_the_optimizer_remembers_the_gradients_of_the_linear_layer(
+    name: str, memory: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = Trainer._exchange_heads
+    remembered = []
+
+    def watched(trainer: Trainer, head: Head, average: Head | None = None) -> None:
+        linear, state = trainer.stage.model.head, trainer._optimizer.state
+        before = {parameter: dict(state[parameter]) for parameter in (linear.weight, linear.bias)}
+        exchange(trainer, head, average)
+        for new, old, matrix in linear.inherited(head):
+            assert old not in state
+            torch.testing.assert_close(state[new][memory], matrix.float() @ before[old][memory])
+            assert float(state[new][memory].abs().max()) > 0
+            remembered.append(int(state[new].get("step", 0)))
+        assert len(state) == len(list(trainer.stage.learner.parameters())) - (memory == "exp_avg")
+
+    monkeypatch.setattr(Trainer, "_exchange_heads", watched)
+    train(digits, tmp_path / "run", TINY, dataclasses.replace(RECIPES[name], embedding_cache=str(tmp_path / "cache")))
+    steps = round(0.7 * 24 / RECIPES[name].accumulate)
+    assert remembered == ([steps, steps] if memory == "exp_avg" else [0, 0])
+
+
 def test_a_checkpoint_of_the_first_phase_is_the_unfolded_head(digits: ImageData, tmp_path: Path) -> None:
     """Its predictions are those that were validated, although the training goes on with the linear layer."""
     model = dataclasses.replace(TINY, tversky=TverskyConfig(start="linear", unfold_at=1.0))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tnn_export.lowering.tversky import affine
 from tnn_export.lowering.tversky.affine import Affine, Prototypes
+from tnn_export.lowering.tversky.columns import affine_map
 from tnn_train.heads import TverskyHead
 from tnn_train.heads.tversky.layer import SHORTEST
 
@@ -136,9 +137,6 @@ class _Functions(nn.Module):
     What none of the functions uses is left out.
     """
 
-    weight: Tensor
-    constant: Tensor
-
     def __init__(
         self, head: TverskyHead, prototypes: Prototypes, functions: list[Affine], linear: nn.Linear | None = None
     ) -> None:
@@ -156,8 +154,7 @@ class _Functions(nn.Module):
         if linear is not None:
             weight = _constant(linear.weight) @ weight
             constant = _constant(linear.weight) @ constant + _constant(linear.bias)
-        self.register_buffer("weight", weight.float())
-        self.register_buffer("constant", constant.float())
+        self.map = affine_map(weight, constant)
         sums = ((_MinimaBlock, stacked.minima), (_SoftMinimaBlock, stacked.soft_minima))
         self.sums = nn.ModuleList(
             _Multiples(block, prototypes, factors, linear) for block, factors in sums if factors.any()
@@ -173,7 +170,7 @@ class _Functions(nn.Module):
         if self.uses_root:
             inputs.append(positive.sqrt())
         joined = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
-        values = functional.linear(joined, self.weight, self.constant)
+        values: Tensor = self.map(joined)
         for multiples in self.sums:
             values = values + multiples(positive, present)
         return values

@@ -82,8 +82,8 @@ def num_of_hierarchy(num_classes: int) -> int:
 
 
 def code_of(attributes: Sequence[Attribute], num_classes: int) -> Tensor:
-    """Return which class has which attribute, float64 ``[C, K]`` of 1 and -1."""
-    code = -torch.ones(num_classes, len(attributes), dtype=torch.float64)
+    """Return which class has which attribute, float64 ``[C, K]`` of 1 and 0."""
+    code = torch.zeros(num_classes, len(attributes), dtype=torch.float64)
     for column, attribute in enumerate(attributes):
         code[list(attribute.classes), column] = 1
     return code

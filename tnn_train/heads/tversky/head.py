@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
@@ -15,7 +16,7 @@ from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, Tversky
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.start import resolve_start
-from tnn_train.heads.tversky.unfolding import unfold
+from tnn_train.heads.tversky.unfolding import gradients_by_class, unfold
 
 __all__ = ["LinearStart", "TverskyHead"]
 
@@ -134,3 +135,11 @@ class LinearStart(LinearHead):
             like: A head whose attributes it shall have, so that the two can be averaged.
         """
         return TverskyHead.from_linear(self, self.config if like is None else like.options)
+
+    def inherited(self, final: Head) -> Sequence[tuple[Parameter, Tensor, Tensor]]:
+        """Return how the gradients of bank and thresholds follow from those of weight and bias."""
+        assert isinstance(final, TverskyHead)
+        assert final.feature_bank is not None
+        assert final.thresholds is not None
+        by_class = gradients_by_class(final.config.attributes, self.out_features)
+        return (final.feature_bank, self.weight, by_class), (final.thresholds, self.bias, -by_class)

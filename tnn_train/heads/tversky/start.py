@@ -9,7 +9,7 @@ from pathlib import Path
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
 from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
-from tnn_train.heads.tversky.unfolding import FORM
+from tnn_train.heads.tversky.unfolding import FIXED, FORM
 
 __all__ = ["resolve_start"]
 
@@ -66,8 +66,14 @@ def _linear(config: TverskyConfig, conflicts: Sequence[str], class_names: Sequen
         attributes = class_attributes(count) if own else read_attributes(Path(config.code), class_names)
     attributes = completed(attributes, count) if attributes else ()
     features = 2 * (len(attributes) or num_of_hierarchy(count))
-    fixed = config.fixed or ("beta",)
-    return dataclasses.replace(config, **FORM, start=LINEAR, num_features=features, fixed=fixed, attributes=attributes)
+    return dataclasses.replace(
+        config,
+        **FORM,
+        start=LINEAR,
+        num_features=features,
+        fixed=config.fixed or FIXED,
+        attributes=attributes,
+    )
 
 
 def _conflicts(config: TverskyConfig) -> list[str]:

@@ -50,7 +50,7 @@ def test_rows_that_are_alike_have_a_hierarchy_too(rows: torch.Tensor) -> None:
 def test_each_class_is_an_attribute_and_of_two_classes_one() -> None:
     assert class_attributes(2) == (Attribute((0,)),)
     assert class_attributes(3) == (Attribute((0,)), Attribute((1,)), Attribute((2,)))
-    assert code_of(class_attributes(3), 3).tolist() == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
+    assert code_of(class_attributes(3), 3).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_what_does_not_tell_all_classes_apart_is_completed() -> None:

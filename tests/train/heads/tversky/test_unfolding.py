@@ -12,6 +12,7 @@ from torch import Tensor
 from tnn_runtime import UsageError
 from tnn_train import LinearHead, TverskyConfig, TverskyHead
 from tnn_train.heads.tversky.attributes import Attribute, code_of, read_attributes
+from tnn_train.heads.tversky.head import LinearStart
 from tnn_train.heads.tversky.unfolding import FORM, unfold
 
 D = 48
@@ -121,6 +122,24 @@ def test_fixed_scalars_stay_fixed_and_no_bias_is_a_bias_of_zeros() -> None:
     assert torch.equal(one.thresholds, other.thresholds)
     assert torch.equal(one.feature_bank, other.feature_bank)
     assert {tensor.dtype for tensor in one[1:]} == {torch.float64}
+
+
+@pytest.mark.parametrize("code", ["classes", "hierarchy"])
+@pytest.mark.parametrize("classes", [2, 3, 10, 40])
+def test_gradients_follow_from_those_of_the_layer(classes: int, code: str) -> None:
+    """So an optimizer's means of them do: the mean is linear."""
+    torch.manual_seed(classes)
+    linear = LinearStart(D, classes, TverskyConfig(code=code))
+    head = linear.final_form()
+    x, labels = torch.randn(64, D) + 1, torch.randint(classes, (64,))
+    for model in (linear, head):
+        model.loss(model(x), labels, None, 0.1).backward()
+    inherited = linear.inherited(head)
+    assert [new for new, *_ in inherited] == [head.feature_bank, head.thresholds]
+    for new, old, matrix in inherited:
+        expected = matrix @ old.grad.double()
+        torch.testing.assert_close(new.grad.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        assert int(matrix.abs().sum(1).max()) <= classes / 2, "the fewer classes have the say"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
