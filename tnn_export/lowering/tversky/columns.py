@@ -81,10 +81,10 @@ class _AffineWithOwnColumns(nn.Module):
         self.rest = _Affine(weight[:, ~is_own], bias)
         self.register_buffer("others", (~is_own).nonzero()[:, 0])
         self.register_buffer("own", own)
-        self.register_buffer("common", common)
+        self.register_buffer("common", common.unsqueeze(0))
         self.register_buffer("addition", addition)
 
     def forward(self, x: Tensor) -> Tensor:
         values: Tensor = self.rest(x.index_select(-1, self.others))
         own = x.index_select(-1, self.own)
-        return values + self.addition * own + (own @ self.common).unsqueeze(-1)
+        return values + self.addition * own + functional.linear(own, self.common)
