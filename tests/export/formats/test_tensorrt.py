@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tnn_export import lower_head
 from tnn_runtime.engines import build_engine, find_tensorrt
-from tnn_train import TverskyConfig
+from tnn_train import TverskyConfig, TverskyHead
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed on this system")
 
@@ -66,3 +66,14 @@ def test_every_form_is_parsed_and_built_alone_and_behind_half_precision(
         record for record in caplog.records if record.name.startswith("tnn_") and record.levelno > logging.INFO
     ]
     assert not complaints, [name(config) for config in configs]
+
+
+def test_a_head_of_many_classes_is_parsed_and_built(tmp_path: Path) -> None:
+    """Its lowering picks columns out, as that of a small head does not."""
+    torch.manual_seed(0)
+    head = lower_head(TverskyHead.from_linear(nn.Linear(SIZE, 600), TverskyConfig()))
+    model = to_onnx(head, tmp_path / "head.onnx")
+    assert "Gather" in {node.op_type for node in onnx.load(model).graph.node}
+    library = find_tensorrt("tensorrt_rtx")
+    engine = build_engine(model, tmp_path, input_name="x", shape=(SIZE,), batch=(1, 8, 64), library=library)
+    assert engine.stat().st_size > 1000
