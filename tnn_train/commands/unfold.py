@@ -111,10 +111,10 @@ def _read(options: argparse.Namespace) -> Checkpoint:
             "file"
         )
     if options.backbone is None:
-        raise UsageError(
-            f"{source} does not tell which classifier its weights belong to; give torchvision's name of it, such as "
-            "--backbone resnet50"
-        )
+        remedy = "give torchvision's name of it, such as --backbone resnet50"
+        if (source.parent / CONFIG_FILE).is_file():
+            remedy = f"give the checkpoint that it is a part of: {source.parent}"
+        raise UsageError(f"{source} does not tell which classifier its weights belong to; {remedy}")
     preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
     names = read_class_names(options.class_names, options.images)
     samples, labels = _samples(options.images, preprocessing, names)

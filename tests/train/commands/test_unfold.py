@@ -221,6 +221,14 @@ class TestFiles:
         assert main(["unfold", str(tmp_path / "net.pth"), "-o", str(tmp_path / "out"), *words.split()]) == 1
         assert message in error(capsys)
 
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "samples.npz"])
+    def test_a_file_of_a_checkpoint_leads_to_the_checkpoint(
+        self, name: str, runs: dict[str, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        best = runs["linear"].best
+        assert main(["unfold", str(best / name), "-o", str(tmp_path / "out")]) == 1
+        assert f"belong to; give the checkpoint that it is a part of: {best}" in error(capsys)
+
 
 class TestTorchvision:
     def test_its_weights_bring_names_and_preprocessing_along(
