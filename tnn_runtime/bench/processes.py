@@ -62,9 +62,8 @@ def _converse(
 ) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-        process.stdin.flush()
     for line in process.stdout:
         message = json.loads(line)
         if "result" in message:

@@ -321,7 +321,7 @@ def test_plots_without_matplotlib_are_refused_before_anything_is_measured(
     bundle = str(bundles["linear"])
     assert main(["bench", bundle, bundle, "--plots", str(tmp_path / "plots")]) == 1
     captured = capsys.readouterr()
-    expected = "matplotlib is not installed, which --plots needs; run: pip install 'tnn-deploy[plots]'"
+    expected = "matplotlib is not installed, which --plots needs; run: pip install 'matplotlib<4,>=3.9'"
     assert (captured.out, captured.err) == ("", f"tnn-runtime: error: {expected}\n")
     assert not (tmp_path / "plots").exists()
 
@@ -406,6 +406,18 @@ def bad(images):
         assert "\n" not in str(caught.value)
 
     def test_a_process_that_does_not_even_start_is_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(BenchmarkError, match="No such file or directory"):
+            run_job(JOB, [str(tmp_path / "gone.py")])
+
+    def test_one_that_ends_before_it_has_heard_of_its_job_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Ended(subprocess.Popen):
+            def __enter__(self) -> subprocess.Popen:
+                self.wait()
+                return super().__enter__()
+
+        monkeypatch.setattr(subprocess, "Popen", Ended)
         with pytest.raises(BenchmarkError, match="No such file or directory"):
             run_job(JOB, [str(tmp_path / "gone.py")])
 
