@@ -24,6 +24,7 @@ ROOMS = {
         images answers
         options console
         errors lazy version
+        installation
     """,
     "tnn_train": """
         __init__ __main__

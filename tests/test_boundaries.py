@@ -28,6 +28,7 @@ OTHERS = {
         "tnn_runtime.explain.attributes",
         "tnn_runtime.images.files",
         "tnn_runtime.images.preprocess",
+        "tnn_runtime.installation",
         "tnn_runtime.lazy",
     },
     "tnn_export": {

@@ -16,6 +16,7 @@ from waiting import FOREVER, until
 
 from tnn_runtime import TnnError
 from tnn_runtime.console import run
+from tnn_runtime.installation import install_command
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_a_missing_package_is_one_line(package: str, extra: str, module: str, bu
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stderr == f"tnn-{package}: error: {module} is not installed; run: pip install 'tnn-deploy[{extra}]'\n"
+    assert result.stderr == f"tnn-{package}: error: {module} is not installed; run: {install_command(extra)}\n"
 
 
 def _hear_interrupts() -> None:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn, TypeAlias
 
 from tnn_runtime.errors import TnnError, UsageError
+from tnn_runtime.installation import install_command
 
 __all__ = ["INTERRUPTED", "Parser", "positive_int", "run", "tell"]
 
@@ -106,7 +107,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _FAILED
     except ModuleNotFoundError as error:
-        return end(f"error: {error.name} is not installed; run: pip install 'tnn-deploy[{extra}]'")
+        return end(f"error: {error.name} is not installed; run: {install_command(extra)}")
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
         return end(f"error: the system refused a file ({reason}); choose a folder that can be written and has space")

@@ -1,4 +1,4 @@
-"""The metrics of classifiers for Prometheus; needs ``pip install 'tnn-deploy[metrics]'``.
+"""The metrics of classifiers for Prometheus; needs the extra metrics.
 
     from prometheus_client import REGISTRY
     from tnn_runtime.prometheus import ClassifierCollector
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.installation import install_command
 from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
 
 try:
@@ -22,7 +23,7 @@ try:
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise UsageError(
-        f"metrics for Prometheus need prometheus-client ({error}); run: pip install 'tnn-deploy[metrics]'"
+        f"metrics for Prometheus need prometheus-client ({error}); run: {install_command('metrics')}"
     ) from error
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from tnn_runtime.installation import DISTRIBUTION
+
 __all__ = ["__version__"]
 
-__version__ = version("tnn-deploy")
+__version__ = version(DISTRIBUTION)

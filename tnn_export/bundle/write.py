@@ -34,11 +34,12 @@ from tnn_export.proof.samples import make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.storage import describe_files, new_folder
+from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.model.checkpoint import Checkpoint
 
 __all__ = ["export_bundle"]
 
-_VERSIONS = ("tnn-deploy", "torch", "torchvision", "onnx", "onnxscript")
+_VERSIONS = (DISTRIBUTION, "torch", "torchvision", "onnx", "onnxscript")
 
 
 def export_bundle(

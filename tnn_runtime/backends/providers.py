@@ -17,6 +17,7 @@ from tnn_runtime.backends.ort import ort
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.engines.cache import engine_folder
 from tnn_runtime.errors import ProviderUnavailable, UsageError
+from tnn_runtime.installation import install_command
 
 __all__ = ["CPU", "CUDA", "TENSORRT", "chosen_providers", "cuda_problems", "provider_problems", "require_providers"]
 
@@ -99,8 +100,8 @@ def provider_problems(name: str) -> list[str]:
     if name not in available:
         if name in _ON_GPU:
             return [
-                f"onnxruntime {ort.__version__} is a CPU-only build (pip uninstall onnxruntime, then pip install "
-                "'tnn-deploy[gpu]')"
+                f"onnxruntime {ort.__version__} is a CPU-only build (pip uninstall onnxruntime, then "
+                f"{install_command('gpu')})"
             ]
         return [f"onnxruntime {ort.__version__} has no {name} (it has {', '.join(available)})"]
     if name == CUDA:

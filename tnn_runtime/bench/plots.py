@@ -8,6 +8,7 @@ from typing import Any
 from tnn_runtime.bench.comparison import Report
 from tnn_runtime.bench.intervals import Estimate, Latency
 from tnn_runtime.errors import UsageError
+from tnn_runtime.installation import install_command
 
 __all__ = ["LATENCY_FILE", "RATIO_FILE", "require_matplotlib", "write_plots"]
 
@@ -32,7 +33,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "matplotlib is not installed, which --plots needs; run: pip install 'tnn-deploy[plots]'"
+            f"matplotlib is not installed, which --plots needs; run: {install_command('plots')}"
         ) from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.errors import SignatureError, UsageError
+from tnn_runtime.installation import install_command
 
 try:
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -15,8 +16,7 @@ try:
     from cryptography.hazmat.primitives.asymmetric import ed25519
 except ImportError as error:
     raise UsageError(
-        f"signatures need the package cryptography, which cannot be imported ({error}); run: pip install "
-        "'tnn-deploy[sign]'"
+        f"signatures need the package cryptography, which cannot be imported ({error}); run: {install_command('sign')}"
     ) from error
 
 __all__ = ["ed25519", "read_key", "serialization", "verify_signature"]

@@ -10,18 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tnn_runtime.backends import parse_device, probe_device
 from tnn_runtime.errors import TnnError
+from tnn_runtime.installation import DISTRIBUTION, install_command
 from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["Finding", "examine"]
 
 _PACKAGES = {
-    "numpy": "tnn-deploy",
-    "pillow": "tnn-deploy",
-    "torch": "tnn-deploy[train]",
-    "torchvision": "tnn-deploy[train]",
-    "onnx": "tnn-deploy[export]",
-    "cuda-bindings": "tnn-deploy[gpu]",
+    "numpy": "",
+    "pillow": "",
+    "torch": "train",
+    "torchvision": "train",
+    "onnx": "export",
+    "cuda-bindings": "gpu",
 }
+"""Packages, and the extras that need them."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def examine() -> list[Finding]:
     Where TensorRT works, a tiny engine is built, which takes seconds.
     """
     return [
-        Finding("tnn-deploy", True, version("tnn-deploy")),
+        Finding(DISTRIBUTION, True, version(DISTRIBUTION)),
         Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("cores", True, f"{usable_cores()} usable"),
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
@@ -61,16 +63,15 @@ def _onnxruntime() -> Finding:
     builds = ", ".join(f"{finding.name} {finding.detail}" for finding in installed)
     if len(installed) == 2:
         return Finding("onnxruntime", False, f"{builds} overwrite each other: pip uninstall both, then install one")
-    return Finding(
-        "onnxruntime", bool(installed), builds or "not installed (pip install 'tnn-deploy[cpu]' or 'tnn-deploy[gpu]')"
-    )
+    return Finding("onnxruntime", bool(installed), builds or f"not installed ({install_command('cpu', 'gpu')})")
 
 
 def _package(name: str, extra: str = "") -> Finding:
     try:
         return Finding(name, True, version(name))
     except PackageNotFoundError:
-        return Finding(name, False, f"not installed (pip install '{extra}')")
+        remedy = install_command(extra) if extra else f"pip install {name}"
+        return Finding(name, False, f"not installed ({remedy})")
 
 
 def _gpu() -> Finding:

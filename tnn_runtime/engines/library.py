@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnn_runtime.errors import ProviderUnavailable, UsageError
+from tnn_runtime.installation import install_command
 
 __all__ = ["INSTALL", "Library", "collecting_logger", "find_tensorrt", "one_line"]
 
-INSTALL = "pip install 'tnn-deploy[tensorrt]' (needs an NVIDIA GPU) or 'tnn-deploy[tensorrt-rtx]' (builds without one)"
+INSTALL = (
+    f"{install_command('tensorrt')} (needs an NVIDIA GPU) or {install_command('tensorrt-rtx')} (builds without one)"
+)
 
 _KINDS = {
     "tensorrt": "tensorrt",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.installation import install_command
 from tnn_train.training.trainer import Trainer
 
 __all__ = ["Logs", "open_logs"]
@@ -72,7 +73,7 @@ def open_logs(folder: Path, trainer: Trainer) -> Iterator[Logs]:
         yield _NoLogs(folder, trainer)
         return
     if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("TensorBoard is not installed; run: pip install 'tnn-deploy[tensorboard]', or leave it out")
+        raise UsageError(f"TensorBoard is not installed; run: {install_command('tensorboard')}, or leave it out")
     logs = Logs(folder / FOLDER, trainer)
     try:
         yield logs

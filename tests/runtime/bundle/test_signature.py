@@ -182,7 +182,7 @@ except UsageError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "run: pip install 'tnn-deploy[sign]'" in result.stdout
+    assert "run: pip install 'cryptography<51,>=42'" in result.stdout
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="this machine has no openssl")

@@ -11,6 +11,7 @@ from tnn_runtime.backends import PROBE
 from tnn_runtime.backends import onnxruntime as backend
 from tnn_runtime.commands import doctor
 from tnn_runtime.commands.doctor import Finding, examine
+from tnn_runtime.installation import install_command
 
 
 def test_it_reports_versions_devices_and_what_is_missing() -> None:
@@ -24,9 +25,10 @@ def test_it_reports_versions_devices_and_what_is_missing() -> None:
 
 
 def test_a_package_that_is_missing_comes_with_its_remedy() -> None:
-    assert doctor._package("no-such-package", "tnn-deploy[x]") == Finding(
-        "no-such-package", False, "not installed (pip install 'tnn-deploy[x]')"
+    assert doctor._package("no-such-package", "sign") == Finding(
+        "no-such-package", False, f"not installed ({install_command('sign')})"
     )
+    assert doctor._package("no-such-package").detail == "not installed (pip install no-such-package)"
 
 
 def test_two_builds_of_onnxruntime_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_what_builds_no_engines_is_named_with_the_remedy(
         find_tensorrt()
     message = str(caught.value)
     assert message.startswith(f"no TensorRT that builds engines: {named}")
-    assert "install one with pip install 'tnn-deploy[tensorrt]' (needs an NVIDIA GPU) or" in message
+    assert "install one with pip install 'tensorrt<12,>=10.13' (needs an NVIDIA GPU) or pip install " in message
 
 
 def test_a_broken_installation_is_named(
