@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["BEST", "LAST", "METRICS_FILE", "RESULTS_FILE", "RESULTS_SCHEMA"]
+from tnn_runtime.bundle.storage import FolderKind
+
+__all__ = ["BEST", "LAST", "METRICS_FILE", "REPORT_FILE", "RESULTS_FILE", "RESULTS_SCHEMA", "RUN", "TENSORBOARD"]
 
 BEST = "best"
 """The checkpoint of the best epoch by validation."""
@@ -15,6 +17,14 @@ METRICS_FILE = "metrics.jsonl"
 
 RESULTS_FILE = "results.json"
 """What came out, written when the training is finished."""
+
+REPORT_FILE = "report.html"
+"""Pages on the run, written after the training."""
+
+TENSORBOARD = "tensorboard"
+"""The folder of what TensorBoard reads, if it is asked for."""
+
+RUN = FolderKind("run", LAST, (BEST, LAST, METRICS_FILE, RESULTS_FILE, REPORT_FILE, TENSORBOARD))
 
 RESULTS_SCHEMA = 1
 """The ``schema_version`` of `RESULTS_FILE`."""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, TnnError
 from tnn_runtime.bench import Comparison, Latency, compare_bundles
-from tnn_runtime.bundle.storage import refuse_existing, write_json
+from tnn_runtime.bundle.storage import FolderKind, refuse_existing, write_json
 from tnn_runtime.console import Parser, run
 from tnn_runtime.queue.cores import usable_cores
 from tnn_train import ImageData, ModelConfig, TrainConfig, load_data, train
@@ -38,6 +38,7 @@ HEADS = ("tversky", "linear")
 BATCHES = (1, 32)
 PROCESSES = 3
 _IMAGES = "test-images"
+_DEMO = FolderKind("demo", _IMAGES, ("run-*", "bundle-*", "report.html", "summary.json", "latency-samples.json"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(arguments: Sequence[str]) -> None:
     options = _options(arguments)
     out: Path = options.out
-    refuse_existing(out, _IMAGES, overwrite=options.overwrite)
+    refuse_existing(out, _DEMO, overwrite=options.overwrite)
     if out.exists():
         shutil.rmtree(out)
     started = time.perf_counter()

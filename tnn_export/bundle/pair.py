@@ -15,7 +15,7 @@ from tnn_export.bundle.provenance import untrained
 from tnn_export.bundle.write import export_bundle
 from tnn_export.proof.report import ParityReport
 from tnn_export.proof.samples import make_samples
-from tnn_runtime.bundle.storage import new_folder, write_json
+from tnn_runtime.bundle.storage import FolderKind, new_folder, write_json
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import BASELINE, HEADS
@@ -24,10 +24,12 @@ from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
 
-__all__ = ["PAIR_FILE", "export_pair", "heads_of", "make_pair"]
+__all__ = ["PAIR", "PAIR_FILE", "export_pair", "heads_of", "make_pair"]
 
 PAIR_FILE = "pair.json"
 """What the models of a pair were built from, beside their folders."""
+
+PAIR = FolderKind("pair", PAIR_FILE, tuple(f"{head}{suffix}" for head in HEADS for suffix in ("", "-checkpoint")))
 
 _SCHEMA_VERSION = 1
 _MOST = 1 << 63
@@ -68,7 +70,7 @@ def export_pair(
         OutputExistsError: If ``out`` exists and ``overwrite`` is false, or is no pair.
         UsageError: If there is no such model, or it does not take images of this size.
     """
-    with new_folder(Path(out), PAIR_FILE, overwrite=overwrite) as folder:
+    with new_folder(Path(out), PAIR, overwrite=overwrite) as folder:
         reports = {}
         for head, checkpoint in make_pair(config, size, seed).items():
             reports[head] = export_bundle(checkpoint, folder / head, options=options)

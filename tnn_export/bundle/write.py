@@ -32,7 +32,7 @@ from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
-from tnn_runtime.bundle.manifest import MANIFEST_FILE, Manifest, TensorSpec
+from tnn_runtime.bundle.manifest import BUNDLE, Manifest, TensorSpec
 from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.model.checkpoint import Checkpoint
@@ -94,7 +94,7 @@ def export_bundle(
     samples = make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real)
     job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
     comparison = None if twin is None else _twin(Path(twin))
-    with new_folder(Path(out), MANIFEST_FILE, overwrite=overwrite) as folder:
+    with new_folder(Path(out), BUNDLE, overwrite=overwrite) as folder:
         names = options.formats
         with tqdm(total=2 + 2 * len(names), desc="exporting", disable=None, delay=2, leave=False) as progress:
             artifacts = {}

@@ -17,7 +17,7 @@ from tnn_export.commands import importing, pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
-from tnn_runtime.bundle.manifest import MANIFEST_FILE
+from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.storage import refuse_existing, write_json
 from tnn_runtime.console import Parser
 from tnn_train.model.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def _export_parser() -> Parser:
 
 def _export(options: argparse.Namespace) -> None:
     how = export_options(options)
-    refuse_existing(options.out, MANIFEST_FILE, overwrite=options.overwrite)
+    refuse_existing(options.out, BUNDLE, overwrite=options.overwrite)
     checkpoint = load_with_results(options.checkpoint)
     images, labels = _images(options.images, checkpoint)
     calibration, _ = _images(options.calibration, checkpoint)

@@ -11,7 +11,7 @@ from tnn_export.importers.linear import LINEAR_OPTIONS
 from tnn_export.importers.source import REQUIRED
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
-from tnn_train.model.checkpoint import CONFIG_FILE, save_checkpoint
+from tnn_train.model.checkpoint import CHECKPOINT, save_checkpoint
 from tnn_train.model.inputs import add_file_options, make_preprocessing, read_class_names, read_samples
 from tnn_train.model.unfolding import describe_unfolding
 
@@ -46,7 +46,7 @@ _OPTIONS = {**{name: source.options for name, source in IMPORTERS.items()}, LINE
 
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
-    refuse_existing(options.out, CONFIG_FILE, overwrite=options.overwrite)
+    refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
     preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
     names = read_class_names(options.class_names, options.images)
     samples, labels = read_samples(options.images, preprocessing, names)

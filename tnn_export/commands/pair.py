@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from tnn_export.bundle.pair import PAIR_FILE, export_pair
+from tnn_export.bundle.pair import PAIR, export_pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
@@ -38,7 +38,7 @@ _CHOICES: dict[str, Iterable[str]] = {
 
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export pair``."""
-    refuse_existing(options.out, PAIR_FILE, overwrite=options.overwrite)
+    refuse_existing(options.out, PAIR, overwrite=options.overwrite)
     how = export_options(options)
     try:
         form = TverskyConfig(

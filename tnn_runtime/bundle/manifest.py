@@ -10,11 +10,12 @@ from typing import Any
 
 from tnn_runtime.answers.reject import SCORES, Reject
 from tnn_runtime.bundle.json_values import decode
-from tnn_runtime.bundle.storage import existing_folder, read_json, verify_files, write_json
+from tnn_runtime.bundle.storage import FolderKind, existing_folder, read_json, verify_files, write_json
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 
 __all__ = [
+    "BUNDLE",
     "CARD_FILE",
     "GOLDEN_FILE",
     "HEAD_FILE",
@@ -42,6 +43,8 @@ HEAD_FILE = "head.npz"
 GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
+
+BUNDLE = FolderKind("bundle", MANIFEST_FILE, (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE))
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 16
 """The largest batch that a graph may need at least."""
@@ -130,7 +133,7 @@ class Manifest:
         """
         if not isinstance(bundle, str | Path):
             raise UsageError(f"bundle is a {type(bundle).__name__}; expected the path of a bundle folder")
-        folder = existing_folder(Path(bundle), "bundle", MANIFEST_FILE)
+        folder = existing_folder(Path(bundle), BUNDLE)
         path = folder / MANIFEST_FILE
         if public_key is None:
             content = read_json(path, "bundle", SCHEMA_VERSION)

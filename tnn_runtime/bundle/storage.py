@@ -10,21 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.bundle.claim import claimed, is_claimed
 from tnn_runtime.errors import ArtifactError, OutputExistsError
 
 __all__ = [
+    "FolderKind",
     "describe_files",
     "existing_folder",
     "new_folder",
     "read_arrays",
     "read_json",
     "refuse_existing",
+    "remove",
     "stands",
     "verify_files",
     "write_bytes",
@@ -34,55 +39,79 @@ __all__ = [
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _PARTIAL = ".partial"
+_LEFT = (f"*{_PARTIAL}", ".*.previous", ".DS_Store")
+"""Names of what a kill or a desktop leaves behind."""
 _LONG = 80
 _KINDS = {"numbers": {*"biuf"}, "text": {"U"}}
 
 
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that this project writes.
+
+    Args:
+        name: What it is called in an error: ``"checkpoint"``.
+        marker: The file or folder that each folder of the kind has.
+        contents: Patterns of the names of all else that is written there.
+    """
+
+    name: str
+    marker: str
+    contents: tuple[str, ...]
+
+    def strangers(self, folder: Path) -> list[str]:
+        """Return the names of files and folders in ``folder`` that nobody wrote who makes folders of this kind."""
+        known = (self.marker, *self.contents, *_LEFT)
+        return sorted(name for name in os.listdir(folder) if not any(fnmatchcase(name, one) for one in known))
+
+
 @contextmanager
-def new_folder(target: Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` when the block ends without an error.
 
     The content is flushed to disk before the rename. With ``overwrite``, the old folder is first moved to
     ``.NAME.previous``, where `existing_folder` finds it should the process die between the two renames; so
-    a kill at any moment leaves the old or the new folder whole. One process at a time may write a target.
+    a kill at any moment leaves the old or the new folder whole.
 
     Args:
         target: Where the finished folder will stand.
-        marker: The file that every folder of this kind has.
+        kind: What it is to be.
         overwrite: Whether an existing ``target`` may be replaced.
 
     Raises:
-        OutputExistsError: As `refuse_existing`.
+        OutputExistsError: As `refuse_existing`, also at the end: another process may have made ``target`` meanwhile.
     """
-    refuse_existing(target, marker, overwrite=overwrite)
+    refuse_existing(target, kind, overwrite=overwrite)
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     left_by_a_kill = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(_PARTIAL)}")
     for path in target.parent.iterdir():
-        if left_by_a_kill.fullmatch(path.name):
-            _remove(path)
+        if left_by_a_kill.fullmatch(path.name) and not is_claimed(path):
+            remove(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        _flush(temporary)
+        with claimed(temporary):
+            yield temporary
+            temporary.chmod(0o755)
+            _flush(temporary)
+        refuse_existing(target, kind, overwrite=overwrite)
         previous = _previous(target)
         if target.exists():
-            _remove(previous)
+            remove(previous)
             target.rename(previous)
         temporary.rename(target)
         _fsync(target.parent)
-        _remove(previous)
+        remove(previous)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
+def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool) -> None:
     """Make sure that ``target`` may be written.
 
     Args:
         target: The folder to be made.
-        marker: What every folder of its kind has; a folder without it is never overwritten.
+        kind: What it is to be; a folder of another kind, or with anything else in it, is never overwritten.
         overwrite: Whether an existing folder may be replaced.
 
     Raises:
@@ -98,10 +127,15 @@ def refuse_existing(target: Path, marker: str, *, overwrite: bool) -> None:
             ) from error
         return
     names = [name for name in os.listdir(target) if not name.endswith(_PARTIAL)] if target.is_dir() else [target.name]
-    if names and (marker not in names or not target.is_dir()):
+    if names and (kind.marker not in names or not target.is_dir()):
         raise OutputExistsError(
-            f"{target} already exists and has no {marker}, so it is something else and is not overwritten; choose "
+            f"{target} already exists and has no {kind.marker}, so it is something else and is not overwritten; choose "
             "another output folder"
+        )
+    if overwrite and (strangers := kind.strangers(target)):
+        raise OutputExistsError(
+            f"{target} has {_listed(strangers)} in it, which --overwrite would delete and which belongs to no "
+            f"{kind.name}; move it elsewhere, or choose another output folder"
         )
     if not overwrite:
         raise OutputExistsError(
@@ -114,22 +148,21 @@ def stands(target: Path) -> bool:
     return os.path.lexists(target) or _previous(target).exists()
 
 
-def existing_folder(target: Path, kind: str, marker: str) -> Path:
+def existing_folder(target: Path, kind: FolderKind) -> Path:
     """Return the folder to read for ``target``: itself, or its predecessor after an interrupted overwrite.
 
     Args:
         target: The folder that the user named.
-        kind: What it should be, for the error message: ``"checkpoint"`` or ``"bundle"``.
-        marker: The file that makes it one.
+        kind: What it should be.
 
     Raises:
-        ArtifactError: If there is no such folder or it lacks ``marker``.
+        ArtifactError: If there is no such folder or it lacks the marker.
     """
     folder = target if os.path.lexists(target) else _previous(target)
-    if (folder / marker).is_file():
+    if (folder / kind.marker).is_file():
         return folder
-    problem = f"has no {marker}" if target.is_dir() else "is not a folder" if target.exists() else "does not exist"
-    raise ArtifactError(f"{target} {problem}; expected a {kind} folder with {marker} in it")
+    problem = f"has no {kind.marker}" if target.is_dir() else "is not a folder" if target.exists() else "does not exist"
+    raise ArtifactError(f"{target} {problem}; expected a {kind.name} folder with {kind.marker} in it")
 
 
 def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -254,6 +287,10 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _short(text: str) -> str:
     return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
@@ -262,7 +299,8 @@ def _previous(target: Path) -> Path:
     return target.parent / f".{target.name}.previous"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

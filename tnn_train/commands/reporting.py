@@ -14,6 +14,7 @@ from tnn_train.data.images import even_sample
 from tnn_train.heads.description import Sample
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.report import RunSummary, write_report
+from tnn_train.run_files import REPORT_FILE
 from tnn_train.training.embeddings import cache_folder, embed, recall
 from tnn_train.training.loop import TrainResult
 
@@ -50,7 +51,7 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         versions=versions(),
         command=command,
     )
-    write_report(result.folder / "report.html", summary)
+    write_report(result.folder / REPORT_FILE, summary)
 
 
 def _embeddings(best: Checkpoint, images: ImageSet, indices: NDArray[np.int64], device: torch.device) -> Tensor:

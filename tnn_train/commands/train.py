@@ -78,7 +78,7 @@ def _train(arguments: Sequence[str]) -> None:
     choose("head", options.model.head, HEADS)
     device = pick_device(options.train.device)
     check_machine(options.train)
-    check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume)
+    check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume, data=options.data)
     data = load_data(options.data)
     model = resolve(options.model, data, options.train)
     if is_first():

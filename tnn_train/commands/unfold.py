@@ -15,7 +15,7 @@ from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, refuse_run, save_checkpoint
+from tnn_train.model.checkpoint import CHECKPOINT, CONFIG_FILE, Checkpoint, load_checkpoint, refuse_run, save_checkpoint
 from tnn_train.model.classifiers import TORCHVISION, read_classifier, read_published
 from tnn_train.model.inputs import (
     add_file_options,
@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train unfold``."""
     options = make_parser().parse_args(arguments)
-    refuse_existing(options.out, CONFIG_FILE, overwrite=options.overwrite)
+    refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
     linear = _read(options)
     unfolded = unfold_checkpoint(linear, options.code, source=options.source)
     save_checkpoint(options.out, unfolded, overwrite=options.overwrite)

@@ -21,7 +21,7 @@ from tnn_train.data.sources import Found, Labelled
 from tnn_train.data.splits import split
 from tnn_train.errors import DataError
 
-__all__ = ["DATASETS", "load_data"]
+__all__ = ["DATASETS", "folder_of", "load_data"]
 
 DATASETS: dict[str, Callable[[DataConfig], Found]] = {
     "digits": read_digits,
@@ -85,6 +85,12 @@ def load_data(
     train, val, test = _decode([splits[part] for part in ("train", "val", "test")], plain)
     data = ImageData(name, train, val, test, found.class_names, plain, config)
     return data.normalized(*_statistics(train.sample(_MEASURED_IMAGES)))
+
+
+def folder_of(config: DataConfig) -> Path | None:
+    """Return the folder that holds the images; ``None`` for a data set with a name."""
+    is_folder = config.source and config.source not in DATASETS
+    return Path(config.source) if is_folder else None
 
 
 def _find(config: DataConfig) -> Found:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.storage import (
+    FolderKind,
     describe_files,
     existing_folder,
     new_folder,
@@ -33,13 +34,24 @@ from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.run_files import BEST
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_trainer_state", "refuse_run", "save_checkpoint", "versions"]
+__all__ = [
+    "CHECKPOINT",
+    "CONFIG_FILE",
+    "Checkpoint",
+    "load_checkpoint",
+    "load_trainer_state",
+    "refuse_run",
+    "save_checkpoint",
+    "versions",
+]
 
 SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
 STATE_FILE = "trainer_state.pt"
+
+CHECKPOINT = FolderKind("checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, STATE_FILE))
 
 _OPTIONAL = ("labels", "calibration")
 
@@ -100,7 +112,7 @@ def save_checkpoint(
     Raises:
         OutputExistsError: If ``folder`` exists and ``overwrite`` is false.
     """
-    with new_folder(Path(folder), CONFIG_FILE, overwrite=overwrite) as path:
+    with new_folder(Path(folder), CHECKPOINT, overwrite=overwrite) as path:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.state_dict().items()}
         # As bytes: on a full disk both libraries, which would write themselves, raise errors that say little.
         (path / WEIGHTS_FILE).write_bytes(save(state))
@@ -201,7 +213,7 @@ def versions() -> dict[str, str]:
 
 
 def _read(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    path = existing_folder(Path(folder), "checkpoint", CONFIG_FILE)
+    path = existing_folder(Path(folder), CHECKPOINT)
     content = read_json(path / CONFIG_FILE, "checkpoint", SCHEMA_VERSION)
     files = content.get("files")
     if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from tnn_runtime.images.preprocess import ImageSource
+from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.data import ImageSet
 from tnn_train.data.loader import evaluation_loader
 from tnn_train.model.image_model import Normalize
@@ -70,28 +71,28 @@ def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Pa
         return EmbeddingSet(embeddings, images)
     embeddings = _compute(backbone.to(device).eval(), images, device)
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        try:
-            save_file({"embeddings": embeddings}, temporary)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _write(file, embeddings)
     return EmbeddingSet(embeddings, images)
 
 
-def recall(backbone: nn.Module, images: ImageSet, cache: Path) -> EmbeddingSet | None:
+def recall(backbone: nn.Module, images: ImageSet, cache: Path | None) -> EmbeddingSet | None:
     """Return the embeddings of a set of images if `embed` has left them in ``cache``."""
-    embeddings = _read(_file(backbone, images, cache))
+    embeddings = None if cache is None else _read(_file(backbone, images, cache))
     return None if embeddings is None else EmbeddingSet(embeddings, images)
 
 
-def cache_folder(name: str | None) -> Path:
-    """Return the folder of that name, or the one in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+def cache_folder(name: str | None) -> Path | None:
+    """Return the folder of that name, or the one in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``).
+
+    ``None`` for a user without a home folder, as in some containers.
+    """
     if name is not None:
         return Path(name)
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "tnn-deploy" / "embeddings"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / DISTRIBUTION / "embeddings"
+    except RuntimeError:
+        return None
 
 
 def _file(backbone: nn.Module, images: ImageSet, cache: Path) -> Path:
@@ -99,15 +100,35 @@ def _file(backbone: nn.Module, images: ImageSet, cache: Path) -> Path:
 
 
 def _read(file: Path) -> Tensor | None:
-    """Return the embeddings of a file; a damaged one is removed."""
-    if not file.exists():
-        return None
+    """Return the embeddings of a file, if it is there and can be read."""
     try:
-        return load_file(file)["embeddings"]
-    except (SafetensorError, OSError, KeyError) as error:
-        _logger.warning("the embeddings in %s are damaged (%s) and are computed again", file, error)
-        file.unlink()
+        return load(file.read_bytes())["embeddings"]
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        _logger.warning("the embeddings in %s cannot be read (%s) and are computed again", file, error.strerror)
+    except (SafetensorError, KeyError) as error:
+        _logger.warning("the embeddings in %s are damaged (%s) and are computed again", file, error)
+    return None
+
+
+def _write(file: Path, embeddings: Tensor) -> None:
+    """Keep embeddings in a file, which is whole at any moment, or say why they are not kept."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(save({"embeddings": embeddings}))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        _logger.warning(
+            "the embeddings are not kept in %s (%s) and will be computed again next time; choose another folder with "
+            "--embedding-cache (embedding_cache=)",
+            file.parent,
+            error.strerror,
+        )
 
 
 def _compute(backbone: nn.Module, images: ImageSet, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 
+from tnn_runtime.bundle.claim import claimed
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import HEADS
+from tnn_train.messages import is_first
 from tnn_train.model.backbones import check_image_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
@@ -79,18 +81,30 @@ def train(
         resume: Whether to go on from ``out/last``; the result is what an uninterrupted run would have given.
 
     Raises:
-        OutputExistsError: If ``out`` exists, and neither ``overwrite`` nor ``resume`` was given.
+        OutputExistsError: If ``out`` exists, and neither ``overwrite`` nor ``resume`` was given; if it has files that
+            are no part of a run; or if another process is writing to it.
         UsageError: If a configuration is unusable, or differs from the one to be resumed.
         TrainingError: If the loss is no longer a number.
         KeyboardInterrupt: On SIGTERM or SIGINT, after the running step was saved.
     """
     folder, config = Path(out), config or TrainConfig()
-    check_run_folder(folder, overwrite=overwrite, resume=resume)
+    if isinstance(data, ImageData):
+        source = data.config
+    else:
+        source = data if isinstance(data, DataConfig) else DataConfig(str(data))
+    check_run_folder(folder, overwrite=overwrite, resume=resume, data=source)
     check_machine(config)
     device = pick_device(config.device)
-    data = data if isinstance(data, ImageData) else load_data(data)
+    with claimed(folder) if is_first() else nullcontext():
+        data = data if isinstance(data, ImageData) else load_data(source)
+        return _train(data, folder, model or ModelConfig(), config, device, resume=resume)
+
+
+def _train(
+    data: ImageData, folder: Path, model: ModelConfig, config: TrainConfig, device: torch.device, *, resume: bool
+) -> TrainResult:
     with join(device) as processes, _settings(config), listen() as stop:
-        network, data, model = _prepare(data, model or ModelConfig(), config)
+        network, data, model = _prepare(data, model, config)
         trainer = Trainer(set_stage(network, data, config, processes.device), data, model, config, processes)
         run = RunFolder(folder, trainer, is_resumed=resume)
         if resume:

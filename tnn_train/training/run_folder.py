@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tnn_runtime.bundle.storage import refuse_existing, stands, write_text
+from tnn_runtime.bundle.storage import refuse_existing, remove, stands, write_text
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
+from tnn_train.data.config import DataConfig
 from tnn_train.data.images import ImageSet, even_sample
+from tnn_train.data.load import folder_of
 from tnn_train.evaluation.metrics import Evaluation
-from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, load_trainer_state, save_checkpoint, versions
+from tnn_train.model.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    load_checkpoint,
+    load_trainer_state,
+    save_checkpoint,
+    versions,
+)
 from tnn_train.model.image_model import ImageModel
-from tnn_train.run_files import BEST, LAST, METRICS_FILE
+from tnn_train.run_files import BEST, LAST, METRICS_FILE, RUN
 from tnn_train.training.results import Results, write_results
 from tnn_train.training.trainer import Trainer
 
@@ -58,7 +66,10 @@ class RunFolder:
         if not self.trainer.processes.is_first or not (is_urgent or time.monotonic() - self._saved >= _SECONDS_BETWEEN):
             return
         if not self.is_begun and self.folder.exists():
-            shutil.rmtree(self.folder)
+            strangers = RUN.strangers(self.folder)
+            for path in self.folder.iterdir():
+                if path.name not in strangers:
+                    remove(path)
         self.is_begun = True
         trainer = self.trainer
         if trainer.best is not None:
@@ -148,22 +159,41 @@ class RunFolder:
         }
 
 
-def check_run_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+def check_run_folder(folder: Path, *, overwrite: bool, resume: bool, data: DataConfig) -> None:
     """Make sure that a training may be written to ``folder``, or resumed from it.
 
+    Args:
+        folder: The run folder.
+        overwrite: Whether a run that it holds may be replaced.
+        resume: Whether that run is to go on.
+        data: Where the images come from.
+
     Raises:
-        OutputExistsError: If it exists and is neither to be overwritten nor resumed.
-        UsageError: If it is to be both, or there is nothing to resume.
+        OutputExistsError: If it exists and is neither to be overwritten nor resumed, or has files that are no part of
+            a run.
+        UsageError: If it is to be both, there is nothing to resume, or it lies among the images.
     """
     if resume and overwrite:
         raise UsageError("got both --resume and --overwrite; give the one that you mean")
+    images = folder_of(data)
+    if images is not None and folder.resolve().is_relative_to(images.resolve()):
+        raise UsageError(
+            f"the output folder {folder} lies among the images, in {images}, where it would be taken for a class; "
+            "choose another one"
+        )
     if not resume and not overwrite and stands(folder / LAST):
         raise OutputExistsError(
             f"{folder} already exists; pass --resume (resume=True) to go on with its training, --overwrite "
             "(overwrite=True) to replace it, or choose another output folder"
         )
     if not resume:
-        refuse_existing(folder, BEST if (folder / BEST).exists() else LAST, overwrite=overwrite)
+        if not folder.is_dir() or any(folder.iterdir()):
+            refuse_existing(
+                folder, RUN if (folder / LAST).exists() else dataclasses.replace(RUN, marker=BEST), overwrite=overwrite
+            )
+        for checkpoint in (folder / BEST, folder / LAST):
+            if checkpoint.exists():
+                refuse_existing(checkpoint, CHECKPOINT, overwrite=overwrite)
     elif not stands(folder / LAST):
         raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
 from tnn_runtime.bundle.storage import (
+    FolderKind,
     describe_files,
     existing_folder,
     new_folder,
@@ -17,6 +20,8 @@ from tnn_runtime.bundle.storage import (
     write_text,
 )
 
+THING = FolderKind("thing", "file", ("other-*",))
+
 
 def fill(folder: Path, text: str) -> None:
     (folder / "file").write_text(text)
@@ -24,7 +29,7 @@ def fill(folder: Path, text: str) -> None:
 
 def test_a_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "target"
-    with new_folder(target, "file") as folder:
+    with new_folder(target, THING) as folder:
         fill(folder, "new")
         assert not target.exists()
     assert (target / "file").read_text() == "new"
@@ -34,7 +39,7 @@ def test_a_folder_appears_when_it_is_finished(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     def stop_half_way() -> None:
-        with new_folder(tmp_path / "target", "file") as folder:
+        with new_folder(tmp_path / "target", THING) as folder:
             fill(folder, "half")
             raise RuntimeError
 
@@ -47,12 +52,12 @@ def test_overwriting_must_be_asked_for(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     fill(target, "old")
-    with pytest.raises(OutputExistsError, match="target already exists"), new_folder(target, "file"):
+    with pytest.raises(OutputExistsError, match="target already exists"), new_folder(target, THING):
         pass
-    with pytest.raises(RuntimeError), new_folder(target, "file", overwrite=True):
+    with pytest.raises(RuntimeError), new_folder(target, THING, overwrite=True):
         raise RuntimeError
     assert (target / "file").read_text() == "old"
-    with new_folder(target, "file", overwrite=True) as folder:
+    with new_folder(target, THING, overwrite=True) as folder:
         fill(folder, "new")
     assert (target / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
@@ -67,14 +72,14 @@ def test_what_is_something_else_is_never_overwritten(tmp_path: Path) -> None:
             OutputExistsError,
             match="target already exists and has no file, so it is something else",
         ),
-        new_folder(target, "file", overwrite=True),
+        new_folder(target, THING, overwrite=True),
     ):
         pass
     assert (target / "thesis.txt").read_text() == "precious"
-    with pytest.raises(OutputExistsError), new_folder(target / "thesis.txt", "file", overwrite=True):
+    with pytest.raises(OutputExistsError), new_folder(target / "thesis.txt", THING, overwrite=True):
         pass
     (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty", "file", overwrite=True) as folder:
+    with new_folder(tmp_path / "empty", THING, overwrite=True) as folder:
         fill(folder, "new")
     assert (tmp_path / "empty" / "file").exists()
 
@@ -83,9 +88,42 @@ def test_what_a_kill_left_behind_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / ".target.abc.partial").mkdir()
     other = tmp_path / ".target.v2.abc.partial"
     other.mkdir()
-    with new_folder(tmp_path / "target", "file") as folder:
+    with new_folder(tmp_path / "target", THING) as folder:
         fill(folder, "new")
     assert set(tmp_path.iterdir()) == {tmp_path / "target", other}
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    """It is refused at the end, since another one was faster."""
+    target = tmp_path / "target"
+
+    def make(text: str, meanwhile: Callable[[], None]) -> None:
+        with new_folder(target, THING) as folder:
+            fill(folder, text)
+            meanwhile()
+
+    with pytest.raises(OutputExistsError, match="already exists"):
+        make("slow", lambda: make("fast", lambda: None))
+    assert (target / "file").read_text() == "fast"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("strange", ["thesis.txt", "photos/cat.png", ".git/config", "file.bak"])
+def test_what_nobody_wrote_who_makes_such_folders_is_never_deleted(strange: str, tmp_path: Path) -> None:
+    with new_folder(tmp_path / "target", THING) as folder:
+        fill(folder, "old")
+        (folder / "other-1").write_text("ours")
+    precious = tmp_path / "target" / strange
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("precious")
+    name = strange.partition("/")[0]
+    with (
+        pytest.raises(OutputExistsError, match=f"target has {re.escape(name)} in it, which --overwrite would delete"),
+        new_folder(tmp_path / "target", THING, overwrite=True),
+    ):
+        pass
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "target" / "file").read_text() == "old"
 
 
 def test_the_current_folder_can_be_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +131,7 @@ def test_the_current_folder_can_be_overwritten(tmp_path: Path, monkeypatch: pyte
     target.mkdir()
     fill(target, "old")
     monkeypatch.chdir(target)
-    with new_folder(Path("."), "file", overwrite=True) as folder:
+    with new_folder(Path("."), THING, overwrite=True) as folder:
         fill(folder, "new")
     assert (target / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
@@ -108,7 +146,7 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("precious")
-    with pytest.raises(OutputExistsError), new_folder(tmp_path / "target", "file"):
+    with pytest.raises(OutputExistsError), new_folder(tmp_path / "target", THING):
         pass
     assert (tmp_path / "target").read_text() == "precious"
 
@@ -116,7 +154,7 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
 def test_the_predecessor_is_read_after_an_interrupted_overwrite(tmp_path: Path) -> None:
     (tmp_path / ".target.previous").mkdir()
     fill(tmp_path / ".target.previous", "old")
-    assert existing_folder(tmp_path / "target", "bundle", "file") == tmp_path / ".target.previous"
+    assert existing_folder(tmp_path / "target", THING) == tmp_path / ".target.previous"
 
 
 @pytest.mark.parametrize(

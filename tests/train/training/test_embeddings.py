@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from tnn_train.commands.reporting import report_on
 from tnn_train.model.image_model import Normalize
 from tnn_train.report import RunSummary
 from tnn_train.training import embeddings as embeddings_module
-from tnn_train.training.embeddings import embed
+from tnn_train.training.embeddings import cache_folder, embed, recall
 from tnn_train.training.loop import TrainResult
 
 CPU = torch.device("cpu")
@@ -101,6 +103,56 @@ def test_a_damaged_file_is_computed_again(
     assert computed == [8, 8]
     (record,) = caplog.records
     assert record.getMessage().startswith(f"the embeddings in {file} are damaged (")
+
+
+def full(path: Path, content: bytes) -> int:
+    path.open("wb").close()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def not_writable(path: Path, **options: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda cache, patch: patch.setattr(Path, "write_bytes", full), "No space left on device"),
+        (lambda cache, patch: patch.setattr(Path, "mkdir", not_writable), "Permission denied"),
+        (lambda cache, patch: cache.write_text("a file"), "File exists"),
+    ],
+    ids=["full", "not writable", "a file"],
+)
+def test_a_cache_that_cannot_be_written_does_not_end_a_training(
+    spoil: Callable[[Path, pytest.MonkeyPatch], object],
+    reason: str,
+    data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        spoil(cache, patch)
+        embeddings = embed(build_model(TINY).backbone, data.test, CPU, cache)
+    assert len(embeddings) == len(data.test)
+    message = caplog.messages[-1]
+    assert message.startswith(f"the embeddings are not kept in {cache} ({reason})"), message
+    assert message.endswith("choose another folder with --embedding-cache (embedding_cache=)")
+    assert not cache.is_dir() or list(cache.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_no_cache(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_folder(None) is None
+    backbone = build_model(TINY).backbone
+    assert len(embed(backbone, data.test, CPU, cache_folder(None))) == len(data.test)
+    assert recall(backbone, data.test, cache_folder(None)) is None
 
 
 @pytest.mark.parametrize("head", ["tversky", "linear"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 
@@ -90,11 +91,13 @@ def test_an_existing_run_is_kept_unless_overwriting(data: ImageData, tmp_path: P
     with pytest.raises(OutputExistsError):
         train(data, tmp_path / "run", TINY, RECIPE)
     assert (tmp_path / "run" / "precious").exists()
-    with pytest.raises(OutputExistsError, match="run already exists and has no last, so it is something else"):
+    with pytest.raises(OutputExistsError, match="run already exists and has no best, so it is something else"):
         train(data, tmp_path / "run", TINY, RECIPE, overwrite=True)
+    (tmp_path / "run" / "precious").unlink()
     (tmp_path / "run" / "best").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
     train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, epochs=1), overwrite=True)
-    assert not (tmp_path / "run" / "precious").exists()
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_step(data: ImageData, tmp_path: Path) -> None:
@@ -260,6 +263,23 @@ def test_what_torch_cannot_do_here_is_one_clear_error(
     with pytest.raises(RuntimeError, match="something else"):
         train(data, tmp_path / "run", TINY, RECIPE)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["add_scalar", "flush", "close", "__init__"])
+def test_a_disk_that_is_too_full_for_tensorboard_does_not_end_a_training(
+    method: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, method, full)
+    run = train(data, tmp_path / "run", TINY, dataclasses.replace(RECIPE, tensorboard=True))
+    assert len(run.history) == RECIPE.epochs
+    assert [message for message in caplog.messages if "tensorboard" in message] == [
+        f"no more is written to {run.folder / 'tensorboard'} (No space left on device); the training goes on without it"
+    ]
 
 
 def test_tensorboard_that_is_not_installed_is_named(

@@ -39,7 +39,7 @@ __all__ = ["FIXED", "FORM", "Unfolded", "gradients_by_class", "unfold"]
 _HAS, _LACKS = 8.0, 1.0
 """t and v: the values of a prototype's attributes, and of the opposites of those that it lacks."""
 
-_ALPHA = 0.5
+_ALPHA = 0.25
 _THETA = (1 - _ALPHA) / _HAS
 
 FORM: dict[str, Any] = {
