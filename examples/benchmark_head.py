@@ -13,6 +13,7 @@ The control is the linear layer against a second copy of itself: 1 on a quiet ma
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -30,12 +31,12 @@ from tnn_export import lower_head
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import TverskyConfig, TverskyHead
-from tnn_train.heads.tversky.unfolding import FORM
 from tnn_train.training.loop import pick_device
 
 SIZES = ((64, 512, 512, 10), (256, 512, 512, 100), (64, 2048, 1024, 1011), (256, 2048, 2048, 1000))
+UNFOLDED = "unfolded"
 FORMS = {
-    "unfolded": TverskyConfig(**FORM),
+    UNFOLDED: TverskyConfig(),
     "product/ignorematch": TverskyConfig(difference="ignorematch"),
     "product/subtractmatch": TverskyConfig(difference="subtractmatch"),
 }
@@ -104,10 +105,14 @@ class Row:
 def measure(size: tuple[int, int, int, int], form: str, device: torch.device, blocks: int, compiled: bool) -> Row:
     """Measure one form at one size."""
     batch, embedding, features, classes = size
-    config = TverskyConfig(**{**asdict(FORMS[form]), "num_features": features})
     torch.manual_seed(0)
     inputs = [torch.randn(batch, embedding, device=device) for _ in range(4)]
-    eager = TverskyHead(embedding, classes, config)
+    if form == UNFOLDED:
+        eager = TverskyHead.from_linear(nn.Linear(embedding, classes), FORMS[form])
+    else:
+        eager = TverskyHead(embedding, classes, dataclasses.replace(FORMS[form], num_features=features))
+    config, features = eager.config, eager.num_features
+    size = (batch, embedding, features, classes)
     heads: dict[str, nn.Module] = {
         "linear": nn.Linear(embedding, classes),
         "control": nn.Linear(embedding, classes),
