@@ -154,7 +154,7 @@ def _draw_ratio(axes: Any, place: float, found: Estimate, name: str, marker: str
 
 
 def _title(report: Report) -> str:
-    return f"A = {_plain(report.a)}    B = {_plain(report.b)}\n{_plain(report.machine['cpu'])}, {report.device}"
+    return f"A = {_plain(report.a)}\nB = {_plain(report.b)}\n{_plain(report.machine['cpu'])}, {report.device}"
 
 
 def _plain(name: str) -> str:

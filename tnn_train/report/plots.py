@@ -105,7 +105,12 @@ def plot_reliability(calibration: Calibration) -> Figure:
     bins = len(calibration.share)
     middles = (np.arange(bins) + 0.5) / bins
     above.bar(middles, np.nan_to_num(calibration.accuracy), 0.9 / bins, color="C0", alpha=0.75, label="accuracy")
-    above.plot(calibration.confidence, calibration.accuracy, "o", color="C3", markersize=4, label="mean confidence")
+    above.plot(
+        *(calibration.confidence, calibration.accuracy, "o"),
+        color="C3",
+        markersize=4,
+        label="accuracy at mean confidence",
+    )
     above.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="accuracy = confidence")
     above.set_ylabel("accuracy")
     above.set_ylim(0, 1.03)
