@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def write_card(
         manifest=manifest,
         meanings={**_MEANINGS, **HEADS[manifest.model["head"]].evidence_meanings},
         purposes=_PURPOSES,
+        classes=(classes := [_class_line(name) for name in manifest.class_names]),
+        quotes=any(line.startswith('"') for line in classes),
         attributes=_attributes(manifest),
         num_attributes=len(_tversky(manifest).get("attributes", ())),
         is_untrained=is_untrained(manifest.training),
@@ -91,6 +94,12 @@ def write_card(
         stages=report.stages,
     )
     write_text(folder / CARD_FILE, text)
+
+
+def _class_line(name: str) -> str:
+    """Return a name on a line of its own that can be read back: as it is, or as a JSON string."""
+    is_plain = name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "`", "~")
+    return name if is_plain else json.dumps(name)
 
 
 def _tversky(manifest: Manifest) -> Mapping[str, Any]:

@@ -241,3 +241,23 @@ def test_a_threshold_to_reject_by_follows_from_the_real_images(
 def test_an_unusable_way_to_reject(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ExportOptions(**options)
+
+
+STRANGE_NAMES = (
+    *("cat", "a, b", "two\nlines", "carriage\rreturn", "\x1b[31mred", '"quoted"', "`code`", "```", " space "),
+    *("| pipe |", "# title", "{{ x }}", "ä ö", "\u202e", "=cmd|' /C'!A0", "\ud800"),
+)
+
+
+def test_the_classes_of_a_card_can_be_read_back(runs: dict[str, TrainResult], tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(runs["linear"].best)
+    config = dataclasses.replace(checkpoint.config, num_classes=len(STRANGE_NAMES))
+    strange = dataclasses.replace(
+        checkpoint, model=build_model(config).eval(), config=config, class_names=STRANGE_NAMES, labels=None
+    )
+    export_bundle(strange, tmp_path / "bundle", ("onnx",))
+    card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    lines = card.split("## Classes\n")[1].split("```\n")[1].split("\n")[:-1]
+    assert tuple(json.loads(line) if line.startswith('"') else line for line in lines) == STRANGE_NAMES
+    assert "a line in quotes is a JSON string" in card
+    assert Manifest.read(tmp_path / "bundle")[0].class_names == STRANGE_NAMES
