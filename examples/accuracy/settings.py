@@ -61,7 +61,7 @@ class Arm:
 
 
 _FROZEN = TrainConfig(epochs=20, batch_size=128, threads=1, device="cpu", freeze_backbone=True)
-_RATES = (1e-3, 1e-2, 1e-1)
+_RATES = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def _recipe(epochs: int, *augment: str) -> TrainConfig:
