@@ -129,16 +129,16 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
                 "[common - input_only + prototype_only]",
             ),
             "lowered classes swapped": (
-                '"weight", weight.float())\n        self.register_buffer("constant", constant.float())',
-                '"weight", weight.flip(0).float())\n        self.register_buffer("constant", constant.flip(0).float())',
+                "affine_map(weight, constant)",
+                "affine_map(weight.flip(0), constant.flip(0))",
             ),
             "lowered not a number": (
-                '"constant", constant.float())',
-                '"constant", constant.float().index_fill(0, torch.tensor(0), torch.nan))',
+                "affine_map(weight, constant)",
+                "affine_map(weight, constant.index_fill(0, torch.tensor(0), torch.nan))",
             ),
             "lowered to what depends on the batch": (
-                "values = functional.linear(joined,",
-                "values = 0.01 * joined.mean() + functional.linear(joined,",
+                "values: Tensor = self.map(joined)",
+                "values: Tensor = 0.01 * joined.mean() + self.map(joined)",
             ),
             "lowered softmin: too large": ("- torch.log1p(", "- 0.5 * torch.log1p("),
             "lowered hard: present at 0": ("(value > 0)", "(value >= 0)"),

@@ -25,6 +25,7 @@ __all__ = [
     "FolderKind",
     "describe_files",
     "existing_folder",
+    "is_empty",
     "new_folder",
     "read_arrays",
     "read_json",
@@ -141,6 +142,11 @@ def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
         )
+
+
+def is_empty(folder: Path) -> bool:
+    """Return whether a folder holds nothing, but for what a killed process may have left."""
+    return all(name.endswith(_PARTIAL) for name in os.listdir(folder))
 
 
 def stands(target: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tnn_runtime.bundle.storage import refuse_existing, remove, stands, write_text
+from tnn_runtime.bundle.storage import is_empty, refuse_existing, remove, stands, write_text
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_train.data.config import DataConfig
 from tnn_train.data.images import ImageSet, even_sample
@@ -187,7 +187,7 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool, data: DataC
             "(overwrite=True) to replace it, or choose another output folder"
         )
     if not resume:
-        if not folder.is_dir() or any(folder.iterdir()):
+        if not folder.is_dir() or not is_empty(folder):
             refuse_existing(
                 folder, RUN if (folder / LAST).exists() else dataclasses.replace(RUN, marker=BEST), overwrite=overwrite
             )

@@ -84,6 +84,12 @@ def test_a_run_among_the_images_is_refused(place: str, photos: Path) -> None:
         train(photos, photos / place, TINY, RECIPE)
 
 
+def test_what_a_kill_in_the_first_save_left_is_no_run(digits: ImageData, tmp_path: Path) -> None:
+    (tmp_path / "run" / ".last.abc.partial").mkdir(parents=True)
+    train(digits, tmp_path / "run", TINY, RECIPE)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"best", "last", "metrics.jsonl", "results.json"}
+
+
 def test_a_training_that_fails_leaves_no_folder(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
