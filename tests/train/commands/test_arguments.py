@@ -77,7 +77,7 @@ def test_options_come_before_the_file(file: Path) -> None:
 
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\x8c\x00\xff")
-    with pytest.raises(UsageError, match=r"bytes.toml cannot be used \('utf-8' codec"):
+    with pytest.raises(UsageError, match=r"bytes.toml cannot be read \(line 1 is not UTF-8"):
         read("--config", str(tmp_path / "bytes.toml"), "--data", "digits")
     with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\); expected a TOML file"):
         read("--config", str(tmp_path), "--data", "digits")
