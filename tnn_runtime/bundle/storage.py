@@ -137,9 +137,10 @@ def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool, in_place
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
         )
-    if os.path.ismount(target) and not in_place:
-        raise OutputExistsError(f"{target} is a mount point, which cannot be replaced; choose a folder in it")
-    refuse_unwritable(target / kind.marker if in_place else target, "another output folder")
+    if not in_place:
+        if os.path.ismount(target):
+            raise OutputExistsError(f"{target} is a mount point, which cannot be replaced; choose a folder in it")
+        refuse_unwritable(target, "another output folder")
 
 
 def stands(target: Path) -> bool:
@@ -278,13 +279,13 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is whole at any moment, as `write_text` does; an error leaves the old one."""
     temporary = path.with_name(f".{path.name}{PARTIAL}")
-    try:
-        with naming(path, temporary):
+    with naming(path, temporary):
+        try:
             temporary.write_bytes(content)
             _fsync(temporary)
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -64,6 +64,9 @@ def parse(
         known, _ = peek.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; see {program} --help") from error
+    for unused, reason in without.items():
+        if any(word.partition("=")[0] == option(unused) for word in arguments):
+            raise UsageError(f"{option(unused)} is no option of {program}: {reason}; see {program} --help")
     file = ConfigFile() if known.config is None else read_config_file(Path(known.config), without)
     fields = {field.name: tyro.MISSING_NONPROP for field in dataclasses.fields(kind) if _is_required(field)}
     fields |= {name: section for name, section in vars(file).items() if section is not None}

@@ -16,7 +16,7 @@ _EPILOG = """examples:
   tnn-train compare runs/linear runs/tversky --out comparison.html
 
 Runs that differ in nothing but their seeds are one group. The first group is the one that the others are compared with,
-seed by seed. A single seed has no interval: (-)."""
+seed by seed. A single seed has no interval: (-). Neither have seeds that gave the same to all digits: (all equal)."""
 
 
 def command(arguments: Sequence[str]) -> None:
