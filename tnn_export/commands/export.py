@@ -20,7 +20,7 @@ from tnn_export.proof.report import ParityError
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.outputs import check_file
-from tnn_runtime.bundle.storage import refuse_existing, write_json
+from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import UsageError
 from tnn_train.model.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ def command(arguments: Sequence[str]) -> None:
 
 def _refuse_unknown(first: str, *others: str) -> None:
     """Refuse what is no command and no checkpoint, unless it can only be meant as a checkpoint."""
-    if first.startswith("-") or Path(first).exists():
+    if first.startswith("-") or stands(Path(first)):
         return
     hint = nearest(first, COMMANDS)
     if hint or not any(word.startswith("-o") or word.partition("=")[0] == "--out" for word in others):
