@@ -67,11 +67,11 @@ def command(arguments: Sequence[str]) -> None:
     options = parse(_Sweep, "tnn-train sweep", _DESCRIPTION, arguments, _OF_A_SINGLE_RUN)
     _check(options)
     check_machine(options.train)
+    check_folder(options.out, "--out")
     if options.out.exists() and not options.resume:
         raise OutputExistsError(
             f"{options.out} already exists; pass --resume to go on, or choose another output folder"
         )
-    check_folder(options.out, "--out")
     data = load_data(options.data)
     try:
         for head in options.heads:
