@@ -27,6 +27,7 @@ from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import Estimate, Job, Latency, Offer, Opened, latency, machine, ratio, run_job, serve
 from tnn_runtime.bench.report import columns
 from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.queue.cores import usable_cores
@@ -253,8 +254,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, raw samples included")
     options = parser.parse_args(arguments)
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        parser.error(f"{options.json} is a folder, or its folder does not exist; choose another file for --json")
+    if options.json is not None:
+        check_file(options.json, "--json")
     return options
 
 

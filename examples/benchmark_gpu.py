@@ -29,6 +29,7 @@ from tnn_runtime.backends import Backend, BackendOptions, open_backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_train import ModelConfig, build_model
@@ -188,6 +189,8 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--no-torch", action="store_true", help="leave out PyTorch")
     parser.add_argument("--json", type=Path, help="file for all samples")
     options = parser.parse_args(arguments)
+    if options.json:
+        check_file(options.json, "--json")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     precisions = {Manifest.read(bundle)[0].precision for bundle in (options.a, options.b)}
     if len(precisions) > 1:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from tnn_runtime import Classifier, InputError, Prediction, UsageError
 from tnn_runtime.bulk import classify_files
+from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.console import Parser, positive_int, run
 
 Write = Callable[[Path, list[Prediction], str], object]
@@ -72,6 +73,7 @@ def command(arguments: Sequence[str]) -> None:
         raise UsageError(
             f"got --out {options.out}; expected a file that ends with {' or '.join(WRITERS)}, in a folder that exists"
         )
+    check_file(options.out, "--out")
     total = sum(1 for _ in find(options.folder))
     if total == 0:
         raise InputError(f"{options.folder} has no files; expected images")

@@ -24,6 +24,7 @@ from tnn_export.formats import FORMATS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime import Manifest
 from tnn_runtime.bundle.manifest import BatchBounds
+from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.console import Parser, run
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, load_data, train
 
@@ -67,6 +68,8 @@ def _table(arguments: Sequence[str]) -> None:
     parser.add_argument("--heads", nargs="+", default=list(HEADS), metavar="HEAD", help="some of the forms")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args(arguments)
+    if options.json is not None:
+        check_file(options.json, "--json")
     data = load_data(options.data, root=options.data_root, limit=options.limit)
     recipe = TrainConfig(
         epochs=options.epochs, weights=str(options.checkpoint), freeze_backbone=True, learning_rate=1e-2

@@ -36,7 +36,7 @@ ROOMS = {
         heads
         data
         distributed messages
-        errors fields run_files
+        errors fields run_files text_files
     """,
     "tnn_export": """
         __init__ __main__

@@ -23,6 +23,7 @@ OTHERS = {
     "tnn_train": {
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
+        "tnn_runtime.bundle.outputs",
         "tnn_runtime.bundle.storage",
         "tnn_runtime.console",
         "tnn_runtime.errors",

@@ -166,6 +166,33 @@ def test_a_bug_keeps_its_traceback() -> None:
         run("it", fail, [])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "tnn_runtime predict BUNDLE PHOTO",
+        "tnn_runtime doctor",
+        "tnn_runtime --version",
+        "tnn_export inspect BUNDLE",
+        "tnn_export --help",
+        "tnn_train compare nowhere",
+    ],
+)
+def test_closed_standard_output_is_one_line(words: str, small_bundle: Path, photos: Path) -> None:
+    words = words.replace("BUNDLE", str(small_bundle)).replace("PHOTO", str(photos / "cat" / "0.png"))
+    command = ["bash", "-c", f"{sys.executable} -m {words} >&-"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    name = words.split()[0].replace("_", "-")
+    line = f"{name}: error: standard output is closed; redirect it to a file, or to /dev/null\n"
+    assert (result.returncode, result.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("words", ["tnn_runtime predict nowhere x.png", "tnn_export inspect nowhere", "tnn_train x"])
+def test_an_error_does_not_go_to_standard_output_when_standard_error_is_closed(words: str) -> None:
+    command = ["bash", "-c", f"{sys.executable} -m {words} 2>&-"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+
+
 def test_a_closed_pipe_is_no_error(bundles: dict[str, Path], photos: Path) -> None:
     command = f"{sys.executable} -m tnn_runtime predict {bundles['linear']} {photos} | head -n 1"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)

@@ -91,6 +91,11 @@ def run(
     def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
         os._exit(end("interrupted", INTERRUPTED))
 
+    if sys.stderr is None:
+        # What is printed there would go to standard output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        return end("error: standard output is closed; redirect it to a file, or to /dev/null")
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
         print(name, importlib.import_module("tnn_runtime.version").__version__)

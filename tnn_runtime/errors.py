@@ -7,7 +7,7 @@
     │   ├── EngineError       a model that TensorRT refuses, or an engine of it that cannot be kept
     │   ├── SelfCheckError    a bundle that does not reproduce its own golden samples here
     │   └── SignatureError    a bundle that is not signed by the owner of the key that was given
-    ├── OutputExistsError     an output folder that is already there, or cannot be made
+    ├── OutputExistsError     an output file or folder that is already there, or cannot be made
     ├── ProviderUnavailable   a device that was asked for and does not work
     └── NotAnswered           a good request that gets no answer: a service says "unavailable" (503)
         ├── QueueFull         too many requests are waiting; nothing of this one was done
@@ -69,7 +69,7 @@ class SignatureError(ArtifactError):
 
 
 class OutputExistsError(TnnError):
-    """An output folder that is already there and is not to be overwritten, or that cannot be made."""
+    """An output file or folder that is already there and is not to be overwritten, or that cannot be made."""
 
 
 class ProviderUnavailable(TnnError):

@@ -17,9 +17,12 @@ from tnn_export.commands import importing, pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
+from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
-from tnn_runtime.bundle.storage import refuse_existing, write_json
+from tnn_runtime.bundle.outputs import check_file
+from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
 from tnn_runtime.console import Parser
+from tnn_runtime.errors import UsageError
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.inputs import image_files
 
@@ -46,7 +49,18 @@ def command(arguments: Sequence[str]) -> None:
     parser, run = COMMANDS[EXPORT]
     if arguments and arguments[0] in COMMANDS:
         (parser, run), arguments = COMMANDS[arguments[0]], arguments[1:]
+    elif arguments:
+        _refuse_unknown(*arguments)
     run(parser().parse_args(arguments))
+
+
+def _refuse_unknown(first: str, *others: str) -> None:
+    """Refuse what is no command and no checkpoint, unless it can only be meant as a checkpoint."""
+    if first.startswith("-") or stands(Path(first)):
+        return
+    hint = nearest(first, COMMANDS)
+    if hint or not any(word.startswith("-o") or word.partition("=")[0] == "--out" for word in others):
+        raise UsageError(f"{first!r} is no command, and no checkpoint folder{hint}; see tnn-export --help")
 
 
 def _export_parser() -> Parser:
@@ -132,6 +146,8 @@ def _check_parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> None:
+    if options.json is not None:
+        check_file(options.json, "--json")
     report = check_bundle(options.bundle, options.device, options.public_key)
     print(report.table())
     if options.json is not None:

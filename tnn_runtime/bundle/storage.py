@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.bundle.claim import claimed, is_claimed
+from tnn_runtime.bundle.outputs import PARTIAL, naming, refuse_unwritable
 from tnn_runtime.errors import ArtifactError, OutputExistsError
 
 __all__ = [
@@ -39,8 +40,7 @@ __all__ = [
 ]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
-_PARTIAL = ".partial"
-_LEFT = (f"*{_PARTIAL}", ".*.previous", ".DS_Store")
+_LEFT = (f"*{PARTIAL}", ".*.previous", ".DS_Store")
 """Names of what a kill or a desktop leaves behind."""
 _LONG = 80
 _KINDS = {"numbers": {*"biuf"}, "text": {"U"}}
@@ -85,49 +85,45 @@ def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> It
     refuse_existing(target, kind, overwrite=overwrite)
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    left_by_a_kill = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(_PARTIAL)}")
+    left_by_a_kill = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(PARTIAL)}")
     for path in target.parent.iterdir():
         if left_by_a_kill.fullmatch(path.name) and not is_claimed(path):
             remove(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PARTIAL, dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
     try:
-        with claimed(temporary):
-            yield temporary
-            temporary.chmod(0o755)
-            _flush(temporary)
-        refuse_existing(target, kind, overwrite=overwrite)
-        previous = _previous(target)
-        if target.exists():
+        with naming(target, temporary):
+            with claimed(temporary):
+                yield temporary
+                temporary.chmod(0o755)
+                _flush(temporary)
+            refuse_existing(target, kind, overwrite=overwrite)
+            previous = _previous(target)
+            if target.exists():
+                remove(previous)
+                target.rename(previous)
+            temporary.rename(target)
+            _fsync(target.parent)
             remove(previous)
-            target.rename(previous)
-        temporary.rename(target)
-        _fsync(target.parent)
-        remove(previous)
     finally:
         remove(temporary)
 
 
-def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool) -> None:
+def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool, in_place: bool = False) -> None:
     """Make sure that ``target`` may be written.
 
     Args:
         target: The folder to be made.
         kind: What it is to be; a folder of another kind, or with anything else in it, is never overwritten.
         overwrite: Whether an existing folder may be replaced.
+        in_place: Whether an existing folder stays, and only what is in it is replaced.
 
     Raises:
         OutputExistsError: If ``target`` exists and must not be overwritten, is something else, or cannot be made.
     """
     if not os.path.lexists(target):
-        parent = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
-        try:
-            tempfile.TemporaryDirectory(prefix=".", suffix=_PARTIAL, dir=parent).cleanup()
-        except OSError as error:
-            raise OutputExistsError(
-                f"{target} cannot be made in {parent} ({error.strerror}); choose another output folder"
-            ) from error
+        refuse_unwritable(target, "another output folder")
         return
-    names = [name for name in os.listdir(target) if not name.endswith(_PARTIAL)] if target.is_dir() else [target.name]
+    names = [name for name in os.listdir(target) if not name.endswith(PARTIAL)] if target.is_dir() else [target.name]
     if names and (kind.marker not in names or not target.is_dir()):
         raise OutputExistsError(
             f"{target} already exists and has no {kind.marker}, so it is something else and is not overwritten; choose "
@@ -142,6 +138,10 @@ def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{target} already exists; choose another output folder or pass --overwrite (overwrite=True)"
         )
+    if not in_place:
+        if os.path.ismount(target):
+            raise OutputExistsError(f"{target} is a mount point, which cannot be replaced; choose a folder in it")
+        refuse_unwritable(target, "another output folder")
 
 
 def is_empty(folder: Path) -> bool:
@@ -284,13 +284,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file that is whole at any moment, as `write_text` does; an error leaves the old one."""
-    temporary = path.with_name(f".{path.name}{_PARTIAL}")
-    try:
-        temporary.write_bytes(content)
-        _fsync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    with naming(path, temporary):
+        try:
+            temporary.write_bytes(content)
+            _fsync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

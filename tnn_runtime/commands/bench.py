@@ -8,8 +8,8 @@ from pathlib import Path
 from tnn_runtime.bench.comparison import compare_bundles
 from tnn_runtime.bench.plots import require_matplotlib, write_plots
 from tnn_runtime.bench.report import table, write_report
+from tnn_runtime.bundle.outputs import check_file, check_folder
 from tnn_runtime.console import Parser, positive_int
-from tnn_runtime.errors import UsageError
 from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["add_bench"]
@@ -64,13 +64,11 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> Parser:
 def _bench(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
-        raise UsageError(f"{options.json} is a folder, or its folder does not exist; choose another file for --json")
+    if options.json is not None:
+        check_file(options.json, "--json")
     if options.plots is not None:
-        if options.plots.exists() and not options.plots.is_dir():
-            raise UsageError(f"{options.plots} is a file; choose a folder for --plots")
+        check_folder(options.plots, "--plots")
         require_matplotlib()
-        options.plots.mkdir(parents=True, exist_ok=True)
     total = len(set(options.threads)) * len(set(options.batch)) * options.processes * options.blocks
     with tqdm(total=max(total, 0), desc="timing", unit="block", disable=None, delay=2) as progress:
         report = compare_bundles(

@@ -80,9 +80,11 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files = [file for path in options.images for file in (_files(path) if path.is_dir() else [path])]
+        found = {path: find_images(path) if path.is_dir() else [path] for path in options.images}
+        files = [file for path in options.images for file in found[path]]
+        errors = [f"{path} has no files; expected images" for path in found if not found[path]]
+        empty = len(errors)
         show = _printer(options.format, files)
-        errors = []
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
                 if error:
@@ -93,15 +95,9 @@ def _predict(options: argparse.Namespace) -> None:
     if errors:
         for error in errors[:-1]:
             print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(errors)} of {len(files)} files cannot be used" if len(files) > 1 else ""
+        unusable = len(errors) - empty
+        count = f"; {unusable} of {len(files)} files cannot be used" if unusable and len(files) > 1 else ""
         raise InputError(errors[-1] + count)
-
-
-def _files(folder: Path) -> list[Path]:
-    files = find_images(folder)
-    if not files:
-        raise InputError(f"{folder} has no files; expected images")
-    return files
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:
@@ -111,7 +107,7 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]]
             json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
         )
     if style == "text":
-        width = max(len(str(file)) for file in files)
+        width = max((len(str(file)) for file in files), default=0)
         return lambda file, ranked: print(
             f"{file!s:{width}}  "
             + ("  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked) or _REJECTED)

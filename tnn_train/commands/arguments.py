@@ -6,47 +6,23 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff
 
-from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.errors import UsageError
+from tnn_train.commands.config_file import ConfigFile, read_config_file
+from tnn_train.commands.names import Configuration, option, split_hint
 from tnn_train.data import DataConfig
 from tnn_train.fields import Field, FieldError
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Configuration", "option", "options_named", "parse"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Configuration:
-    """What a training is made of; the sections of a configuration file.
-
-    Args:
-        data: The images.
-        model: Backbone and head.
-        train: The recipe.
-    """
-
-    data: Annotated[DataConfig, arg(name="")]
-    model: Annotated[ModelConfig, arg(name="")] = dataclasses.field(default_factory=ModelConfig)
-    train: Annotated[TrainConfig, arg(name="")] = dataclasses.field(default_factory=TrainConfig)
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """A configuration file, which may leave sections out."""
-
-    data: DataConfig | None = None
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-
 
 _IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
     DataConfig: ("source", "root", "limit", "download"),
@@ -60,7 +36,13 @@ _INDENT_OF_HELP = 8
 T = TypeVar("T", bound=Configuration)
 
 
-def parse(kind: type[T], program: str, description: str, arguments: Sequence[str]) -> T:
+def parse(
+    kind: type[T],
+    program: str,
+    description: str,
+    arguments: Sequence[str],
+    without: Mapping[Field, str] = MappingProxyType({}),
+) -> T:
     """Read a command line into a configuration.
 
     Args:
@@ -68,6 +50,7 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
         program: What the command is called.
         description: What its help says first; ``--help`` shows a few options after it, and ``--help-all`` all.
         arguments: The command line.
+        without: Fields that are no options of this command, each with the reason; in a file they get a note.
 
     Raises:
         UsageError: If an option or the file cannot be used.
@@ -81,18 +64,25 @@ def parse(kind: type[T], program: str, description: str, arguments: Sequence[str
         known, _ = peek.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; see {program} --help") from error
-    file = _File() if known.config is None else _read(Path(known.config))
+    for unused, reason in without.items():
+        if any(word.partition("=")[0] == option(unused) for word in arguments):
+            raise UsageError(f"{option(unused)} is no option of {program}: {reason}; see {program} --help")
+    file = ConfigFile() if known.config is None else read_config_file(Path(known.config), without)
     fields = {field.name: tyro.MISSING_NONPROP for field in dataclasses.fields(kind) if _is_required(field)}
     fields |= {name: section for name, section in vars(file).items() if section is not None}
+    defaults = kind(**fields)
     if known.help and not known.help_all:
         description += f"\nthe options that most trainings need; for all of them: {program} --help-all"
-        short = _shortened(kind, kind(**fields))
+        short = _narrowed(kind, defaults, _IN_SHORT_HELP, without)
         tyro.cli(short, prog=program, description=description, args=["--help"], config=(FlagCreatePairsOff,))
     arguments = ["--help"] if known.help_all else arguments
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(kind, prog=program, description=description, args=arguments, default=kind(**fields))
+            if not without:
+                return tyro.cli(kind, prog=program, description=description, args=arguments, default=defaults)
+            narrow = _narrowed(kind, defaults, {unused.config: None for unused in without}, without)
+            return _widened(defaults, tyro.cli(narrow, prog=program, description=description, args=arguments))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -108,70 +98,38 @@ def options_named() -> Iterator[None]:
         raise UsageError(error.told(option)) from error
 
 
-def option(field: Field) -> str:
-    """Return the command-line option of a field, such as ``--split-seed``."""
-    return _NAMES[field].option
-
-
-def _in_file(field: Field) -> str:
-    """Return the name of a field in a configuration file, such as ``data.seed``."""
-    return _NAMES[field].in_file
-
-
-class _Names(NamedTuple):
-    option: str
-    in_file: str
-
-
-def _names(config: Any, options: str = "--", sections: str = "") -> Iterator[tuple[Field, _Names]]:
-    """Yield the fields of a configuration and of those in it."""
-    for name, hint in get_type_hints(config, include_extras=True).items():
-        kind, notes = _split(hint)
-        given = next((note.name for note in notes if hasattr(note, "name")), None)
-        words = name.replace("_", "-") if given is None else given
-        if dataclasses.is_dataclass(kind):
-            yield from _names(kind, f"{options}{words}." if words else options, f"{sections}{name}.")
-        else:
-            yield Field(config, name), _Names(options + words, sections + name)
-
-
-def _split(hint: Any) -> tuple[Any, list[Any]]:
-    """Return the type of a field, and what is noted beside it."""
-    kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-    return kind, notes
-
-
-_NAMES = dict(_names(Configuration))
-
-
-def _shortened(config: Any, values: Any) -> Any:
-    """Return a class to make the short help from: like ``config``, without what newcomers do not need.
+def _narrowed(
+    config: Any, values: Any, sections: Mapping[type, Sequence[str] | None], without: Collection[Field] = ()
+) -> Any:
+    """Return a class like that of a configuration, which has fewer options.
 
     Args:
-        config: The class of a configuration.
+        config: The class of the configuration.
         values: An instance of it, for the defaults; anything else stands for the defaults of the class.
+        sections: Configurations in it that are narrowed, each with the fields that stay; ``None`` for all.
+        without: Fields that do not stay anyway.
     """
     fields: list[Any] = []
+    names = sections.get(config)
     for name, hint in get_type_hints(config, include_extras=True).items():
-        kind, notes = _split(hint)
-        if kind in _IN_SHORT_HELP:
-            fields.append((name, Annotated[(_shortened(kind, getattr(values, name)), *notes)]))
-        elif name in _IN_SHORT_HELP.get(config, (name,)):
+        kind, notes = split_hint(hint)
+        if kind in sections:
+            narrow = _narrowed(kind, getattr(values, name), sections, without)
+            fields.append((name, Annotated[(narrow, *notes)]))
+        elif (names is None or name in names) and Field(config, name) not in without:
             default = getattr(values if isinstance(values, config) else config, name, dataclasses.MISSING)
             fields.append((name, hint, dataclasses.field(default=default)))
     return dataclasses.make_dataclass(config.__name__, fields, kw_only=True, namespace={"__doc__": config.__doc__})
 
 
-def _read(path: Path) -> _File:
-    try:
-        with path.open("rb") as file:
-            return decode(_File, tomllib.load(file), "configuration")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); expected a TOML file") from error
-    except FieldError as error:
-        raise UsageError(f"{path} cannot be used ({error.told(_in_file)})") from error
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} cannot be used ({error})") from error
+def _widened(values: T, narrow: Any) -> T:
+    """Return a configuration with the options that were read for a narrower class of it."""
+    given = {}
+    for name, value in vars(narrow).items():
+        whole = getattr(values, name)
+        is_narrow = dataclasses.is_dataclass(whole) and not isinstance(value, type(whole))
+        given[name] = dataclasses.replace(whole, **vars(value)) if is_narrow else value
+    return dataclasses.replace(values, **given)
 
 
 def _is_required(field: dataclasses.Field[object]) -> bool:

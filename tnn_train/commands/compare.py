@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.console import Parser
-from tnn_runtime.errors import OutputExistsError
 from tnn_train.report.compare import compare_runs, write_comparison
 
 __all__ = ["command"]
@@ -16,7 +16,7 @@ _EPILOG = """examples:
   tnn-train compare runs/linear runs/tversky --out comparison.html
 
 Runs that differ in nothing but their seeds are one group. The first group is the one that the others are compared with,
-seed by seed. A single seed has no interval: (-)."""
+seed by seed. A single seed has no interval: (-). Neither have seeds that gave the same to all digits: (all equal)."""
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -29,16 +29,9 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.html")
     options = parser.parse_args(arguments)
     if options.out is not None:
-        _check_file(options.out, overwrite=options.overwrite)
+        check_file(options.out, "--out", overwrite=options.overwrite)
     comparison = compare_runs(options.runs)
     print(comparison.table())
     if options.out is not None:
         write_comparison(options.out, comparison)
         print(f"\nopen in a browser: {options.out}")
-
-
-def _check_file(path: Path, *, overwrite: bool) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise OutputExistsError(f"{path} is a folder, or its folder does not exist; choose another file for --out")
-    if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} already exists; choose another file for --out or pass --overwrite")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tnn_runtime.bundle.outputs import check_folder
 from tnn_runtime.bundle.storage import stands
 from tnn_runtime.errors import OutputExistsError, UsageError
-from tnn_train.commands.arguments import Configuration, parse
+from tnn_train.commands.arguments import Configuration, option, parse
 from tnn_train.data import ImageData, load_data
-from tnn_train.fields import FieldError, choose
+from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
+from tnn_train.model.config import ModelConfig
 from tnn_train.report.compare import compare_runs, write_comparison
 from tnn_train.run_files import LAST
-from tnn_train.training.loop import TrainResult, check_machine, train
+from tnn_train.training.loop import TrainResult, check_machine, resolve, train
 from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["command"]
@@ -30,6 +33,11 @@ what it writes:
   OUT/rates/         the trainings that the learning rates were chosen by
   OUT/compare.html   the comparison that is printed
 """
+
+_OF_A_SINGLE_RUN = {Field(ModelConfig, "head"): "sweep trains each of --heads"}
+"""Fields that are no options here."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +64,20 @@ class _Sweep(Configuration):
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train sweep``."""
-    options = parse(_Sweep, "tnn-train sweep", _DESCRIPTION, arguments)
-    for head in options.heads:
-        choose("head", head, HEADS)
-    if options.seeds < 1 or not options.heads or len(set(options.heads)) < len(options.heads):
-        raise UsageError(
-            f"got {options.seeds} seeds and the heads {options.heads}; expected at least 1 and each head once"
-        )
-    try:
-        for rate in options.learning_rates:
-            dataclasses.replace(options.train, learning_rate=rate)
-    except FieldError as error:
-        raise UsageError(error.told(lambda field: "--learning-rates")) from error
+    options = parse(_Sweep, "tnn-train sweep", _DESCRIPTION, arguments, _OF_A_SINGLE_RUN)
+    _check(options)
     check_machine(options.train)
+    check_folder(options.out, "--out")
     if options.out.exists() and not options.resume:
         raise OutputExistsError(
             f"{options.out} already exists; pass --resume to go on, or choose another output folder"
         )
     data = load_data(options.data)
+    try:
+        for head in options.heads:
+            resolve(dataclasses.replace(options.model, head=head), data, options.train)
+    except FieldError as error:
+        raise UsageError(error.told(lambda field: "--heads" if field in _OF_A_SINGLE_RUN else option(field))) from error
     folders = []
     for head in options.heads:
         recipe = _with_best_rate(options, data, head)
@@ -87,6 +91,31 @@ def command(arguments: Sequence[str]) -> None:
     print(f"wrote {options.out / 'compare.html'}")
 
 
+def _check(options: _Sweep) -> None:
+    """Refuse what one of the trainings would refuse, before the first of them.
+
+    Raises:
+        UsageError: If heads, seeds or learning rates cannot be used.
+    """
+    for head in options.heads:
+        choose("head", head, HEADS)
+    if options.seeds < 1 or not options.heads or len(set(options.heads)) < len(options.heads):
+        raise UsageError(
+            f"got {options.seeds} seeds and the heads {options.heads}; expected at least 1 and each head once"
+        )
+    dataclasses.replace(options.train, seed=options.train.seed + options.seeds - 1)
+    rates = options.learning_rates
+    try:
+        for rate in rates:
+            dataclasses.replace(options.train, learning_rate=rate)
+    except FieldError as error:
+        raise UsageError(error.told(lambda field: "--learning-rates")) from error
+    if twice := [rate for place, rate in enumerate(rates) if rate in rates[:place]]:
+        raise UsageError(f"--learning-rates has {twice[0]!r} twice; expected each rate once")
+    if rates and options.train.learning_rate != TrainConfig().learning_rate:
+        _logger.warning("--learning-rate is not used: each head gets one of --learning-rates")
+
+
 def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
     """Return the recipe with the learning rate that is best on validation with the first seed."""
     if not options.learning_rates:
@@ -94,11 +123,16 @@ def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
     tried = []
     for rate in options.learning_rates:
         recipe = dataclasses.replace(options.train, learning_rate=rate)
-        result = _train(options, data, head, recipe, options.out / "rates" / f"{head}-{rate:g}")
+        result = _train(options, data, head, recipe, options.out / "rates" / f"{head}-{_plain(rate)}")
         tried.append((max(row["val_accuracy"] for row in result.history), recipe))
     accuracy, best = max(tried, key=lambda pair: pair[0])
-    print(f"{head}: learning rate {best.learning_rate:g}, validation accuracy {accuracy:.4f}")
+    print(f"{head}: learning rate {_plain(best.learning_rate)}, validation accuracy {accuracy:.4f}")
     return best
+
+
+def _plain(rate: float) -> str:
+    """Return a number with all its digits, so that no two are written alike."""
+    return repr(rate).removesuffix(".0")
 
 
 def _train(options: _Sweep, data: ImageData, head: str, recipe: TrainConfig, folder: Path) -> TrainResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tnn_train.data.splits import split
 from tnn_train.errors import DataError
 
 __all__ = ["DATASETS", "folder_of", "load_data"]
+
+_logger = logging.getLogger(__name__)
 
 DATASETS: dict[str, Callable[[DataConfig], Found]] = {
     "digits": read_digits,
@@ -98,6 +101,8 @@ def _find(config: DataConfig) -> Found:
     if config.crop_to_boxes and name not in _WITH_BOXES:
         raise UsageError(f"{name} has no bounding boxes to crop to; only {', '.join(_WITH_BOXES)} has")
     if name in DATASETS:
+        if Path(name).is_dir() and Path(name).resolve() != Path(config.root, name).resolve():
+            _logger.warning("%s is the data set of that name; for the folder %s, give ./%s", name, name, name)
         return DATASETS[name](config)
     if name and Path(name).is_dir():
         return read_folder(Path(name))

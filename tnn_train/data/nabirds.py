@@ -15,6 +15,7 @@ from tnn_runtime.images.preprocess import ImageSource, open_image
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import Found, Labelled, LazyImages, check_headers, usual_size
 from tnn_train.errors import DataError
+from tnn_train.text_files import read_lines
 
 __all__ = ["read_nabirds"]
 
@@ -55,6 +56,7 @@ def read_nabirds(config: DataConfig) -> Found:
         sizes = [(right - left, lower - upper) for left, upper, right, lower in boxes]
         sources = LazyImages(_Crops(paths, boxes), range(len(paths)))
     used = sorted(set(labels.values()), key=lambda class_id: (len(class_id), class_id))
+    _refuse_namesakes(folder / _CLASSES, {class_id: names[class_id] for class_id in used})
     places = {class_id: place for place, class_id in enumerate(used)}
     birds = Labelled(sources, np.array([places[labels[image]] for image in files]))
     side = np.array([sides[image] for image in files])
@@ -93,7 +95,7 @@ def _find(root: Path) -> Path:
 def _table(
     path: Path, expected: str, convert: Callable[[str], T | None], images: Collection[str] | None = None
 ) -> dict[str, T]:
-    """Read lines of an id and something else.
+    """Read lines of an id and something else; blank lines are left out.
 
     Args:
         path: The file.
@@ -101,14 +103,13 @@ def _table(
         convert: Makes a value of what follows the id; ``None`` or a `ValueError` if it is no such thing.
         images: The ids that the lines must have, each once.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); unpack the archive of NABirds again") from error
+    lines = read_lines(path, f"lines of {expected}; unpack the archive of NABirds again", DataError)
+    if not lines:
+        raise DataError(f"{path} cannot be read (it is empty); expected lines of {expected}; unpack the archive again")
     table: dict[str, T] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
-            key, rest = line.strip().split(maxsplit=1)
+            key, rest = line.split(maxsplit=1)
             value = convert(rest)
         except ValueError:
             value = None
@@ -118,10 +119,21 @@ def _table(
             why = "once only" if key in table else f"an image of {_IMAGES}"
             raise DataError(f"{path}, line {number}: got {key!r}; expected {why}")
         table[key] = value
-    if not table or (images is not None and len(table) < len(images)):
-        missing = next((image for image in images or () if image not in table), "anything")
+    if missing := next((image for image in images or () if image not in table), None):
         raise DataError(f"{path} has no line for {missing}; expected lines of {expected}, one for each")
     return table
+
+
+def _refuse_namesakes(path: Path, names: dict[str, str]) -> None:
+    """Make sure that no two classes have the same name."""
+    ids: dict[str, str] = {}
+    for class_id, name in names.items():
+        if name in ids:
+            raise DataError(
+                f"{path} calls both class {ids[name]} and class {class_id} {name!r}; expected another name for each "
+                "class that is the label of an image: change one of the two lines"
+            )
+        ids[name] = class_id
 
 
 def _box(text: str) -> Box:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing, find_class_folders, find_images
+from tnn_train.model.class_names import read_class_file
 
 __all__ = [
     "add_file_options",
@@ -79,7 +80,7 @@ def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
     """Return the names of the logits: the lines of a file, or the subfolders of a folder of images in sorted order.
 
     Raises:
-        UsageError: If the file cannot be read, or there is neither a file nor a folder.
+        UsageError: As `read_class_file`, or if there is neither a file nor a folder.
         InputError: As `image_files`, for a folder that is asked.
     """
     if file is None:
@@ -90,10 +91,8 @@ def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
             )
         image_files(folder)
         return [path.name for path in find_class_folders(folder)]
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read ({error}); expected a text file with one class name a line") from error
+    folders = find_class_folders(folder) if folder is not None and folder.is_dir() else []
+    return read_class_file(file, {path.name for path in folders})
 
 
 def image_files(folder: Path) -> list[Path]:

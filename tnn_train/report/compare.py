@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.errors import UsageError
 from tnn_train.heads import HEADS
 from tnn_train.model.config import options_field
+from tnn_train.report.estimates import SHARE, Estimate
 from tnn_train.report.page import is_nested, render
 from tnn_train.report.plots import plot_estimates, plot_seeds
+from tnn_train.report.recipes import as_key, recipes
 from tnn_train.training.recipe import speed_unit
 from tnn_train.training.results import Run, read_run
 
@@ -26,37 +27,8 @@ MEASURES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "ece": "
 """What is compared: fields of `tnn_train.training.results.Results`, and what they are called."""
 
 _SPEED = "images_per_second"
+_BOUNDS = {"test_accuracy": SHARE, "test_loss": (0.0, math.inf), "ece": SHARE, _SPEED: (0.0, math.inf)}
 _HEAD = "model.head"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Args:
-        values: One for each seed, at least one.
-    """
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """The mean of the values."""
-        return float(np.mean(self.values))
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """The 95% interval of the mean by Student's t; ``None`` for one value, which says nothing of the spread."""
-        count = len(self.values)
-        if count < 2:
-            return None
-        half = float(student.ppf(0.975, count - 1) * np.std(self.values, ddof=1) / np.sqrt(count))
-        return self.mean - half, self.mean + half
-
-    def text(self, form: str) -> str:
-        """Return the mean and its interval, printed with a format such as ``"+.4f"``; a dash for no interval."""
-        interval = "-" if self.interval is None else " to ".join(format(end, form) for end in self.interval)
-        return f"{self.mean:{form}} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -81,13 +53,14 @@ class Group:
 
     def estimate(self, measure: str) -> Estimate:
         """Return the mean of a measure, a key of `MEASURES`, over the seeds."""
-        return Estimate(tuple(self.by_seed(measure).values()))
+        return Estimate(tuple(self.by_seed(measure).values()), _BOUNDS[measure])
 
     def difference(self, other: Group, measure: str) -> Estimate | None:
         """Return how much more this group has than ``other``, over the seeds of both; ``None`` if they share none."""
         ours, theirs = self.by_seed(measure), other.by_seed(measure)
         pairs = tuple(value - theirs[seed] for seed, value in ours.items() if seed in theirs)
-        return Estimate(pairs) if pairs else None
+        lowest, highest = _BOUNDS[measure]
+        return Estimate(pairs, (lowest - highest, highest - lowest)) if pairs else None
 
 
 class Table(NamedTuple):
@@ -128,7 +101,7 @@ class Comparison:
         """Return the means of all groups and, where seeds are shared, the paired differences from the first group."""
         unit = _speed_unit([run for group in self.groups for run in group.runs])
         means = Table(
-            "Means over the seeds, with the 95% interval of Student's t",
+            "Means over the seeds, with 95% intervals",
             ("group", "seeds", *{**MEASURES, _SPEED: unit}.values(), "parameters"),
             tuple(
                 (
@@ -145,17 +118,30 @@ class Comparison:
             f"Differences from {self.groups[0].name}, paired by seed",
             ("group", "pairs", *(MEASURES[name] for name in compared)),
             tuple(
-                (group.name, str(len(found[0].values)), *(estimate.text("+.4f") for estimate in found))
+                (group.name, str(len(found[0].values)), *(estimate.text("+z.4f") for estimate in found))
                 for group in self.groups[1:]
                 if (found := [e for name in compared if (e := group.difference(self.groups[0], name))])
             ),
         )
         return [means, differences] if differences.rows else [means]
 
+    def notes(self) -> list[str]:
+        """Return why groups are missing in the differences, a line for each reason."""
+        first, *others = self.groups
+        if not others:
+            return ["there are no differences: all runs are of one group, and differ in nothing but their seeds"]
+        return [
+            f"there is no difference of {group.name} from {first.name}, as no run of one has the seeds of a run of the "
+            "other (data.seed and train.seed); train both from the same seeds"
+            for group in others
+            if group.difference(first, _SPEED) is None
+        ]
+
     def table(self) -> str:
-        """Return all of it for a terminal: tables in Markdown, then the warnings."""
+        """Return all of it for a terminal: tables in Markdown, then notes and warnings."""
         parts = [f"{table.title}:\n\n{table.markdown()}" for table in self.tables()]
-        return "\n\n".join(parts + ["\n".join(f"warning: {line}" for line in self.warnings)] * bool(self.warnings))
+        lines = [f"note: {line}" for line in self.notes()] + [f"warning: {line}" for line in self.warnings]
+        return "\n\n".join([*parts, "\n".join(lines)] if lines else parts)
 
 
 def compare_runs(folders: Sequence[Path]) -> Comparison:
@@ -171,13 +157,9 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     runs = [read_run(folder) for folder in {Path(folder).resolve(): Path(folder) for folder in folders}.values()]
     if not runs:
         raise UsageError("there are no runs to compare; give at least one run folder")
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        given = {name: value for name, value in run.settings.items() if value is not None}
-        grouped.setdefault(json.dumps(given, sort_keys=True), []).append(run)
-    members = list(grouped.values())
-    differing = _differing([group[0].settings for group in members])
-    groups = tuple(Group(_name(group[0].settings, differing), tuple(group)) for group in members)
+    settings, members = _grouped(runs)
+    differing = _differing(settings)
+    groups = tuple(Group(_name(one, differing), tuple(group)) for one, group in zip(settings, members, strict=True))
     return Comparison(groups, tuple(_warnings(runs, groups, differing)))
 
 
@@ -202,12 +184,19 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     write_text(path, html)
 
 
+def _grouped(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[list[Run]]]:
+    """Return the recipes of runs, and the runs of each."""
+    found: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for run, settings in zip(runs, recipes(runs), strict=True):
+        key = as_key({name: as_key(value) for name, value in settings.items() if value is not None})
+        found.setdefault(key, (settings, []))[1].append(run)
+    return [settings for settings, _ in found.values()], [group for _, group in found.values()]
+
+
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Return the settings that tell groups apart; options of a head are compared among the groups that have it."""
     names = dict.fromkeys(name for group in settings for name in group)
-    return [
-        name for name in names if len({json.dumps(group.get(name)) for group in settings if _applies(name, group)}) > 1
-    ]
+    return [name for name in names if len({as_key(group.get(name)) for group in settings if _applies(name, group)}) > 1]
 
 
 def _speed_unit(runs: Sequence[Run]) -> str:

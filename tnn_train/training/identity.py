@@ -14,9 +14,9 @@ from tnn_train.fields import Field, FieldError
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import INCIDENTAL, TrainConfig
 
-__all__ = ["identity", "refuse_other"]
+__all__ = ["WHERE", "identity", "refuse_other"]
 
-_WHERE = ("root", "download")
+WHERE = ("root", "download")
 """What of the data's options says where they lie: data may be moved."""
 
 
@@ -38,7 +38,7 @@ def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
     for name in INCIDENTAL:
         del recipe[name]
     labels = hashlib.sha256(data.train.labels.tobytes() + data.val.labels.tobytes()).hexdigest()
-    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in _WHERE}
+    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in WHERE}
     images = {
         "data": {**options, "source": Path(data.config.source).name},
         "images": len(data.train),

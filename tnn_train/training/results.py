@@ -13,13 +13,14 @@ from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.storage import read_json, write_json
 from tnn_runtime.errors import ArtifactError
 from tnn_train.run_files import LAST, METRICS_FILE, RESULTS_FILE, RESULTS_SCHEMA
+from tnn_train.training.identity import WHERE
 from tnn_train.training.recipe import INCIDENTAL
 from tnn_train.training.settings import flatten
 
 __all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 
 SEEDS = ("data.seed", "train.seed")
-_IGNORED = {*SEEDS, *(f"train.{name}" for name in INCIDENTAL)}
+_IGNORED = {*SEEDS, *(f"data.{name}" for name in WHERE), *(f"train.{name}" for name in INCIDENTAL)}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tnn_runtime.bundle.outputs import refuse_unwritable
 from tnn_runtime.bundle.storage import is_empty, refuse_existing, remove, stands, write_text
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_train.data.config import DataConfig
@@ -188,14 +189,15 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool, data: DataC
         )
     if not resume:
         if not folder.is_dir() or not is_empty(folder):
-            refuse_existing(
-                folder, RUN if (folder / LAST).exists() else dataclasses.replace(RUN, marker=BEST), overwrite=overwrite
-            )
+            kind = RUN if (folder / LAST).exists() else dataclasses.replace(RUN, marker=BEST)
+            refuse_existing(folder, kind, overwrite=overwrite, in_place=True)
         for checkpoint in (folder / BEST, folder / LAST):
             if checkpoint.exists():
                 refuse_existing(checkpoint, CHECKPOINT, overwrite=overwrite)
     elif not stands(folder / LAST):
         raise UsageError(f"{folder} has no {LAST} to resume from; start again, with --overwrite if the folder exists")
+    if folder.is_dir():
+        refuse_unwritable(folder / LAST, "another output folder")
 
 
 def _sample(images: ImageSet, count: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -57,6 +57,35 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["inspet", "b"],
+            "'inspet' is no command, and no checkpoint folder; did you mean 'inspect'?; see tnn-export --help",
+        ),
+        (["chek", "b", "--device", "cpu"], "'chek' is no command, and no checkpoint folder; did you mean 'check'?"),
+        (["imports", "-o", "x"], "'imports' is no command, and no checkpoint folder; did you mean 'import'?"),
+        (["Sign", "b", "--key", "k"], "did you mean 'sign'?"),
+        (["show", "b"], "'show' is no command, and no checkpoint folder; see tnn-export --help"),
+        (["runs/nowhere"], "'runs/nowhere' is no command, and no checkpoint folder; see"),
+    ],
+)
+def test_an_unknown_command_is_not_taken_for_a_checkpoint(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    Path("chek").mkdir()
+    assert main(["chek", "-o", "x"]) == 1
+    assert "chek has no config.json; expected a checkpoint folder" in capsys.readouterr().err
+
+
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -85,7 +85,7 @@ def test_the_command_makes_a_checkpoint_that_exports_and_explains(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--code", "nowhere.csv"), "the attributes 'nowhere.csv' cannot be read"),
+        (("--code", "nowhere.csv"), "nowhere.csv cannot be read"),
         (("--alpha", "0.2"), "linear has no option 'alpha'; it has code"),
         (("--logit-scale", "0"), "logit_scale is 0.0; expected a positive number"),
         (("--backbone", "resnet18"), "is [2, 24], and backbone resnet18 gives embeddings of 512 values"),

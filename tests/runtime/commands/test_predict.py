@@ -58,6 +58,44 @@ def test_files_that_cannot_be_used_do_not_stop_the_others(
     assert last.endswith("; 2 of 42 files cannot be used")
 
 
+@pytest.mark.parametrize("style", ["text", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("paths", "answers", "end"),
+    [
+        (["empty", "good.png"], 1, "empty has no files; expected images"),
+        (["good.png", "empty", "photos"], 41, "empty has no files; expected images"),
+        (["empty", "hidden", "good.png"], 1, "hidden has no files; expected images"),
+        (["empty", "note.txt", "good.png"], 1, "; 1 of 2 files cannot be used"),
+        (["empty"], 0, "empty has no files; expected images"),
+    ],
+)
+def test_an_empty_folder_does_not_stop_the_others(
+    paths: list[str],
+    answers: int,
+    end: str,
+    style: str,
+    small_bundle: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "hidden/.thumbnails"):
+        Path(name).mkdir(parents=True)
+    Path("note.txt").write_text("no image")
+    shutil.copy(photos / "cat" / "0.png", "good.png")
+    shutil.copytree(photos, "photos")
+    assert main(["predict", str(small_bundle), *paths, "--format", style]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == answers + (style == "csv")
+    lines = captured.err.splitlines()
+    assert len(lines) == len({"empty", "hidden", "note.txt"} & set(paths))
+    assert lines[0].endswith("empty has no files; expected images")
+    assert lines[-1].startswith("tnn-runtime: error: ")
+    assert lines[-1].endswith(end)
+
+
 def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -92,7 +130,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         (["bench", "BUNDLE", "BUNDLE", "--seed", "-1"], "seed is -1; expected 0 or more"),
         (
             ["bench", "BUNDLE", "BUNDLE", "--plots", "/proc/plots"],
-            "the system refused a file (No such file or directory",
+            "/proc/plots cannot be made in /proc (No such file or directory); choose another folder for --plots",
         ),
         (["bench", "BUNDLE", "BUNDLE", "--margin", "2"], "margin is 2.0; expected a share above 0 and up to 1"),
         (["bench", "BUNDLE", "BUNDLE", "--device", "tpu"], "unknown device 'tpu'; choose"),

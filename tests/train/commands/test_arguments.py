@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_options_come_before_the_file(file: Path) -> None:
 
 def test_a_file_of_other_bytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\x8c\x00\xff")
-    with pytest.raises(UsageError, match=r"bytes.toml cannot be used \('utf-8' codec"):
+    with pytest.raises(UsageError, match=r"bytes.toml cannot be read \(line 1 is not UTF-8"):
         read("--config", str(tmp_path / "bytes.toml"), "--data", "digits")
     with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\); expected a TOML file"):
         read("--config", str(tmp_path), "--data", "digits")
@@ -101,6 +102,42 @@ def test_every_option_of_a_field_exists(capsys: pytest.CaptureFixture[str]) -> N
 def test_no_file_is_needed() -> None:
     options = read("--data", "digits", "--split-seed", "3", "--seed", "4", "--data-root", "x")
     assert (options.data.source, options.data.seed, options.data.root, options.train.seed) == ("digits", 3, "x", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("[data]\nsource = 'x'\nsplit_seed = 3", DataConfig("x", seed=3)),
+        ("[data]\nsource = 'x'\nsplit-seed = 3", DataConfig("x", seed=3)),
+        ("[data]\ndata = 'x'", DataConfig("x")),
+        ("[data]\ndata = 'x'\ndata_root = 'y'", DataConfig("x", "y")),
+        ("data.data = 'x'\ndata.data-root = 'y'", DataConfig("x", "y")),
+        ("[data]\nsource = 'x'\nroot = 'y'\nseed = 3", DataConfig("x", "y", seed=3)),
+    ],
+)
+def test_a_file_has_the_names_of_options_or_of_fields(content: str, expected: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "names.toml").write_text(content)
+    assert read("--config", str(tmp_path / "names.toml")).data == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[model]\nnum_classes = 7", r"model.num_classes follows from the images and the training; leave it out"),
+        ("[model]\nin_channels = 1", "model.in_channels follows from"),
+        ("[model.tversky]\nattributes = []", "model.tversky.attributes follows from"),
+        ("epochs = 3", "unknown name 'epochs'; did you mean 'train.epochs'?; known are data, model, train"),
+        ("[model]\nepochs = 3", "model: unknown name 'epochs'; did you mean 'train.epochs'?; known are backbone, head"),
+        ("[tversky]\nalpha = 3", "unknown name 'tversky'; did you mean 'model.tversky'?"),
+        ("[data]\nsplit_sed = 3", "data: unknown name 'split_sed'; did you mean 'split_seed'?"),
+        ("[data]\nseed = 3\nsplit_seed = 3", "data: 'seed' and 'split_seed' are names of one option; give one of them"),
+        ("[train]\nbatch_size = 4\nbatch-size = 4", "'batch_size' and 'batch-size' are names of one option"),
+    ],
+)
+def test_a_name_that_means_nothing_there_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(content)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read("--config", str(tmp_path / "bad.toml"), "--data", "digits")
 
 
 @pytest.mark.parametrize(

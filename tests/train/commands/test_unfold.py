@@ -69,7 +69,7 @@ class TestCheckpoints:
             ("nowhere", "nowhere does not exist; expected a checkpoint folder, torchvision:NAME, or a .pth"),
             ("{linear}/best --backbone resnet18", "got --backbone with {linear}/best: a checkpoint tells that itself"),
             ("{linear}/best --images photos", "got --images with"),
-            ("{linear}/best --code nowhere.csv", "nowhere.csv' cannot be read"),
+            ("{linear}/best --code nowhere.csv", "nowhere.csv cannot be read"),
             ("{linear}/best -o .", ". already exists and has no config.json"),
             ("{linear}/best -o {linear}/best", "already exists; choose another output folder or pass --overwrite"),
             (

@@ -109,3 +109,29 @@ class TestBadInput:
     def test_limit_below_the_number_of_classes(self) -> None:
         with pytest.raises(DataError, match="cannot be split so that every class is on both sides.*another --limit"):
             load_data("digits", limit=5)
+
+
+@pytest.mark.parametrize("name", ["digits", "fake"])
+def test_a_folder_with_the_name_of_a_data_set_is_told(
+    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_data(name, limit=200, image_size=16)
+    assert not caplog.records
+    Path(name).symlink_to(photos, target_is_directory=True)
+    load_data(name, limit=200, image_size=16)
+    assert f"{name} is the data set of that name; for the folder {name}, give ./{name}" in caplog.text
+    assert load_data(f"./{name}").class_names == ("cat", "dog")
+
+
+def test_a_folder_that_the_data_set_lies_in_is_not_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nabirds").mkdir()
+    with pytest.raises(DataError, match="NABirds cannot be read"):
+        load_data("nabirds", root=".")
+    assert not caplog.records
+    with pytest.raises(DataError, match="NABirds cannot be read"):
+        load_data("nabirds")
+    assert "nabirds is the data set of that name" in caplog.text

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,29 @@ def test_other_sets_do_not_need_the_boxes(archive: Path) -> None:
         load_data("nabirds", root=archive, crop_to_boxes=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt"]
+)
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: (text + "\n \n").encode(),
+        lambda text: text.replace("\n", "\n\n").encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.replace("\n", "\r").encode("utf-16"),
+    ],
+    ids=["a byte order mark", "trailing blank lines", "blank lines", "lines of Windows", "UTF-16"],
+)
+def test_a_file_that_an_editor_has_saved_again_is_the_same(
+    rewrite: Callable[[str], bytes], name: str, archive: Path
+) -> None:
+    (archive / name).write_bytes(rewrite((archive / name).read_text()))
+    data = load_data("nabirds", root=archive, crop_to_boxes=True)
+    assert data.class_names == tuple(CLASSES[class_id] for class_id in USED)
+    assert (len(data.train), len(data.val), len(data.test)) == (24, 6, 9)
+
+
 class TestBadInput:
     def test_an_archive_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="NABirds cannot be read under .*has images.txt.*pass --data-root FOLDER"):
@@ -111,7 +135,6 @@ class TestBadInput:
         ("name", "line", "message"),
         [
             ("images.txt", "9-1", "got '9-1'; expected IMAGE PATH"),
-            ("images.txt", "", "got ''; expected IMAGE PATH"),
             ("images.txt", "9-0 0009/9-0.jpg", "got '9-0'; expected once only"),
             ("image_class_labels.txt", "9-1 11", "got '9-1 11'; expected IMAGE CLASS with a class of classes.txt"),
             ("image_class_labels.txt", "8-1 9", "got '8-1'; expected an image of images.txt"),
@@ -141,9 +164,20 @@ class TestBadInput:
         with pytest.raises(DataError, match=f"nabirds/{name} cannot be read"):
             load_data("nabirds", root=archive)
 
-    def test_an_empty_file(self, archive: Path) -> None:
-        (archive / "images.txt").write_text("")
-        with pytest.raises(DataError, match="images.txt has no line for anything; expected lines of IMAGE PATH"):
+    @pytest.mark.parametrize("name", ["images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt"])
+    @pytest.mark.parametrize("content", ["", "\n\n", "\ufeff\r\n"])
+    def test_an_empty_file_is_named(self, name: str, content: str, archive: Path) -> None:
+        (archive / name).write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=rf"nabirds/{name} cannot be read \(it is empty\); expected lines of "):
+            load_data("nabirds", root=archive)
+
+    def test_two_classes_of_one_name_are_refused_where_images_have_them(self, archive: Path) -> None:
+        write(archive / "classes.txt", CLASSES | {"0": "Snow Goose"})
+        assert len(load_data("nabirds", root=archive).class_names) == 3
+        write(archive / "classes.txt", CLASSES | {"295": "Snow Goose"})
+        with pytest.raises(
+            DataError, match=r"classes.txt calls both class 9 and class 295 'Snow Goose'; expected another"
+        ):
             load_data("nabirds", root=archive)
 
     def test_a_box_outside_of_its_image(self, archive: Path) -> None:

@@ -89,12 +89,68 @@ def test_runs_that_differ_in_seeds_only_are_one_group(six: list[Path]) -> None:
 
 def test_the_interval_is_that_of_scipy(six: list[Path]) -> None:
     group = compare_runs(six).groups[1]
-    estimate = group.estimate("test_accuracy")
-    values = ACCURACIES["tversky"]
+    estimate = group.estimate("test_loss")
+    values = [1 - accuracy for accuracy in ACCURACIES["tversky"]]
     expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     assert estimate.values == tuple(values)
     assert estimate.mean == pytest.approx(np.mean(values))
     assert estimate.interval == pytest.approx(expected)
+
+
+def test_the_interval_of_a_share_is_that_of_its_log_odds(six: list[Path]) -> None:
+    values = np.array(ACCURACIES["tversky"])
+    odds = values.mean() / (1 - values.mean())
+    factor = np.exp(stats.t.ppf(0.975, 2) * stats.sem(values) / (values.mean() * (1 - values.mean())))
+    expected = [odds / factor / (1 + odds / factor), odds * factor / (1 + odds * factor)]
+    assert compare_runs(six).groups[1].estimate("test_accuracy").interval == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(0.9, 1.0), (0.98, 0.999, 1.0), (0.0, 0.01), (0.0, 0.0, 0.1), (0.5, 0.1), (1e-12, 0.0), (1.0, 1 - 1e-12)],
+)
+def test_no_interval_leaves_what_is_possible(values: tuple[float, ...], tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{head}-{seed}", ModelConfig(head=head), seed, value, test_loss=value, ece=value)
+        for head, given in (("linear", values), ("tversky", values[::-1]))
+        for seed, value in enumerate(given)
+    ]
+    linear, tversky = compare_runs(runs).groups
+    for measure, highest in (("test_accuracy", 1.0), ("ece", 1.0), ("test_loss", np.inf)):
+        low, high = linear.estimate(measure).interval
+        assert 0 <= low <= np.mean(values) <= high <= highest
+        difference = tversky.difference(linear, measure)
+        assert difference is not None
+        low, high = difference.interval or (0, 0)
+        assert -highest <= low <= difference.mean <= high <= highest
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "difference"),
+    [
+        ((0.9, 0.9), (0.9, 0.9), "+0.0000 (all equal)"),
+        ((0.5, 0.9, 0.8), (0.5, 0.9, 0.8), "+0.0000 (all equal)"),
+        ((0.5, 0.75), (0.625, 0.875), "-0.1250 (all equal)"),
+        ((0.5, 0.75), (0.5 + 1e-9, 0.75 - 1e-9), "+0.0000 (all equal)"),
+        ((0.5, 0.75), (0.5, 0.5), "+0.1250 (-1.0000 to +1.0000)"),
+        ((0.9,), (0.8,), "+0.1000 (-)"),
+    ],
+)
+def test_equal_values_say_so_in_place_of_an_interval(
+    ours: tuple[float, ...], theirs: tuple[float, ...], difference: str, tmp_path: Path
+) -> None:
+    runs = [
+        write_run(tmp_path / f"{head}-{seed}", ModelConfig(head=head), seed, value)
+        for head, values in (("linear", theirs), ("tversky", ours))
+        for seed, value in enumerate(values)
+    ]
+    comparison = compare_runs(runs)
+    means, differences = comparison.tables()
+    assert differences.rows[0][2] == difference
+    if len(set(ours)) < len(ours):
+        assert means.rows[1][2] == f"{ours[0]:.4f} (all equal)"
+    write_comparison(tmp_path / "page.html", comparison)
+    assert "(all equal) for seeds that gave the same" in (tmp_path / "page.html").read_text()
 
 
 def test_differences_are_paired_by_seed(six: list[Path]) -> None:
@@ -110,6 +166,31 @@ def test_groups_without_a_seed_in_common_have_no_difference(six: list[Path]) -> 
     comparison = compare_runs([six[0], six[4]])
     assert comparison.groups[1].difference(comparison.groups[0], "test_accuracy") is None
     assert len(comparison.tables()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seeds", "note"),
+    [
+        (
+            {"linear": [0], "tversky": [1]},
+            "there is no difference of head=tversky from head=linear, as no run of one has",
+        ),
+        ({"linear": [0, 1], "tversky": [2, 3, 4]}, "there is no difference of head=tversky from head=linear"),
+        ({"linear": [0, 1]}, "there are no differences: all runs are of one group"),
+        ({"linear": [0, 1], "tversky": [1]}, None),
+    ],
+)
+def test_a_table_that_is_left_out_says_why(seeds: dict[str, list[int]], note: str | None, tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{head}-{seed}", ModelConfig(head=head), seed)
+        for head, own in seeds.items()
+        for seed in own
+    ]
+    comparison = compare_runs(runs)
+    assert len(comparison.tables()) == (2 if note is None else 1)
+    assert (f"\nnote: {note}" in comparison.table()) == (note is not None)
+    write_comparison(tmp_path / "page.html", comparison)
+    assert (f"Note: {note}" in (tmp_path / "page.html").read_text()) == (note is not None)
 
 
 def test_one_seed_has_a_dash_and_no_interval(six: list[Path]) -> None:
@@ -199,7 +280,7 @@ def test_the_table_is_markdown(six: list[Path]) -> None:
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == (2 + 2) + (2 + 1)
     assert len(set(map(len, rows[:4]))) == 1
-    assert rows[3].startswith("| head=tversky | 3     | 0.9400 (0.9152 to 0.9648) |")
+    assert rows[3].startswith("| head=tversky | 3     | 0.9400 (0.9098 to 0.9605) |")
     assert "Differences from head=linear, paired by seed:" in lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.attributes import attribute_description
+from tnn_train.text_files import Row, read_rows
 
 __all__ = [
     "Attribute",
@@ -143,30 +143,24 @@ def read_attributes(path: Path, class_names: Sequence[str]) -> tuple[Attribute, 
         UsageError: If the file cannot be read, does not have these rows, has other values, or has an attribute that
             all classes have, or none.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(
-            f"the attributes {str(path)!r} cannot be read ({error}); expected classes, hierarchy, or a CSV file with a "
-            "row for each class and a column for each attribute"
-        ) from error
-    header, *body = rows or [[]]
+    expected = "classes, hierarchy, or a CSV file with a row for each class and a column for each attribute"
+    (_, header), *body = read_rows(path, expected) or [Row(1, [])]
     names = header[1:]
     if not names or len(set(names)) < len(names) or not all(names):
         raise UsageError(f"the first row of {path} is {header}; expected a cell and then the names of the attributes")
     table: dict[str, list[bool]] = {}
-    for row in body:
+    for line, row in body:
         if row[0] not in class_names:
             raise UsageError(
-                f"{path} has a row for {row[0]!r}, which is none of the classes{nearest(row[0], class_names)}"
+                f"{path}, line {line}: the table has a row for {row[0]!r}, which is none of the classes"
+                f"{nearest(row[0], class_names)}"
             )
         if row[0] in table:
-            raise UsageError(f"{path} has two rows for {row[0]!r}; expected one for each class")
+            raise UsageError(f"{path}, line {line}: the table has two rows for {row[0]!r}; expected one for each class")
         unknown = [cell for cell in row[1:] if cell.lower() not in _WORDS]
         if len(row) != len(header) or unknown:
             raise UsageError(
-                f"the row of {row[0]!r} in {path} has "
+                f"the row of {row[0]!r} in {path}, line {line}, has "
                 + (f"the value {unknown[0]!r}" if unknown else f"{len(row) - 1} values for {len(names)} attributes")
                 + "; expected 1, yes, true or x where the class has the attribute, else 0, no, false or nothing"
             )
