@@ -27,7 +27,9 @@ OTHERS = {
         "tnn_runtime.errors",
         "tnn_runtime.explain.attributes",
         "tnn_runtime.images.files",
+        "tnn_runtime.images.folders",
         "tnn_runtime.images.preprocess",
+        "tnn_runtime.images.reading",
         "tnn_runtime.lazy",
     },
     "tnn_export": {

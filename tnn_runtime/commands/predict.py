@@ -16,9 +16,9 @@ from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, notes
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.preprocess import find_images
+from tnn_runtime.images.walk import read_tree
 
 __all__ = ["build_parser", "command"]
 
@@ -28,7 +28,8 @@ _REJECTED = "rejected"
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-runtime``."""
     options = build_parser().parse_args(arguments)
-    options.run(options)
+    with notes("tnn-runtime"):
+        options.run(options)
 
 
 def build_parser() -> Parser:
@@ -80,9 +81,9 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files = [file for path in options.images for file in (_files(path) if path.is_dir() else [path])]
+        files, errors = _find(options.images)
+        total = len(files) + len(errors)
         show = _printer(options.format, files)
-        errors = []
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
                 if error:
@@ -93,15 +94,24 @@ def _predict(options: argparse.Namespace) -> None:
     if errors:
         for error in errors[:-1]:
             print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(errors)} of {len(files)} files cannot be used" if len(files) > 1 else ""
+        count = f"; {len(errors)} of {total} files cannot be used" if total > 1 else ""
         raise InputError(errors[-1] + count)
 
 
-def _files(folder: Path) -> list[Path]:
-    files = find_images(folder)
-    if not files:
-        raise InputError(f"{folder} has no files; expected images")
-    return files
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the files that the paths stand for, and what is wrong with what can be neither read nor followed."""
+    files: list[Path] = []
+    errors: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        folder, unusable = read_tree(path)
+        if not folder.below and not unusable:
+            raise InputError(f"{path} has no files; expected images")
+        files += folder.below
+        errors += unusable.values()
+    return files, errors
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:
@@ -111,7 +121,7 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]]
             json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
         )
     if style == "text":
-        width = max(len(str(file)) for file in files)
+        width = max((len(str(file)) for file in files), default=0)
         return lambda file, ranked: print(
             f"{file!s:{width}}  "
             + ("  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked) or _REJECTED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tnn_train.training.settings import flatten
 __all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 
 SEEDS = ("data.seed", "train.seed")
-_IGNORED = {*SEEDS, *(f"train.{name}" for name in INCIDENTAL)}
+_IGNORED = {*SEEDS, "data.skip_unusable", *(f"train.{name}" for name in INCIDENTAL)}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Results:
         threads: CPU threads of each process.
         processes: How many trained together.
         versions: Of Python and of packages.
+        unusable_files: How many files of the data were left out because they cannot be used.
+        unusable: What is wrong with each of them, by its path.
     """
 
     config: dict[str, Any]
@@ -61,6 +63,8 @@ class Results:
     threads: int
     processes: int
     versions: dict[str, str]
+    unusable_files: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
