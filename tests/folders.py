@@ -65,9 +65,9 @@ def _shut_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shut, scandir = folder / "shut", os.scandir
     shut.mkdir()
 
-    def refuse(path: str | Path = ".") -> object:
-        if Path(path).name == shut.name:  # The permissions of files do not hold for root, as whom tests may run.
-            raise PermissionError(13, "Permission denied", str(path))
+    def refuse(path: str | Path | int = ".") -> object:
+        if path == shut:  # The permissions of files do not hold for root, as whom tests may run.
+            raise PermissionError(13, "Permission denied")
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
