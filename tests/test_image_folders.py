@@ -61,7 +61,7 @@ def commands(best: Path, small_bundle: Path, tmp_path: Path, capsys: pytest.Capt
         "import": lambda folder, *more: call(tnn_export, "import", *layer, "--images", folder, "-o", out, *more),
         "export": lambda folder: call(tnn_export, best, "-o", out, "--formats", "torchscript", "--images", folder),
         "calibrate": lambda folder: call(tnn_export, best, "-o", out, *int8, "--calibration", folder),
-        "predict": lambda folder: call(tnn_runtime, "predict", small_bundle, folder, "--device", "cpu"),
+        "predict": lambda *paths: call(tnn_runtime, "predict", small_bundle, *paths, "--device", "cpu"),
     }
 
 
@@ -105,6 +105,26 @@ def test_clutter_is_told_in_one_note(command: str, commands: dict[str, Command],
     assert said.notes[0].startswith(f"what other programs left behind is not used: {2 * len(CLUTTER)}, the first is ")
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "README", "classes.txt"])
+@pytest.mark.parametrize("command", ["train", "import", "export"])
+def test_what_is_no_image_may_lie_beside_class_folders(
+    command: str, name: str, commands: dict[str, Command], photos: Path, tmp_path: Path
+) -> None:
+    folder = lay_out(photos, tmp_path / "photos", "cat", "dog")
+    (folder / name).touch()
+    said = commands[command](folder)
+    assert (said.code, said.notes) == (0, [])
+
+
+def test_a_prediction_goes_on_behind_an_empty_folder(
+    commands: dict[str, Command], photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    said = commands["predict"](tmp_path / "empty", photos / "cat" / "0.png")
+    assert (said.code, len(said.out.splitlines())) == (1, 1)
+    assert f"{tmp_path / 'empty'} has no files; expected images; 1 of 2 files cannot be used" in said.err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_linked_folders_are_followed(command: str, commands: dict[str, Command], photos: Path, tmp_path: Path) -> None:
     folder = lay_out(photos, tmp_path / "photos", "dog")
@@ -130,6 +150,21 @@ def test_all_bad_images_are_told_at_once(
     assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
     assert "7 of 24 files cannot be used: " in said.err
     assert all(str(file) in said.err for file in bad)
+
+
+@pytest.mark.parametrize("name", [name for name in UNUSABLE if name != "links in a circle"])
+def test_a_training_goes_on_without_them_on_request(
+    name: str, commands: dict[str, Command], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lay_out(photos, tmp_path / "photos", "cat", "dog")
+    make, message = UNUSABLE[name]
+    make(folder / "cat", monkeypatch)
+    said = commands["train"](folder, "--skip-unusable")
+    assert said.code == 0
+    (note,) = said.notes
+    assert note.startswith("1 of 25 files cannot be used and are left out: ")
+    assert re.search(message.removesuffix("; replace or remove it"), note)
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["unusable_files"] == 1
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Train", "Valid"), ("training", "TESTING")])

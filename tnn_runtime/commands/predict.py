@@ -107,10 +107,8 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             files.append(path)
             continue
         folder, unusable = read_tree(path)
-        if not folder.below and not unusable:
-            raise InputError(f"{path} has no files; expected images")
         files += folder.below
-        errors += unusable.values()
+        errors += unusable.values() if folder.below or unusable else [f"{path} has no files; expected images"]
     return files, errors
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,17 @@ from PIL import Image
 
 from tnn_runtime.errors import InputError
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "REPLACE", "check_pixels", "open_file", "printable", "reason"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "REPLACE",
+    "check_pixels",
+    "listed",
+    "open_file",
+    "printable",
+    "reason",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The image formats that are decoded; everything else Pillow knows is refused."""
@@ -107,6 +117,12 @@ def reason(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Return a text as it is, or as Python would write it where it cannot be seen on one line."""
     return text if text and text.isprintable() else repr(text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _size(path: str | Path, name: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import FORMATS
+from tnn_runtime.images.files import FORMATS, listed
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
 
@@ -88,12 +88,15 @@ class ImageFolder:
         return tuple(sorted({name for part in told for name in part.classes}))
 
     def files(self, *splits: str) -> list[tuple[Path, str]]:
-        """Return the files of some splits in sorted order, each with the name of its class folder, "" if in none."""
+        """Return the files of some splits in sorted order, each with the name of its class folder, "" if in none.
+
+        Of what lies beside class folders, only files with the names of images are returned.
+        """
         chosen = [self.parts[split] for split in splits]
         return sorted(
             [
                 *((path, name) for part in chosen for name, paths in part.classes.items() for path in paths),
-                *((path, "") for part in chosen for path in part.beside),
+                *((path, "") for part in chosen for path in part.beside if not part.classes or has_image_name(path)),
             ]
         )
 
@@ -191,13 +194,13 @@ def _trouble_of_splits(root: Folder, named: Mapping[str, str], others: Sequence[
     if not others:
         return ""
     beside = next((name for name in named if named[name] == TRAIN), next(iter(named)))
-    listed = _listed(others)
+    strange = listed(others)
     if TRAIN in named.values():
         return (
-            f"{root.path} has {listed} beside {beside}; {_EXPECTED}: move {listed} away, or give {root.path / beside} "
-            "alone"
+            f"{root.path} has {strange} beside {beside}; {_EXPECTED}: move {strange} away, or give "
+            f"{root.path / beside} alone"
         )
-    return f"{root.path} has {listed} beside {beside}; {_EXPECTED}: move the class folders into {root.path / TRAIN}"
+    return f"{root.path} has {strange} beside {beside}; {_EXPECTED}: move the class folders into {root.path / TRAIN}"
 
 
 def _trouble_of_classes(root: Folder) -> str:
@@ -205,7 +208,7 @@ def _trouble_of_classes(root: Folder) -> str:
     if inner is not root and _is_outer(inner):
         return (
             f"{root.path} holds one folder only, which cannot be all classes; give {inner.path}, which has "
-            f"{_listed(list(inner.folders))}"
+            f"{listed(list(inner.folders))}"
         )
     outer = [folder for folder in map(_unwrapped, root.folders.values()) if _is_outer(folder)]
     counts = Counter(name for folder in outer for name in folder.folders)
@@ -213,12 +216,7 @@ def _trouble_of_classes(root: Folder) -> str:
     if len(same) < 2:
         return ""
     return (
-        f"the folders of {root.path}, {_listed(list(root.folders))}, hold folders of the same names, {_listed(same)}; "
+        f"the folders of {root.path}, {listed(list(root.folders))}, hold folders of the same names, {listed(same)}; "
         "if they are parts of one data set, name them train, val and test; if they are classes, put their images "
         "into them without folders between"
     )
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

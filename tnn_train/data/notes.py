@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from tnn_runtime.images.files import listed
 from tnn_train.data.sources import Found
 from tnn_train.data.splits import Members
 
@@ -21,21 +22,18 @@ CALLED = {"train": "training", "val": "validation", "test": "test"}
 Key: TypeAlias = tuple[str, int]
 """An image: the set that it comes from, and its place there."""
 
-_LISTED = 10
-
 
 def tell_missing(parts: Mapping[str, Members], class_names: Sequence[str]) -> None:
     """Tell which classes a set has no image of."""
     for part, members in parts.items():
         counts = np.bincount(members.labels, minlength=len(class_names))
         if missing := [name for name, count in zip(class_names, counts, strict=True) if count == 0]:
-            more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
             _logger.warning(
                 "the %s set has no image of %d of %d classes, and says nothing of them: %s",
                 CALLED[part],
                 len(missing),
                 len(class_names),
-                ", ".join(missing[:_LISTED]) + more,
+                listed(missing),
             )
 
 

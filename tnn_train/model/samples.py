@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError
+from tnn_runtime.images.files import listed
 from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_image_folder
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import read_images, refuse_unusable
@@ -19,7 +20,6 @@ __all__ = ["open_folder", "read_calibration", "read_held_out", "read_samples"]
 _logger = logging.getLogger(__name__)
 
 _SAMPLES = 256
-_LISTED = 5
 
 
 def open_folder(path: Path) -> ImageFolder:
@@ -122,7 +122,7 @@ def _labels(
     names = sorted({name for _, name in files} - {""})
     places = match_names(names, class_names)
     if renamed := [f"{name} is {class_names[place]}" for name, place in places.items() if name != class_names[place]]:
-        _logger.warning("%s names classes in another way than the model: %s", folder.folder, _listed(renamed))
+        _logger.warning("%s names classes in another way than the model: %s", folder.folder, listed(renamed))
     labels = np.array([places.get(name, -1) for _, name in files], np.int64)
     if (labels >= 0).all():
         return labels, ""
@@ -132,11 +132,6 @@ def _labels(
     if not strange:
         return labels, f"they lie in no class folder of {folder.folder}"
     return labels, (
-        f"the folders {_listed(strange)} of {folder.folder} have the name of no class; the classes are "
-        f"{_listed(class_names)}"
+        f"the folders {listed(strange)} of {folder.folder} have the name of no class; the classes are "
+        f"{listed(class_names)}"
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -41,7 +41,7 @@ def test_splits_are_known_by_their_names(
 ) -> None:
     given = {split: name for split, name in zip(SPLITS, (train, val, test), strict=True) if name}
     for name in given.values():
-        touch(tmp_path, f"{name}/cat/1.png", f"{name}/dog/1.png", f"{name}/dog/2.png", f"{name}/labels.csv")
+        touch(tmp_path, *(f"{name}/{file}" for file in ("cat/1.png", "dog/1.png", "dog/2.png", "labels.csv", "x.png")))
     folder = read_image_folder(touch(tmp_path, "README.md", "__MACOSX/train/cat/._1.png"))
     assert list(folder.parts) == list(given)
     assert folder.class_names == ("cat", "dog")
@@ -52,7 +52,8 @@ def test_splits_are_known_by_their_names(
             "cat": ["1.png"],
             "dog": ["1.png", "2.png"],
         }
-        assert folder.files(split)[-1] == (tmp_path / name / "labels.csv", "")
+        assert [path.name for path in part.beside] == ["labels.csv", "x.png"]
+        assert folder.files(split)[-2:] == [(tmp_path / name / "dog" / "2.png", "dog"), (tmp_path / name / "x.png", "")]
     assert len(caplog.records) == 1
 
 
