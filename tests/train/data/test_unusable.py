@@ -121,3 +121,22 @@ def test_the_results_of_a_training_list_them(fault: str, folder: Path, tmp_path:
     ((path, why),) = results["unusable"].items()
     assert path == str(bad)
     assert re.match(f"{bad} (is not an image that can be read|cannot be decoded) ", why)
+
+
+@pytest.mark.parametrize(("rank", "skip", "found"), [("0", False, True), ("1", False, False), ("1", True, True)])
+def test_of_several_processes_one_looks_for_all(
+    rank: str, skip: bool, found: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_module, "CACHE_BYTES", 0)
+    for name, value in (("TORCHELASTIC_RUN_ID", "run"), ("RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    bad = load_data(folder).test.sources[0]
+    assert isinstance(bad, Path)
+    truncate(bad)
+    if found and not skip:
+        with pytest.raises(InputError, match=f"{bad} cannot be decoded"):
+            load_data(folder)
+        return
+    data = load_data(folder, skip_unusable=skip)
+    assert len(data.unusable) == found
+    assert sum(map(len, (data.train, data.val, data.test))) == 24 - found
