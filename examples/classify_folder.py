@@ -22,15 +22,14 @@ from tnn_runtime import Classifier, InputError, Prediction, UsageError
 from tnn_runtime.bulk import classify_files
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.console import Parser, positive_int, run
+from tnn_runtime.images.walk import Kind, walk
 
 Write = Callable[[Path, list[Prediction], str], object]
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, always in the same order, hidden ones left out."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+    """Yield what is below a folder, always in the same order, but for folders, hidden files and clutter."""
+    return (entry.path for entry in walk(folder) if entry.kind in (Kind.FILE, Kind.UNUSABLE))
 
 
 def csv_writer(file: TextIO) -> Write:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from tnn_runtime.answers.reject import SCORES, calibrate, check_threshold
 from tnn_runtime.console import Parser, positive_int, run
 from tnn_runtime.errors import UsageError
-from tnn_runtime.images.preprocess import Preprocessing, find_images
+from tnn_runtime.images.folders import find_images
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, load_checkpoint, load_data
 from tnn_train.data import ImageSet
 from tnn_train.data.images import even_sample

@@ -26,7 +26,7 @@ from tnn_runtime import (
     UsageError,
 )
 from tnn_runtime.console import Parser, positive_int, run
-from tnn_runtime.images.preprocess import find_images
+from tnn_runtime.images.folders import find_images
 
 TRY_AGAIN = (QueueFull, DeadlineExceeded, RunError)
 ATTEMPTS = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.installation import install_command
 
-__all__ = ["INTERRUPTED", "Parser", "positive_int", "run", "tell"]
+__all__ = ["INTERRUPTED", "Parser", "notes", "positive_int", "run", "tell"]
 
 Command: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -25,6 +26,7 @@ INTERRUPTED = 130
 """The exit code after an interrupt, as shells have it."""
 
 _FAILED = 1
+_PACKAGES = ("tnn_runtime", "tnn_train", "tnn_export")
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,6 +65,27 @@ def positive_int(text: str) -> int:
 def tell(line: str, code: int) -> None:
     """Print the line that ends a command, which exits with ``code``, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Print what our packages log as notes on standard error.
+
+    Args:
+        name: What to call the command.
+        is_told: Whether this process is to print them.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{name}: note: %(message)s"))
+    handler.addFilter(lambda record: is_told())
+    loggers = [logging.getLogger(package) for package in _PACKAGES]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def run(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 from tnn_runtime.console import INTERRUPTED, tell
 
-__all__ = ["is_first", "notes", "tell_once"]
+__all__ = ["is_first", "tell_once"]
 
 _WAIT = timedelta(seconds=15)
 """How much later than another process the first one may come to the same error."""
@@ -20,24 +17,6 @@ _WAIT = timedelta(seconds=15)
 def is_first() -> bool:
     """Return whether this is the only process, or the first of those that ``torchrun`` has started."""
     return not _is_launched() or os.environ["RANK"] == "0"
-
-
-@contextmanager
-def notes(name: str) -> Iterator[None]:
-    """Print what this package logs as notes on standard error, from the first process only.
-
-    Args:
-        name: What to call the command.
-    """
-    logger = logging.getLogger(__package__)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{name}: note: %(message)s"))
-    handler.addFilter(lambda record: is_first())
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
 
 
 def tell_once(line: str, code: int) -> None:

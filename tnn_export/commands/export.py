@@ -7,9 +7,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
 from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
@@ -21,10 +18,9 @@ from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, notes
 from tnn_runtime.errors import UsageError
-from tnn_train.model.checkpoint import Checkpoint
-from tnn_train.model.inputs import image_files
+from tnn_train.model.samples import open_folder, read_calibration, read_held_out
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 
@@ -51,7 +47,8 @@ def command(arguments: Sequence[str]) -> None:
         (parser, run), arguments = COMMANDS[arguments[0]], arguments[1:]
     elif arguments:
         _refuse_unknown(*arguments)
-    run(parser().parse_args(arguments))
+    with notes("tnn-export"):
+        run(parser().parse_args(arguments))
 
 
 def _refuse_unknown(first: str, *others: str) -> None:
@@ -76,14 +73,15 @@ def _export_parser() -> Parser:
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="folder of images for the proof, with a subfolder for each class if their classes are known; if not "
-        "given, the validation images in the checkpoint",
+        help="folder of images for the proof, with a subfolder for each class if their classes are known, and perhaps "
+        "split: then all but train is used; if not given, the validation images in the checkpoint",
     )
     parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FOLDER",
-        help="folder of images that int8 takes its ranges from; if not given, the training images in the checkpoint",
+        help="folder of images that int8 takes its ranges from; if it is split, train is used; if not given, the "
+        "training images in the checkpoint",
     )
     parser.add_argument(
         "--twin", type=Path, metavar="CHECKPOINT", help="another head on the same data, for the metrics in the card"
@@ -97,8 +95,11 @@ def _export(options: argparse.Namespace) -> None:
     how = export_options(options)
     refuse_existing(options.out, BUNDLE, overwrite=options.overwrite)
     checkpoint = load_with_results(options.checkpoint)
-    images, labels = _images(options.images, checkpoint)
-    calibration, _ = _images(options.calibration, checkpoint)
+    images, labels, calibration = None, None, None
+    if options.images is not None:
+        images, labels = read_held_out(open_folder(options.images), checkpoint.preprocessing, checkpoint.class_names)
+    if options.calibration is not None:
+        calibration = read_calibration(open_folder(options.calibration), checkpoint.preprocessing)
     report = export_bundle(
         checkpoint,
         options.out,
@@ -114,17 +115,6 @@ def _export(options: argparse.Namespace) -> None:
     print(f"wrote {options.out}")
     if "onnx" in how.formats:
         print(f"next: tnn-runtime predict {options.out} IMAGE...")
-
-
-def _images(folder: Path | None, checkpoint: Checkpoint) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64] | None]:
-    """Read a folder of images, and their classes where the subfolders are named like those of the checkpoint."""
-    if folder is None:
-        return None, None
-    files = image_files(folder)
-    classes = [file.relative_to(folder).parts[0] for file in files]
-    known = {name: index for index, name in enumerate(checkpoint.class_names)}
-    labels = np.array([known.get(name, -1) for name in classes], np.int64)
-    return checkpoint.preprocessing.batch(files), labels
 
 
 def _check_parser() -> Parser:

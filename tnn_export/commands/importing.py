@@ -12,7 +12,8 @@ from tnn_export.importers.source import REQUIRED
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_train.model.checkpoint import CHECKPOINT, save_checkpoint
-from tnn_train.model.inputs import add_file_options, make_preprocessing, read_class_names, read_samples
+from tnn_train.model.inputs import add_file_options, make_preprocessing, read_class_names
+from tnn_train.model.samples import open_folder, read_samples
 from tnn_train.model.unfolding import describe_unfolding
 
 __all__ = ["make_parser", "run"]
@@ -48,8 +49,9 @@ def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
     preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
-    names = read_class_names(options.class_names, options.images)
-    samples, labels = read_samples(options.images, preprocessing, names)
+    images = open_folder(options.images)
+    names = read_class_names(options.class_names, images)
+    samples, labels = read_samples(images, preprocessing, names)
     checkpoint = import_state_dict(
         options.state_dict,
         options.source,

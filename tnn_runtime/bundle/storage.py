@@ -146,7 +146,7 @@ def refuse_existing(target: Path, kind: FolderKind, *, overwrite: bool, in_place
 
 def is_empty(folder: Path) -> bool:
     """Return whether a folder holds nothing, but for what a killed process may have left."""
-    return all(name.endswith(_PARTIAL) for name in os.listdir(folder))
+    return all(name.endswith(PARTIAL) for name in os.listdir(folder))
 
 
 def stands(target: Path) -> bool:

@@ -16,9 +16,9 @@ from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, notes
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.preprocess import find_images
+from tnn_runtime.images.walk import read_tree
 
 __all__ = ["build_parser", "command"]
 
@@ -28,7 +28,8 @@ _REJECTED = "rejected"
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-runtime``."""
     options = build_parser().parse_args(arguments)
-    options.run(options)
+    with notes("tnn-runtime"):
+        options.run(options)
 
 
 def build_parser() -> Parser:
@@ -80,10 +81,8 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        found = {path: find_images(path) if path.is_dir() else [path] for path in options.images}
-        files = [file for path in options.images for file in found[path]]
-        errors = [f"{path} has no files; expected images" for path in found if not found[path]]
-        empty = len(errors)
+        files, errors = _find(options.images)
+        total = len(files) + len(errors)
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
@@ -95,9 +94,22 @@ def _predict(options: argparse.Namespace) -> None:
     if errors:
         for error in errors[:-1]:
             print(f"tnn-runtime: {error}", file=sys.stderr)
-        unusable = len(errors) - empty
-        count = f"; {unusable} of {len(files)} files cannot be used" if unusable and len(files) > 1 else ""
+        count = f"; {len(errors)} of {total} files cannot be used" if total > 1 else ""
         raise InputError(errors[-1] + count)
+
+
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the files that the paths stand for, and what is wrong with what can be neither read nor followed."""
+    files: list[Path] = []
+    errors: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        folder, unusable = read_tree(path)
+        files += folder.below
+        errors += unusable.values() if folder.below or unusable else [f"{path} has no files; expected images"]
+    return files, errors
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:

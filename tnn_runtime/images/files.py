@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,7 +21,17 @@ from PIL import Image
 
 from tnn_runtime.errors import InputError
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "check_pixels", "open_file", "printable", "reason"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "REPLACE",
+    "check_pixels",
+    "listed",
+    "open_file",
+    "printable",
+    "reason",
+]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The image formats that are decoded; everything else Pillow knows is refused."""
@@ -31,6 +41,9 @@ MAX_PIXELS = 50_000_000
 
 MAX_BYTES = 4 * MAX_PIXELS
 """The largest file that is read: `MAX_PIXELS` of four bytes, uncompressed."""
+
+REPLACE = "; replace or remove it"
+"""How an error of a file ends that nothing else helps against."""
 
 _MAX_SCANS = 100
 _MAX_SEGMENTS = 10_000
@@ -106,6 +119,12 @@ def printable(text: str) -> str:
     return text if text and text.isprintable() else repr(text)
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _size(path: str | Path, name: str) -> int:
     try:
         found = os.stat(path)
@@ -141,7 +160,7 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
 
 
 def _unreadable(name: str, why: str) -> InputError:
-    return InputError(f"{name} is not an image that can be read ({why}); replace or remove it")
+    return InputError(f"{name} is not an image that can be read ({why}){REPLACE}")
 
 
 def _check_scans(content: bytes) -> None:

@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from tnn_runtime.errors import ArtifactError, InputError
-from tnn_runtime.images.files import FORMATS, MAX_BYTES, MAX_PIXELS, check_pixels, open_file, printable, reason
+from tnn_runtime.images.files import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    REPLACE,
+    check_pixels,
+    open_file,
+    printable,
+    reason,
+)
 
 __all__ = [
     "FORMATS",
@@ -26,8 +35,6 @@ __all__ = [
     "MAX_PIXELS",
     "ImageSource",
     "Preprocessing",
-    "find_class_folders",
-    "find_images",
     "open_image",
 ]
 
@@ -103,9 +110,7 @@ class Preprocessing:
                 if image.size != (self.width, self.height):
                     image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-                raise InputError(
-                    f"{_name(source)} cannot be decoded ({reason(error)}); replace or remove it"
-                ) from error
+                raise InputError(f"{_name(source)} cannot be decoded ({reason(error)}){REPLACE}") from error
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
     def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
@@ -152,24 +157,6 @@ def open_image(source: ImageSource) -> Iterator[Image.Image]:
                 f"the limit is {MAX_PIXELS}; scale it down first"
             )
         yield image
-
-
-def find_images(folder: Path) -> list[Path]:
-    """Return every file below ``folder`` in sorted order, hidden files and folders left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def find_class_folders(folder: Path) -> list[Path]:
-    """Return the folders directly in ``folder`` in the order of their names, hidden ones left out.
-
-    In a folder of images they are the classes, in the order in which torchvision's ``ImageFolder`` counts them.
-    """
-    folders = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted(folders, key=lambda path: path.name)
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:

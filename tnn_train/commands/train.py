@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnn_runtime.bundle.json_values import nearest
+from tnn_runtime.console import notes
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.arguments import Configuration, options_named, parse
 from tnn_train.commands.reporting import report_on
 from tnn_train.data import load_data
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS
-from tnn_train.messages import is_first, notes
+from tnn_train.messages import is_first
 from tnn_train.training.loop import TrainResult, check_machine, pick_device, resolve, train
 from tnn_train.training.run_folder import check_run_folder
 
@@ -69,7 +70,7 @@ def command(arguments: Sequence[str]) -> None:
     first, *others = arguments or [""]
     if first and not first.startswith("-") and first not in _SUBCOMMANDS:
         raise UsageError(f"unknown command {first!r}{nearest(first, _SUBCOMMANDS)}; see tnn-train --help")
-    with options_named(), notes("tnn-train"):
+    with options_named(), notes("tnn-train", is_first):
         _SUBCOMMANDS[first](others) if first in _SUBCOMMANDS else _train(arguments)
 
 

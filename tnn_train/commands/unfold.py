@@ -14,16 +14,12 @@ from numpy.typing import NDArray
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_runtime.images.folders import ImageFolder
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.checkpoint import CHECKPOINT, CONFIG_FILE, Checkpoint, load_checkpoint, refuse_run, save_checkpoint
 from tnn_train.model.classifiers import TORCHVISION, read_classifier, read_published
-from tnn_train.model.inputs import (
-    add_file_options,
-    make_preprocessing,
-    random_images,
-    read_class_names,
-    read_samples,
-)
+from tnn_train.model.inputs import add_file_options, make_preprocessing, random_images, read_class_names
+from tnn_train.model.samples import open_folder, read_samples
 from tnn_train.model.unfolding import describe_unfolding, unfold_checkpoint
 
 __all__ = ["command", "make_parser"]
@@ -116,8 +112,9 @@ def _read(options: argparse.Namespace) -> Checkpoint:
             remedy = f"give the checkpoint that it is a part of: {source.parent}"
         raise UsageError(f"{source} does not tell which classifier its weights belong to; {remedy}")
     preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
-    names = read_class_names(options.class_names, options.images)
-    samples, labels = _samples(options.images, preprocessing, names)
+    images = None if options.images is None else open_folder(options.images)
+    names = read_class_names(options.class_names, images)
+    samples, labels = _samples(images, preprocessing, names)
     return read_classifier(
         source,
         backbone=options.backbone,
@@ -135,7 +132,8 @@ def _published(options: argparse.Namespace) -> Checkpoint:
     found = read_published(options.source.removeprefix(TORCHVISION))
     if found.note is not None:
         _logger.warning(found.note)
-    samples, labels = _samples(options.images, found.preprocessing, found.class_names)
+    images = None if options.images is None else open_folder(options.images)
+    samples, labels = _samples(images, found.preprocessing, found.class_names)
     return read_classifier(
         found,
         backbone=found.backbone,
@@ -147,7 +145,7 @@ def _published(options: argparse.Namespace) -> Checkpoint:
 
 
 def _samples(
-    folder: Path | None, preprocessing: Preprocessing, class_names: Sequence[str]
+    folder: ImageFolder | None, preprocessing: Preprocessing, class_names: Sequence[str]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     if folder is not None:
         return read_samples(folder, preprocessing, class_names)

@@ -1,7 +1,8 @@
 """From a data set's name or a folder to three stratified sets of uint8 images, and from those to batches.
 
-Data flows one way: `readers`, `folder` and `nabirds` find labelled `sources`; `load` checks them, splits them
-(`splits`) and measures them; the result is `images`, which `augment` changes at random and `loader` puts into batches.
+Data flows one way: `readers`, `folder` and `nabirds` find labelled `sources`; `load` checks and measures them; `sets`
+splits them (`splits`, `groups`) and decodes each image once, and `notes` tells what people should know of that. The
+result is `images`, which `augment` changes at random and `loader` puts into batches.
 """
 
 from tnn_train.data.augment import AUGMENTATIONS, AugmentedSet, check_augmentations, mixing, seeded

@@ -11,7 +11,10 @@ from tyro.conf import arg
 from tnn_runtime.images.preprocess import MAX_PIXELS
 from tnn_train.fields import Field, FieldError
 
-__all__ = ["DataConfig"]
+__all__ = ["HELD_OUT", "DataConfig"]
+
+HELD_OUT = 0.2
+"""The share that is cut off a set where none is given."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,20 @@ class DataConfig:
 
     Args:
         source: digits, mnist, fashion-mnist, cifar10, cifar100, nabirds or fake; or a folder with one subfolder of
-            images for each class, or with the subfolders train and optionally val and test laid out so.
+            images for each class, or with the subfolders train and optionally val and test laid out so; training,
+            valid, validation, dev, testing and eval are other names of these.
         root: The folder in which data sets lie: MNIST, FashionMNIST, cifar-10-batches-py and cifar-100-python as
             torchvision lays them out, and nabirds.
         image_size: Height and width of the model's input in pixels; None for 16 with digits, 28 with mnist and
             fashion-mnist, 32 with cifar10 and cifar100, 224 with fake, and else the images' own size up to 224.
         limit: Use at most so many images of the training and validation set together, and of the test set.
         seed: Decides the splits, the subset, and the images of fake.
+        test_share: The share of the images to test on, if they come without a test set; None for a fifth.
+        val_share: The share of the same images to validate on, if they come without a validation set; None for a fifth
+            of what is left of them for training.
+        groups: CSV file with the columns image (its path in the folder of the images) and group; the images of a group
+            are all in the same set.
+        skip_unusable: Go on without the files that cannot be used, and list them in results.json.
         download: Let torchvision download what is not on disk.
         crop_to_boxes: Crop images to the bounding boxes that come with nabirds.
 
@@ -41,12 +51,18 @@ class DataConfig:
     seed: Annotated[int, arg(name="split-seed")] = 0
     download: bool = False
     crop_to_boxes: bool = False
+    test_share: float | None = None
+    val_share: float | None = None
+    groups: str | None = None
+    skip_unusable: bool = False
 
     def __post_init__(self) -> None:
         for name in ("source", "root"):
             if not isinstance(getattr(self, name), str):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected text")
-        for name in ("download", "crop_to_boxes"):
+        if not isinstance(self.groups, str | None):
+            raise FieldError(Field(DataConfig, "groups"), f" is {self.groups!r}; expected text or None")
+        for name in ("download", "crop_to_boxes", "skip_unusable"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         _in_range("seed", self.seed, 0, 2**32 - 1)
@@ -54,6 +70,16 @@ class DataConfig:
             _in_range("image_size", self.image_size, 1, math.isqrt(MAX_PIXELS))
         if self.limit is not None:
             _in_range("limit", self.limit, 1, None)
+        for name in ("test_share", "val_share"):
+            share = getattr(self, name)
+            if share is not None and (type(share) not in (int, float) or not 0 < share < 1):
+                raise FieldError(Field(DataConfig, name), f" is {share!r}; expected a number above 0 and below 1")
+        test = HELD_OUT if self.test_share is None else self.test_share
+        if test + (self.val_share or 0) >= 1:
+            raise FieldError(
+                *(Field(DataConfig, "test_share"), f" is {test} and ", Field(DataConfig, "val_share")),
+                f" is {self.val_share}; expected less than 1 together, so that there are images to train on",
+            )
 
 
 def _in_range(name: str, value: int, lowest: int, highest: int | None) -> None:

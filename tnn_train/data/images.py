@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -83,6 +84,7 @@ class ImageData:
         class_names: One name for each label.
         preprocessing: What turns an image file into a model input, with the training set's mean and deviation.
         config: What `tnn_train.load_data` was asked for.
+        unusable: What is wrong with each file that was left out because it cannot be used.
     """
 
     name: str
@@ -92,6 +94,7 @@ class ImageData:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     config: DataConfig
+    unusable: Mapping[Path, str] = field(default_factory=dict)
 
     def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
         """Return the same images, to be normalised with other statistics: those that pretrained weights expect.

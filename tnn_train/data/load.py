@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 import torchvision
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.data.config import DataConfig
 from tnn_train.data.folder import read_folder
-from tnn_train.data.images import ImageData, ImageSet
+from tnn_train.data.images import ImageData
 from tnn_train.data.nabirds import read_nabirds
 from tnn_train.data.readers import read_digits, read_fake, torchvision_reader
-from tnn_train.data.sources import Found, Labelled
-from tnn_train.data.splits import split
+from tnn_train.data.sets import read_sets
+from tnn_train.data.sources import Found
 from tnn_train.errors import DataError
 
 __all__ = ["DATASETS", "folder_of", "load_data"]
@@ -54,11 +53,16 @@ def load_data(
     seed: int = 0,
     download: bool = False,
     crop_to_boxes: bool = False,
+    test_share: float | None = None,
+    val_share: float | None = None,
+    groups: str | Path | None = None,
+    skip_unusable: bool = False,
 ) -> ImageData:
     """Load a data set and split it; the same arguments give the same split.
 
-    Splits that the data set does not come with are cut off its training set, stratified by class: a fifth for
-    testing, then a fifth of the rest for validation.
+    Splits that the data set does not come with are cut off its training set, stratified by class, with at least one
+    image of each class in each set where there are enough. Every image is decoded once; those that are in two sets,
+    pixel for pixel, are told in a note.
 
     Args:
         source: A key of `DATASETS`, a folder of images, or a configuration, which carries all the other options.
@@ -68,25 +72,41 @@ def load_data(
         seed: Decides the splits and the subset.
         download: Whether torchvision may download what is not on disk.
         crop_to_boxes: Whether images are cropped to bounding boxes.
+        test_share: The share of the images to test on, if they come without a test set; a fifth if ``None``.
+        val_share: The share of the same images to validate on, if they come without a validation set; a fifth of what
+            is left of them for training if ``None``.
+        groups: CSV file of images and the groups that are not to be divided among the sets.
+        skip_unusable: Whether to go on without the files that cannot be used.
 
     Raises:
-        DataError: If the data is missing, empty, damaged, or too small to split.
-        InputError: If a file is no image, or, in a set that is kept in memory, cannot be decoded.
+        DataError: If the data is missing, empty, damaged, or too small to split, or a group would have to be divided.
+        InputError: If files cannot be used; the message lists them with the reasons.
         UsageError: If the name is unknown or an argument out of its range.
     """
     name = source.source if isinstance(source, DataConfig) else str(source)
-    config = DataConfig(name, str(root), image_size, limit, seed, download, crop_to_boxes)
+    config = DataConfig(
+        name,
+        str(root),
+        image_size,
+        limit,
+        seed,
+        download,
+        crop_to_boxes,
+        test_share,
+        val_share,
+        None if groups is None else str(groups),
+        skip_unusable,
+    )
     if isinstance(source, DataConfig):
         if config != DataConfig(name):
             raise UsageError("got a DataConfig and options beside it; put the options into the DataConfig")
         config = source
     found = _find(config)
     _check(name, found)
-    splits = split(found, config.limit, config.seed)
     size, channels = config.image_size or found.image_size, found.channels
     plain = Preprocessing(size, size, channels, (0.0,) * channels, (1.0,) * channels)
-    train, val, test = _decode([splits[part] for part in ("train", "val", "test")], plain)
-    data = ImageData(name, train, val, test, found.class_names, plain, config)
+    (train, val, test), unusable = read_sets(found, config, plain, CACHE_BYTES)
+    data = ImageData(name, train, val, test, found.class_names, plain, config, unusable)
     return data.normalized(*_statistics(train.sample(_MEASURED_IMAGES)))
 
 
@@ -130,22 +150,6 @@ def _check(name: str, found: Found) -> None:
                 f"image {strange[0]} of the {part} set of {name} has the label {images.labels[strange[0]]}; expected 0 "
                 f"to {classes - 1}; get the data again"
             )
-
-
-def _decode(parts: list[Labelled], preprocessing: Preprocessing) -> list[ImageSet]:
-    """Decode all images if they fit into memory, else none."""
-    count = sum(len(part.labels) for part in parts)
-    cache = count * int(np.prod(preprocessing.shape)) <= CACHE_BYTES
-    with tqdm(total=count, desc="decoding", unit="image", disable=None if cache else True, delay=1) as progress:
-        return [
-            ImageSet(
-                part.sources,
-                part.labels,
-                preprocessing,
-                preprocessing.batch(part.sources, progress.update) if cache else None,
-            )
-            for part in parts
-        ]
 
 
 def _statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from tnn_runtime.errors import InputError
+from tnn_runtime.images.files import REPLACE
 from tnn_runtime.images.preprocess import ImageSource, open_image
 from tnn_train.data.config import DataConfig
-from tnn_train.data.sources import Found, Labelled, LazyImages, check_headers, usual_size
+from tnn_train.data.sources import Found, Labelled, LazyImages, read_headers, usual_size
 from tnn_train.errors import DataError
 from tnn_train.text_files import read_lines
 
@@ -29,13 +30,12 @@ T = TypeVar("T")
 
 
 def read_nabirds(config: DataConfig) -> Found:
-    """Read NABirds from ``root/nabirds`` or ``root``; every header is checked.
+    """Read NABirds from ``root/nabirds`` or ``root``; every header is read.
 
     The classes of the archive are a hierarchy: those count that are the label of an image, in the order of their ids.
 
     Raises:
         DataError: If a file of the archive is missing, or one of its lines is wrong; the message names both.
-        InputError: If an image is missing or unusable.
     """
     folder = _find(Path(config.root))
     files = _table(folder / _IMAGES, "IMAGE PATH", lambda text: folder / "images" / text)
@@ -47,23 +47,25 @@ def read_nabirds(config: DataConfig) -> Found:
         files,
     )
     sides = _table(folder / _SPLITS, "IMAGE 1 (training) or IMAGE 0 (test)", {"1": "train", "0": "test"}.get, files)
-    paths = list(files.values())
-    sizes = check_headers(paths, "nabirds")
+    headers = read_headers(list(files.values()), "nabirds")
+    usable = {image: path for image, path in files.items() if path in headers.sizes}
+    paths = list(usable.values())
+    sizes = [headers.sizes[path] for path in paths]
     sources: Sequence[ImageSource] = paths
     if config.crop_to_boxes:
         corners = _table(folder / _BOXES, "IMAGE X Y WIDTH HEIGHT in whole pixels", _box, files)
-        boxes = [_clip(corners[image], size, files[image]) for image, size in zip(files, sizes, strict=True)]
+        boxes = [_clip(corners[image], size, files[image]) for image, size in zip(usable, sizes, strict=True)]
         sizes = [(right - left, lower - upper) for left, upper, right, lower in boxes]
         sources = LazyImages(_Crops(paths, boxes), range(len(paths)))
     used = sorted(set(labels.values()), key=lambda class_id: (len(class_id), class_id))
     _refuse_namesakes(folder / _CLASSES, {class_id: names[class_id] for class_id in used})
     places = {class_id: place for place, class_id in enumerate(used)}
-    birds = Labelled(sources, np.array([places[labels[image]] for image in files]))
-    side = np.array([sides[image] for image in files])
+    birds = Labelled(sources, np.array([places[labels[image]] for image in usable], np.int64), paths)
+    side = np.array([sides[image] for image in usable], np.str_)
     splits = {name: birds.take(np.flatnonzero(side == name)) for name in ("train", "test")}
-    if not all(len(part.labels) for part in splits.values()):
+    if len(set(sides.values())) < 2:
         raise DataError(f"{folder / _SPLITS} has images of one set only; expected training and test images")
-    return Found(splits, tuple(names[class_id] for class_id in used), channels=3, image_size=usual_size(sizes))
+    return Found(splits, tuple(names[class_id] for class_id in used), 3, usual_size(sizes), headers.unusable)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class _Crops:
             try:
                 return image.crop(self.boxes[number])
             except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"{path} cannot be decoded ({error}); replace or remove it") from error
+                raise InputError(f"{path} cannot be decoded ({error}){REPLACE}") from error
 
 
 def _find(root: Path) -> Path:

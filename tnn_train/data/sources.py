@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from tnn_runtime.errors import InputError
 from tnn_runtime.images.preprocess import ImageSource, open_image
+from tnn_runtime.images.reading import read_each
 
-__all__ = ["Found", "Labelled", "LazyImages", "check_headers", "usual_size"]
+__all__ = ["Found", "Headers", "Labelled", "LazyImages", "read_headers", "usual_size"]
 
 _SMALLEST_INPUT, _LARGEST_INPUT = 16, 224
 
@@ -50,14 +52,17 @@ class Labelled:
     Args:
         sources: The images as they were found.
         labels: Class indices, int64 ``[N]``.
+        paths: The file of each image; none if they are not in files of their own.
     """
 
     sources: Sequence[ImageSource]
     labels: NDArray[np.int64]
+    paths: Sequence[Path] = ()
 
     def take(self, indices: NDArray[np.int64]) -> Labelled:
         """Return the images at these places, int64 ``[n]``."""
-        return Labelled(LazyImages(self.sources.__getitem__, indices.tolist()), self.labels[indices])
+        sources = LazyImages(self.sources.__getitem__, indices.tolist())
+        return Labelled(sources, self.labels[indices], [self.paths[index] for index in indices if self.paths])
 
 
 @dataclass(frozen=True)
@@ -69,31 +74,52 @@ class Found:
         class_names: One name for each label.
         channels: 1 (grey) or 3 (RGB).
         image_size: Height and width in pixels that suit the images.
+        unusable: What is wrong with each file that is in no set because it cannot be used.
     """
 
     splits: dict[str, Labelled]
     class_names: tuple[str, ...]
     channels: int
     image_size: int
+    unusable: Mapping[Path, str] = field(default_factory=dict)
 
 
-def check_headers(paths: Sequence[Path], name: str) -> list[tuple[int, int]]:
-    """Return width and height in pixels of each image, without decoding any.
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of image files say.
+
+    Args:
+        sizes: Width and height in pixels of each image.
+        unusable: What is wrong with each file that is no usable image.
+    """
+
+    sizes: dict[Path, tuple[int, int]]
+    unusable: dict[Path, str]
+
+
+def read_headers(paths: Sequence[Path], name: str) -> Headers:
+    """Read the header of each image, without decoding any.
 
     Args:
         paths: The image files.
-        name: What to call them while they are checked.
-
-    Raises:
-        InputError: If a file is missing or no usable image.
+        name: What to call them while they are read.
     """
-    sizes = []
-    for path in tqdm(paths, desc=f"checking {name}", unit="image", disable=None, delay=1):
-        with open_image(path) as image:
-            sizes.append(image.size)
-    return sizes
+
+    def size(index: int) -> tuple[int, int]:
+        with open_image(paths[index]) as image:
+            return image.size
+
+    headers = Headers({}, {})
+    results = tqdm(read_each(size, len(paths)), f"checking {name}", len(paths), unit="image", disable=None, delay=1)
+    for path, result in zip(paths, results, strict=True):
+        if isinstance(result, InputError):
+            headers.unusable[path] = str(result)
+        else:
+            headers.sizes[path] = result
+    return headers
 
 
-def usual_size(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return the median of the images' shorter sides in pixels, within 16 and 224."""
-    return int(np.clip(np.median([min(size) for size in sizes]), _SMALLEST_INPUT, _LARGEST_INPUT))
+def usual_size(sizes: Iterable[tuple[int, int]]) -> int:
+    """Return the median of the images' shorter sides in pixels, within 16 and 224; 16 if there are no images."""
+    shorter = [min(size) for size in sizes] or [_SMALLEST_INPUT]
+    return int(np.clip(np.median(shorter), _SMALLEST_INPUT, _LARGEST_INPUT))

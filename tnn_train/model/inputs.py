@@ -1,4 +1,4 @@
-"""What a classifier of another program takes, as a person tells it: size and normalisation, class names, images."""
+"""What a classifier of another program takes, as a person tells it: size and normalisation, class names."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.images.preprocess import Preprocessing, find_class_folders, find_images
+from tnn_runtime.errors import UsageError
+from tnn_runtime.images.folders import ImageFolder
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.class_names import read_class_file
 
-__all__ = [
-    "add_file_options",
-    "image_files",
-    "make_preprocessing",
-    "random_images",
-    "read_class_names",
-    "read_samples",
-]
+__all__ = ["add_file_options", "make_preprocessing", "random_images", "read_class_names"]
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _SIDE = 224
-_SAMPLES = 256
 
 
 def add_file_options(parser: _ActionsContainer, layer: str) -> None:
@@ -76,12 +69,12 @@ def make_preprocessing(
     return Preprocessing(size[0], size[-1], len(means), tuple(means), tuple(deviations))
 
 
-def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
-    """Return the names of the logits: the lines of a file, or the subfolders of a folder of images in sorted order.
+def read_class_names(file: Path | None, folder: ImageFolder | None) -> list[str]:
+    """Return the names of the logits: the lines of a file, or the class folders of a folder of images in sorted order.
 
     Raises:
         UsageError: As `read_class_file`, or if there is neither a file nor a folder.
-        InputError: As `image_files`, for a folder that is asked.
+        InputError: If the folder does not tell its classes.
     """
     if file is None:
         if folder is None:
@@ -89,47 +82,9 @@ def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
                 "the names of the classes are not known; give --class-names FILE with one a line, or --images FOLDER "
                 "with a subfolder for each"
             )
-        image_files(folder)
-        return [path.name for path in find_class_folders(folder)]
-    folders = find_class_folders(folder) if folder is not None and folder.is_dir() else []
-    return read_class_file(file, {path.name for path in folders})
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return every file below a folder in sorted order.
-
-    Raises:
-        InputError: If it is no folder, or there is no file.
-    """
-    files = find_images(folder) if folder.is_dir() else []
-    if not files:
-        raise InputError(f"{folder} has no files; expected a folder of images")
-    return files
-
-
-def read_samples(
-    folder: Path, preprocessing: Preprocessing, class_names: Sequence[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Return up to 256 images, spread evenly over a folder, and their classes.
-
-    Args:
-        folder: The folder.
-        preprocessing: What turns an image file into an input.
-        class_names: One name for each logit.
-
-    Returns:
-        Images, uint8 ``[n, H, W, C]``, and their classes, int64 ``[n]``; ``None`` where a subfolder is no class.
-
-    Raises:
-        InputError: As `image_files`, or if a file is no image.
-    """
-    files = image_files(folder)
-    files = [files[place] for place in np.unique(np.linspace(0, len(files) - 1, _SAMPLES).astype(int))]
-    places = {name: index for index, name in enumerate(class_names)}
-    found = [places.get(file.relative_to(folder).parts[0]) for file in files]
-    known = [place for place in found if place is not None]
-    labels = np.array(known, np.int64) if len(known) == len(files) else None
-    return preprocessing.batch(files), labels
+        return list(folder.class_names)
+    names = () if folder is None or folder.trouble else folder.class_names
+    return read_class_file(file, names)
 
 
 def random_images(preprocessing: Preprocessing, count: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ __all__ = ["as_key", "recipes"]
 
 _PATHS: dict[str, Collection[str]] = {
     "data.source": DATASETS,
+    "data.groups": (),
     "train.weights": (IMAGENET,),
     "model.tversky.code": ("classes", "hierarchy"),
 }

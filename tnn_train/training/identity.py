@@ -14,10 +14,10 @@ from tnn_train.fields import Field, FieldError
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import INCIDENTAL, TrainConfig
 
-__all__ = ["WHERE", "identity", "refuse_other"]
+__all__ = ["INCIDENTAL_DATA", "identity", "refuse_other"]
 
-WHERE = ("root", "download")
-"""What of the data's options says where they lie: data may be moved."""
+INCIDENTAL_DATA = ("root", "download", "skip_unusable")
+"""What of the data's options does not say which images they are: data may be moved."""
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
@@ -38,9 +38,10 @@ def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
     for name in INCIDENTAL:
         del recipe[name]
     labels = hashlib.sha256(data.train.labels.tobytes() + data.val.labels.tobytes()).hexdigest()
-    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in WHERE}
+    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in INCIDENTAL_DATA}
+    names = {name: Path(path).name for name in ("source", "groups") if (path := options[name]) is not None}
     images = {
-        "data": {**options, "source": Path(data.config.source).name},
+        "data": {**options, **names},
         "images": len(data.train),
         "labels": labels,
         "classes": data.class_names,

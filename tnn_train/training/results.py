@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.storage import read_json, write_json
 from tnn_runtime.errors import ArtifactError
 from tnn_train.run_files import LAST, METRICS_FILE, RESULTS_FILE, RESULTS_SCHEMA
-from tnn_train.training.identity import WHERE
+from tnn_train.training.identity import INCIDENTAL_DATA
 from tnn_train.training.recipe import INCIDENTAL
 from tnn_train.training.settings import flatten
 
 __all__ = ["SEEDS", "Results", "Run", "read_run", "write_results"]
 
 SEEDS = ("data.seed", "train.seed")
-_IGNORED = {*SEEDS, *(f"data.{name}" for name in WHERE), *(f"train.{name}" for name in INCIDENTAL)}
+_IGNORED = {*SEEDS, *(f"data.{name}" for name in INCIDENTAL_DATA), *(f"train.{name}" for name in INCIDENTAL)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Results:
         threads: CPU threads of each process.
         processes: How many trained together.
         versions: Of Python and of packages.
+        unusable_files: How many files of the data were left out because they cannot be used.
+        unusable: What is wrong with each of them, by its path.
     """
 
     config: dict[str, Any]
@@ -62,6 +64,8 @@ class Results:
     threads: int
     processes: int
     versions: dict[str, str]
+    unusable_files: int = 0
+    unusable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

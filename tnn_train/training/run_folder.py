@@ -128,6 +128,8 @@ class RunFolder:
             threads=torch.get_num_threads(),
             processes=trainer.processes.count,
             versions=versions(),
+            unusable_files=len(data.unusable),
+            unusable={str(path): why for path, why in data.unusable.items()},
         )
         write_results(self.folder, results)
 

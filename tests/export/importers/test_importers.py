@@ -26,7 +26,8 @@ from tnn_export.__main__ import main
 from tnn_export.commands.importing import make_parser
 from tnn_export.importers import IMPORTERS, SOURCES, import_state_dict
 from tnn_runtime import ArtifactError, Classifier, UsageError
-from tnn_runtime.images.preprocess import Preprocessing, find_images
+from tnn_runtime.images.folders import find_images
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, load_checkpoint
 from tnn_train.model.image_model import Normalize
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tnn_export.__main__ import main
 from tnn_export.importers import import_state_dict
 from tnn_runtime import Classifier, UsageError
-from tnn_runtime.images.preprocess import Preprocessing, find_images
+from tnn_runtime.images.folders import find_images
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import TverskyHead, load_checkpoint
 from tnn_train.model.image_model import Normalize
 

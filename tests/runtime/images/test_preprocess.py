@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from torchvision import datasets
 
 from tnn_runtime import ArtifactError, InputError
 from tnn_runtime.images import files as imagefile
 from tnn_runtime.images import preprocess as module
-from tnn_runtime.images.preprocess import Preprocessing, find_class_folders, find_images
+from tnn_runtime.images.preprocess import Preprocessing
 
 RGB = Preprocessing(6, 4, 3, (0.5,) * 3, (0.5,) * 3)
 GREY = Preprocessing(6, 4, 1, (0.5,), (0.5,))
@@ -146,23 +145,6 @@ def test_the_image_of_a_caller_stays_as_it_is(orientation: int | None, mode: str
         for preprocessing in (RGB, GREY):
             preprocessing(opened)[:].sum()
             assert (opened.tobytes(), opened.info, opened.mode, opened.size, dict(opened.getexif())) == before
-
-
-def test_files_are_found_in_order_without_hidden_ones(tmp_path: Path) -> None:
-    for name in ("b.png", "a/1.png", ".hidden.png", ".cache/2.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_images(tmp_path) == [tmp_path / "a" / "1.png", tmp_path / "b.png"]
-
-
-def test_class_folders_are_counted_as_torchvision_counts_them(tmp_path: Path) -> None:
-    for name in ("b/1.png", "a 10/1.png", "a 9/1.png", "B/1.png", ".hidden/1.png", "c/d/1.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    (tmp_path / "file.png").touch()
-    names = [path.name for path in find_class_folders(tmp_path)]
-    assert names == ["B", "a 10", "a 9", "b", "c"]
-    assert names == [name for name in datasets.folder.find_classes(tmp_path)[0] if not name.startswith(".")]
 
 
 class TestBadInput:

@@ -67,6 +67,15 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
             ["--data", "digits", "--out", "run", "--split-seed", "5000000000"],
             "error: --split-seed is 5000000000; expected 0 to 4294967295",
         ),
+        (["--data", "digits", "--out", "run", "--test-share", "0"], "--test-share is 0.0; expected a number above 0"),
+        (
+            ["--data", "digits", "--out", "run", "--val-share", "0.9"],
+            "--test-share is 0.2 and --val-share is 0.9; expected less than 1 together",
+        ),
+        (
+            ["--data", "digits", "--out", "run", "--groups", "groups.csv"],
+            "got groups in groups.csv for images that are",
+        ),
         (["--data", "", "--out", "run"], "unknown data ''"),
         (["--data", "digits", "--out", "/proc/nowhere/run"], "/proc/nowhere/run cannot be made in /proc"),
         (["--data", "digits", "--out", "run", "--epochs", "x"], "--epochs"),

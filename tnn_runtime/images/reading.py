@@ -1,0 +1,104 @@
+"""Many images at once, by several threads: all that cannot be used are found before anybody is told of one."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.errors import InputError
+from tnn_runtime.images.files import REPLACE
+from tnn_runtime.images.preprocess import Preprocessing
+
+__all__ = ["list_unusable", "read_each", "read_images", "refuse_unusable"]
+
+T = TypeVar("T")
+
+_CHUNK = 16
+"""What a thread does at a time: arrays take less time to read than to hand over."""
+_WAITING = 256
+_LISTED = 20
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing of the file that was to be read."""
+
+
+def read_each(read: Callable[[int], T], count: int) -> Iterator[T | InputError]:
+    """Yield ``read(0)`` to ``read(count - 1)`` in order, or the error in place of what cannot be used.
+
+    Args:
+        read: Called by several threads, as Pillow lets others run while it decodes.
+        count: How often.
+    """
+
+    def chunk(start: int) -> list[T | InputError]:
+        return [_attempt(read, index) for index in range(start, min(start + _CHUNK, count))]
+
+    waiting: deque[Future[list[T | InputError]]] = deque()
+    with ThreadPoolExecutor(thread_name_prefix="tnn-read") as pool:
+        try:
+            for start in range(0, count, _CHUNK):
+                if len(waiting) == _WAITING:
+                    yield from waiting.popleft().result()
+                waiting.append(pool.submit(chunk, start))
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def read_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return image files as one array, uint8 ``[len(paths), height, width, channels]``.
+
+    Raises:
+        InputError: If any cannot be used; the message lists them.
+    """
+    images = np.empty((len(paths), *preprocessing.shape), np.uint8)
+
+    def read(index: int) -> None:
+        images[index] = preprocessing(paths[index])
+
+    results = zip(paths, read_each(read, len(paths)), strict=True)
+    refuse_unusable({path: str(error) for path, error in results if error is not None}, len(paths))
+    return images
+
+
+def refuse_unusable(unusable: Mapping[Path, str], count: int, hint: str = "") -> None:
+    """Make sure that there is no unusable file.
+
+    Args:
+        unusable: What is wrong with each, as one sentence that names it.
+        count: How many files there are, with these.
+        hint: What else can be done than to replace them.
+
+    Raises:
+        InputError: If there is one; the message lists the first 20.
+    """
+    if len(unusable) == 1:
+        raise InputError(next(iter(unusable.values())) + hint)
+    if unusable:
+        listed = list_unusable(unusable)
+        raise InputError(f"{len(unusable)} of {count} files cannot be used: {listed}; replace or remove them{hint}")
+
+
+def list_unusable(unusable: Mapping[Path, str]) -> str:
+    """Return what is wrong with the first 20 files, in sorted order, and how many more there are."""
+    told = [why.removesuffix(REPLACE) for _, why in sorted(unusable.items())[:_LISTED]]
+    more = [f"and {len(unusable) - _LISTED} more"] if len(unusable) > _LISTED else []
+    return "; ".join(told + more)
+
+
+def _attempt(read: Callable[[int], T], index: int) -> T | InputError:
+    try:
+        return read(index)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE):
+            raise cause from None
+        return error

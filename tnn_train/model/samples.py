@@ -1,0 +1,137 @@
+"""Folders of images for proofs, and for the checkpoints that exports prove themselves with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.errors import InputError
+from tnn_runtime.images.files import listed
+from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_image_folder
+from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.images.reading import read_images, refuse_unusable
+
+__all__ = ["open_folder", "read_calibration", "read_held_out", "read_samples"]
+
+_logger = logging.getLogger(__name__)
+
+_SAMPLES = 256
+
+
+def open_folder(path: Path) -> ImageFolder:
+    """Return how a folder of images is laid out.
+
+    Raises:
+        InputError: If it is no folder, there is no file, or something in it can be neither read nor followed.
+    """
+    folder = read_image_folder(path)
+    count = len(folder.files(*folder.parts)) + len(folder.unusable)
+    if count == 0 or not path.is_dir():
+        raise InputError(f"{path} has no files; expected a folder of images")
+    refuse_unusable(folder.unusable, count)
+    return folder
+
+
+def read_held_out(
+    folder: ImageFolder, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the images of a folder that were not trained on: all but those of its training split.
+
+    Args:
+        folder: The folder; all of its images are taken if it has no other split.
+        preprocessing: What turns an image file into an input.
+        class_names: One name for each logit.
+
+    Returns:
+        Images, uint8 ``[n, H, W, C]``, and their classes, int64 ``[n]``, -1 where they are not known, which is noted.
+
+    Raises:
+        InputError: If files cannot be used; the message lists them.
+    """
+    files = _held_out(folder)
+    labels, why = _labels(folder, files, class_names)
+    if why:
+        _logger.warning("no accuracy is compared on %d of %d images: %s", (labels < 0).sum(), len(files), why)
+    return read_images([path for path, _ in files], preprocessing), labels
+
+
+def read_samples(
+    folder: ImageFolder, preprocessing: Preprocessing, class_names: Sequence[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Return up to 256 of the images that `read_held_out` returns, spread evenly, and their classes.
+
+    Args:
+        folder: The folder.
+        preprocessing: What turns an image file into an input.
+        class_names: One name for each logit.
+
+    Returns:
+        Images, uint8 ``[n, H, W, C]``, and their classes, int64 ``[n]``; of images whose class is not known only where
+        there are no others, with ``None`` for the classes. Both is noted.
+
+    Raises:
+        InputError: If files cannot be used; the message lists them.
+    """
+    files = _held_out(folder)
+    labels, why = _labels(folder, files, class_names)
+    known = np.flatnonzero(labels >= 0)
+    if why and len(known):
+        _logger.warning("%d of %d images are left out: %s", len(files) - len(known), len(files), why)
+    elif why:
+        _logger.warning("exports will compare no accuracy: %s", why)
+    usable = known if len(known) else np.arange(len(files))
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _SAMPLES).astype(int))]
+    images = read_images([files[place][0] for place in chosen], preprocessing)
+    return images, labels[chosen] if len(known) else None
+
+
+def read_calibration(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the training images of a folder, all if it has no training split, uint8 ``[n, H, W, C]``.
+
+    Raises:
+        InputError: If files cannot be used; the message lists them.
+    """
+    splits = [TRAIN] if TRAIN in folder.parts else list(folder.parts)
+    return read_images([path for path, _ in _files(folder, splits)], preprocessing)
+
+
+def _held_out(folder: ImageFolder) -> list[tuple[Path, str]]:
+    splits = [split for split in folder.parts if split != TRAIN] or list(folder.parts)
+    return _files(folder, splits)
+
+
+def _files(folder: ImageFolder, splits: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return the files of some splits, and tell which that are."""
+    files = folder.files(*splits)
+    if not files:
+        raise InputError(f"{' and '.join(str(folder.parts[split].folder) for split in splits)} has no files")
+    if len(splits) < len(folder.parts):
+        used = " and ".join(str(folder.parts[split].folder) for split in splits)
+        _logger.warning("%s is split: only the images of %s are used", folder.folder, used)
+    return files
+
+
+def _labels(
+    folder: ImageFolder, files: Sequence[tuple[Path, str]], class_names: Sequence[str]
+) -> tuple[NDArray[np.int64], str]:
+    """Return the class of each file, int64 ``[n]``, -1 where it is not known, and why that is."""
+    names = sorted({name for _, name in files} - {""})
+    places = match_names(names, class_names)
+    if renamed := [f"{name} is {class_names[place]}" for name, place in places.items() if name != class_names[place]]:
+        _logger.warning("%s names classes in another way than the model: %s", folder.folder, listed(renamed))
+    labels = np.array([places.get(name, -1) for _, name in files], np.int64)
+    if (labels >= 0).all():
+        return labels, ""
+    if folder.trouble:
+        return labels, folder.trouble
+    strange = [name for name in names if name not in places]
+    if not strange:
+        return labels, f"they lie in no class folder of {folder.folder}"
+    return labels, (
+        f"the folders {listed(strange)} of {folder.folder} have the name of no class; the classes are "
+        f"{listed(class_names)}"
+    )
