@@ -118,7 +118,7 @@ def test_a_failed_parity_writes_nothing(
 
 
 def _halved(model: ImageModel) -> ImageModel:
-    model.head.weight /= 2
+    model.head.map.weight /= 2
     return model
 
 

@@ -144,8 +144,8 @@ def wrong_mean(model: ServingModel) -> None:
 
 
 def swapped_classes(model: ServingModel) -> None:
-    model.head.constant.copy_(model.head.constant.flip(0))
-    model.head.weight.copy_(model.head.weight.flip(0))
+    model.head.map.bias.copy_(model.head.map.bias.flip(0))
+    model.head.map.weight.copy_(model.head.map.weight.flip(0))
 
 
 def transposed_kernel(model: ServingModel) -> None:
@@ -157,7 +157,7 @@ def depends_on_the_batch(model: ServingModel) -> None:
 
 
 def not_a_number(model: ServingModel) -> None:
-    model.head.constant[0] = float("nan")
+    model.head.map.bias[0] = float("nan")
 
 
 @pytest.mark.parametrize(
