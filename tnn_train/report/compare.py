@@ -46,9 +46,12 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95% interval of the mean by Student's t; ``None`` for one value, which says nothing of the spread."""
+        """The 95% interval of the mean by Student's t; ``None`` for values that are all equal.
+
+        Like a single one, they say nothing of the spread: no width would be that of a measure that cannot vary.
+        """
         count = len(self.values)
-        if count < 2:
+        if min(self.values) == max(self.values):
             return None
         half = float(student.ppf(0.975, count - 1) * np.std(self.values, ddof=1) / np.sqrt(count))
         return self.mean - half, self.mean + half

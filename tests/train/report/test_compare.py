@@ -16,7 +16,7 @@ from tnn_runtime.console import run
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig
 from tnn_train.commands.compare import command
 from tnn_train.heads.tversky.attributes import Attribute
-from tnn_train.report.compare import Comparison, compare_runs, write_comparison
+from tnn_train.report.compare import Comparison, Estimate, compare_runs, write_comparison
 
 LINEAR = ModelConfig(head="linear")
 TVERSKY = ModelConfig()
@@ -110,6 +110,26 @@ def test_groups_without_a_seed_in_common_have_no_difference(six: list[Path]) -> 
     comparison = compare_runs([six[0], six[4]])
     assert comparison.groups[1].difference(comparison.groups[0], "test_accuracy") is None
     assert len(comparison.tables()) == 1
+
+
+@pytest.mark.parametrize("values", [(0.97,), (0.97, 0.97), (0.97,) * 5, (0.0, 0.0, 0.0), (1.0, 1.0)])
+def test_values_that_do_not_vary_have_no_interval(values: tuple[float, ...]) -> None:
+    estimate = Estimate(values)
+    assert estimate.interval is None
+    assert estimate.text(".4f") == f"{values[0]:.4f} (-)"
+    assert Estimate((*values, 0.5)).interval is not None
+
+
+def test_seeds_with_equal_accuracies_have_a_dash(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / f"{number}-{seed}", model, seed, 0.97)
+        for number, model in enumerate((LINEAR, TVERSKY))
+        for seed in range(3)
+    ]
+    table = compare_runs(runs).table()
+    assert "0.9700 (-)" in table
+    assert "+0.0000 (-)" in table
+    assert "0.9700 to" not in table
 
 
 def test_one_seed_has_a_dash_and_no_interval(six: list[Path]) -> None:
