@@ -16,5 +16,5 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 """What came out, written when the training is finished."""
 
-RESULTS_SCHEMA = 1
-"""The ``schema_version`` of `RESULTS_FILE`."""
+RESULTS_SCHEMA = 2
+"""The ``schema_version`` of `RESULTS_FILE`. In version 1 the confusion was a matrix of all classes."""
