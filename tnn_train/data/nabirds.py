@@ -15,6 +15,7 @@ from tnn_runtime.images.preprocess import ImageSource, open_image
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import Found, Labelled, LazyImages, check_headers, usual_size
 from tnn_train.errors import DataError
+from tnn_train.fields import repeated
 
 __all__ = ["read_nabirds"]
 
@@ -55,6 +56,12 @@ def read_nabirds(config: DataConfig) -> Found:
         sizes = [(right - left, lower - upper) for left, upper, right, lower in boxes]
         sources = LazyImages(_Crops(paths, boxes), range(len(paths)))
     used = sorted(set(labels.values()), key=lambda class_id: (len(class_id), class_id))
+    if (twice := repeated(names[class_id] for class_id in used)) is not None:
+        ids = [class_id for class_id in used if names[class_id] == twice]
+        raise DataError(
+            f"{folder / _CLASSES}: the classes {' and '.join(ids)} are called {twice!r}; expected a name of its own "
+            "for each that has images"
+        )
     places = {class_id: place for place, class_id in enumerate(used)}
     birds = Labelled(sources, np.array([places[labels[image]] for image in files]))
     side = np.array([sides[image] for image in files])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import _ActionsContainer
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing, find_class_folders, find_images
+from tnn_train.fields import repeated
 
 __all__ = [
     "add_file_options",
+    "check_class_names",
     "image_files",
     "make_preprocessing",
     "random_images",
@@ -79,7 +81,7 @@ def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
     """Return the names of the logits: the lines of a file, or the subfolders of a folder of images in sorted order.
 
     Raises:
-        UsageError: If the file cannot be read, or there is neither a file nor a folder.
+        UsageError: If the file cannot be read or names a class twice, or there is neither a file nor a folder.
         InputError: As `image_files`, for a folder that is asked.
     """
     if file is None:
@@ -91,9 +93,25 @@ def read_class_names(file: Path | None, folder: Path | None) -> list[str]:
         image_files(folder)
         return [path.name for path in find_class_folders(folder)]
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read ({error}); expected a text file with one class name a line") from error
+    check_class_names(names, str(file))
+    return names
+
+
+def check_class_names(names: Iterable[str], source: str = "class_names") -> None:
+    """Make sure that each class has a name of its own, since bundles and predictions tell classes by their names.
+
+    Args:
+        names: The names.
+        source: Where they come from, for the error message.
+
+    Raises:
+        UsageError: If two classes have the same name.
+    """
+    if (twice := repeated(names)) is not None:
+        raise UsageError(f"{source} has two classes called {twice!r}; expected a name of its own for each")
 
 
 def image_files(folder: Path) -> list[Path]:
