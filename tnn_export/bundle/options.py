@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tnn_export.errors import ExportError
 from tnn_export.formats import check_formats
-from tnn_export.formats.onnx import OPSETS
+from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bundle.manifest import MOST_IMAGES, BatchBounds

@@ -6,7 +6,7 @@ import argparse
 
 from tnn_export.bundle.options import ExportOptions
 from tnn_export.formats import FORMATS
-from tnn_export.formats.onnx import OPSETS
+from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import extra_outputs
 from tnn_runtime.answers.reject import SCORES
