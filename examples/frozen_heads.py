@@ -140,11 +140,12 @@ def command(arguments: Sequence[str]) -> None:
         heads += [fit(form, train, classes, rate, options.epochs, seed) for seed in range(1, options.seeds)]
         accuracies = [accuracy(head, test) for head in heads]
         mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
-        half = T_975[options.seeds - 2] * spread / options.seeds**0.5
+        # Equal values do not tell the spread.
+        half = f"± {T_975[options.seeds - 2] * spread / options.seeds**0.5:.4f}" if spread else "(-)"
         validation = float(np.mean([accuracy(head, val) for head in heads]))
         size = sum(parameter.numel() for parameter in heads[0].parameters())
         results[name] = {"learning_rate": rate, "parameters": size, "validation": validation, "test": accuracies}
-        tqdm.write(f"| {name} | {rate:g} | {size} | {validation:.4f} | {mean:.4f} ± {half:.4f} |", file=sys.stdout)
+        tqdm.write(f"| {name} | {rate:g} | {size} | {validation:.4f} | {mean:.4f} {half} |", file=sys.stdout)
     (options.out / "frozen_heads.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {options.out / 'frozen_heads.json'}")
 

@@ -325,3 +325,31 @@ class TestReject:
         arguments = [str(runs["tversky"].best), "--data", str(photos), "--outside", str(photos)]
         assert reject.run("reject", reject.command, arguments) == 1
         assert "test images are alike, right or wrong; give a larger --limit" in capsys.readouterr().err
+
+
+class TestAnyRuntime:
+    """Bundles in the ONNX Runtime that there is."""
+
+    @pytest.fixture
+    def any_runtime(self) -> ModuleType:
+        return load("any_runtime")
+
+    def test_it_compares_golden_samples(
+        self, any_runtime: ModuleType, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert any_runtime.main([str(bundles["linear"]), str(bundles["tversky"])]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[1] for line in lines] == [str(bundles["linear"]), str(bundles["tversky"])]
+        assert all("  passed, logits differ by up to " in line for line in lines)
+
+    @pytest.mark.parametrize("fault", ["model", "golden"])
+    def test_what_does_not_load_or_differs_fails(
+        self, fault: str, any_runtime: ModuleType, bundle: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        if fault == "model":
+            (bundle / "model.onnx").write_bytes(b"no model")
+        else:
+            with np.load(bundle / "golden.npz") as golden:
+                np.savez(bundle / "golden.npz", images=golden["images"], logits=golden["logits"] + np.float32(0.1))
+        assert any_runtime.main([str(bundle)]) == 1
+        assert f"{bundle}  FAILED, " in capsys.readouterr().out

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["SMALLEST", "Field", "FieldError", "at_least", "choose", "one_of"]
+__all__ = ["SMALLEST", "Field", "FieldError", "at_least", "choose", "one_of", "repeated"]
 
 T = TypeVar("T")
 
@@ -90,3 +91,8 @@ def at_least(config: Any, lowest: float, *names: str) -> None:
                 f" is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at least "
                 f"{lowest}",
             )
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there more than once; ``None`` if there is none."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)

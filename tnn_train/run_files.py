@@ -26,5 +26,5 @@ TENSORBOARD = "tensorboard"
 
 RUN = FolderKind("run", LAST, (BEST, LAST, METRICS_FILE, RESULTS_FILE, REPORT_FILE, TENSORBOARD))
 
-RESULTS_SCHEMA = 1
-"""The ``schema_version`` of `RESULTS_FILE`."""
+RESULTS_SCHEMA = 2
+"""The ``schema_version`` of `RESULTS_FILE`. In version 1 the confusion was a matrix of all classes."""

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tnn_export.formats.opsets import oldest_runtime
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
 from tnn_runtime.bundle.storage import read_json
 
@@ -25,6 +26,7 @@ def inspect_bundle(bundle: str | Path) -> dict[str, Any]:
     manifest, folder = Manifest.read(bundle)
     content = read_json(folder / MANIFEST_FILE, "bundle", SCHEMA_VERSION)
     content["bundle"] = str(folder)
+    content["left_out"] = [name for name in content["files"] if name not in manifest.files]
     if ONNX_FILE in manifest.files:
         content["onnx"] = _graph(folder / ONNX_FILE)
     return content
@@ -36,6 +38,8 @@ def _graph(path: Path) -> dict[str, Any]:
     model = onnx.load(path, load_external_data=False)
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "ir_version": model.ir_version,
+        "onnxruntime": oldest_runtime(model),
         "nodes": len(model.graph.node),
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
     }
@@ -57,15 +61,19 @@ def describe_bundle(content: dict[str, Any]) -> str:
     ]
     if "onnx" in content:
         graph = content["onnx"]
-        lines.append(("opset", ", ".join(f"{name} {number}" for name, number in graph["opset"].items())))
+        opset = ", ".join(f"{name} {number}" for name, number in graph["opset"].items())
+        runtime = f"ONNX Runtime {graph['onnxruntime']} or newer" if graph["onnxruntime"] else "ONNX Runtime unknown"
+        lines.append(("opset", f"{opset}, IR {graph['ir_version']}: {runtime}"))
         operators = ", ".join(f"{count} {name}" for name, count in graph["operators"].items())
         lines.append(("operators", f"{graph['nodes']}: {operators}"))
-    lines += [
-        (f"file {name}", f"{entry['size']:,} bytes, sha256 {entry['sha256']}")
-        for name, entry in content["files"].items()
-    ]
+    for name, entry in content["files"].items():
+        text = f"{entry['size']:,} bytes, sha256 {entry['sha256']}"
+        optional = ", not needed to serve" if name in content.get("optional", ()) else ""
+        lines.append((f"file {name}", "left out" if name in content["left_out"] else f"{text}{optional}"))
     for stage, parity in content["parity"].items():
         lines.append((f"proof {stage}", _parity(parity)))
+        lines += [(f"proof {stage}", line) for line in (*parity.get("undecided", ()), *parity.get("notes", ()))]
+    lines += [("note", line) for line in content.get("notes", ())]
     lines.append(("made with", ", ".join(f"{name} {number}" for name, number in content["versions"].items())))
     data = content.get("training", {}).get("data", {})
     if data:
@@ -88,7 +96,11 @@ def _parity(parity: dict[str, Any]) -> str:
     if parity.get("explained"):
         text += f", {parity['explained']} explained by membership flips"
     if parity.get("top1_agreement") is not None:
-        text += f", same best class {parity['top1_agreement']:.2%}"
+        text += f", same best class {parity['top1_agreement']:.2%}{_interval(parity.get('agreement_interval'))}"
     if parity.get("accuracy") is not None:
         text += f", accuracy {parity['accuracy']:.2%} ({parity['eager_accuracy']:.2%} in eager float32)"
     return text
+
+
+def _interval(interval: list[float] | None) -> str:
+    return f" ({interval[0]:.2%} to {interval[1]:.2%} of all such images)" if interval else ""

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from tnn_export.errors import ExportError
 from tnn_export.formats import check_formats
-from tnn_export.formats.onnx import OPSETS
+from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bundle.manifest import MOST_IMAGES, BatchBounds
 from tnn_train.fields import choose
 
-__all__ = ["ExportOptions"]
+__all__ = ["PROOF_BYTES", "PROOF_IMAGES", "ExportOptions"]
+
+PROOF_BYTES = 64 << 20
+PROOF_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class ExportOptions:
         reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.answers.reject.SCORES`;
             ``None`` for what suits the head.
         coverage: The share of images like those of the proof that reaches the threshold of this score.
+        proof_images: How many images the proof is made on, and the bundle keeps for it, at most; ``None`` for as many
+            as take `PROOF_BYTES`, and no more than `PROOF_IMAGES`.
 
     Raises:
         UsageError: If something is unknown or out of its range.
@@ -42,6 +47,7 @@ class ExportOptions:
     opset: int = 20
     reject_score: str | None = None
     coverage: float = 0.99
+    proof_images: int | None = None
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, PRECISIONS)
@@ -51,8 +57,14 @@ class ExportOptions:
             choose("reject score", self.reject_score, SCORES)
         if not 0 < self.coverage < 1:
             raise ExportError(f"got a coverage of {self.coverage:g}; expected a share between 0 and 1, such as 0.99")
+        if self.proof_images is not None and self.proof_images < 1:
+            raise ExportError(f"got {self.proof_images} images for the proof; expected at least 1")
         low, high = self.batch.smallest, self.batch.largest
         if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
             raise ExportError(
                 f"got batches from {low} to {high} images; expected at least 1 to {MOST_IMAGES}, and no less at the end"
             )
+
+    def most_images(self, size: int) -> int:
+        """Return how many images the proof is made on at most, if each takes ``size`` bytes of the bundle."""
+        return self.proof_images or max(1, min(PROOF_IMAGES, PROOF_BYTES // size))

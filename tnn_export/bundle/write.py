@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from tnn_export.bundle.arrays import write_golden, write_head
 from tnn_export.bundle.card import write_card
 from tnn_export.bundle.options import ExportOptions
 from tnn_export.bundle.provenance import is_untrained, load_with_results, without_paths
+from tnn_export.bundle.slim import optional_files
 from tnn_export.errors import ExportError
 from tnn_export.formats import FORMATS, ExportJob
 from tnn_export.formats.precision import PRECISIONS
@@ -30,12 +32,16 @@ from tnn_export.proof.parity import compare, proof_batch_sizes
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
-from tnn_export.proof.samples import make_samples
+from tnn_export.proof.samples import Samples, even_places, make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
-from tnn_runtime.bundle.manifest import BUNDLE, Manifest, TensorSpec
+from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.storage import describe_files, new_folder
+from tnn_runtime.classifier import Classifier
+from tnn_runtime.errors import TnnError
+from tnn_runtime.explain import open_explainer
 from tnn_runtime.installation import DISTRIBUTION
-from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.fields import repeated
+from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint
 
 __all__ = ["export_bundle"]
 
@@ -68,7 +74,7 @@ def export_bundle(
         precision: As in `ExportOptions`.
         options: These and more; in place of ``formats`` and ``precision``.
         images: Distinct images for the proof, uint8 ``[N, H, W, C]`` of the model's size; by default the validation
-            images in the checkpoint.
+            images in the checkpoint. If there are more than the options say, some are taken, spread evenly.
         labels: Their classes, int64 ``[N]``, if they are known.
         calibration: Images for int8, uint8 ``[M, H, W, C]``; by default the training images in the checkpoint.
         twin: The checkpoint of another head on the same data, whose metrics the model card shows, too.
@@ -80,7 +86,7 @@ def export_bundle(
 
     Raises:
         ParityError: If an artifact gives other outputs.
-        ExportError: If the model or the images cannot be used.
+        ExportError: If the model, its class names or the images cannot be used.
         OutputExistsError: If ``out`` exists and ``overwrite`` is false.
         UsageError: If an option is unknown, or the key cannot be used.
     """
@@ -90,9 +96,16 @@ def export_bundle(
         checkpoint = load_with_results(Path(checkpoint))
     if images is None:
         images, labels = checkpoint.samples, checkpoint.labels
-    needs_real = not is_untrained(checkpoint.training)
-    samples = make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real)
+    if (name := repeated(checkpoint.class_names)) is not None:
+        raise ExportError(
+            f"the checkpoint has two classes called {name!r}, and a bundle tells classes by their names; give each a "
+            f"name of its own: class_names in its {CONFIG_FILE}"
+        )
     job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
+    samples, notes = _samples(checkpoint, images, labels, options, job)
+    notes += [
+        f"{name}: {remark}" for name in options.formats if (remark := FORMATS[name].remarks.get(options.precision))
+    ]
     comparison = None if twin is None else _twin(Path(twin))
     with new_folder(Path(out), BUNDLE, overwrite=overwrite) as folder:
         names = options.formats
@@ -113,14 +126,16 @@ def export_bundle(
                     unproven[file.name] = "built without a CUDA device to run it on"
                 else:
                     device = "cuda" if FORMATS[name].needs_gpu else "cpu"
-                    stages[name] = compare(reference, fresh_process(name, file, device), options.precision, sizes)
+                    runner = fresh_process(name, file, device, options.precision)
+                    stages[name] = compare(reference, runner, options.precision, sizes)
                 progress.update()
-        report = ParityReport(stages, unproven)
+        report = ParityReport(stages, unproven, tuple(notes))
         if not report.passed:
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
         write_proof(reference, folder)
         tolerance = write_golden(reference, report, options.precision, folder)
+        files = _files(folder)
         manifest = Manifest(
             model=without_paths(dataclasses.asdict(checkpoint.config)),
             inputs=(TensorSpec("images", "uint8", (None, *checkpoint.preprocessing.shape)),),
@@ -128,7 +143,7 @@ def export_bundle(
             preprocessing=checkpoint.preprocessing,
             class_names=checkpoint.class_names,
             precision=options.precision,
-            files=_files(folder),
+            files=files,
             parity=report.to_dict(),
             golden_tolerance=tolerance,
             versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
@@ -137,12 +152,50 @@ def export_bundle(
             metrics=checkpoint.metrics,
             unproven=unproven,
             reject=_reject(reference, options),
+            optional=optional_files([*files, CARD_FILE]),
+            notes=report.notes,
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)
+        _load(folder)
         if signer is not None:
             signer(folder)
     return report
+
+
+def _samples(
+    checkpoint: Checkpoint,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    options: ExportOptions,
+    job: ExportJob,
+) -> tuple[Samples, list[str]]:
+    """Return what the proof is made on, and a note if that is not all images."""
+    shape = checkpoint.preprocessing.shape
+    embedding = job.model.output_shapes()["embedding"][1:]
+    most = options.most_images(math.prod(shape) + 4 * math.prod(size or 1 for size in embedding))
+    notes = []
+    if len(images) > most and (labels is None or len(labels) == len(images)):
+        notes.append(
+            f"the proof is made on {most:,} of {len(images):,} images, spread evenly; --proof-images N "
+            "(proof_images=N) takes another number"
+        )
+        places = even_places(len(images), most)
+        images, labels = images[places], None if labels is None else labels[places]
+    needs_real = not is_untrained(checkpoint.training)
+    return make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real), notes
+
+
+def _load(folder: Path) -> None:
+    """Load a bundle that was written, as a service would, or as far as that is possible without ONNX."""
+    try:
+        manifest, _ = Manifest.read(folder)
+        if ONNX_FILE in manifest.files:
+            Classifier.load(folder, "cpu", threads=1).close()
+        else:
+            open_explainer(manifest, folder)
+    except TnnError as error:
+        raise ExportError(f"the bundle cannot be loaded, so nothing was written ({error})") from error
 
 
 def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np.uint8] | None) -> ExportJob:

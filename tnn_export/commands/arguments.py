@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from tnn_export.bundle.options import ExportOptions
+from tnn_export.bundle.options import PROOF_BYTES, PROOF_IMAGES, ExportOptions
 from tnn_export.formats import FORMATS
-from tnn_export.formats.onnx import OPSETS
+from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import extra_outputs
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bundle.manifest import BatchBounds
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, positive_int
 from tnn_train.heads import HEADS
 
 __all__ = ["add_export_options", "export_options"]
@@ -49,6 +49,13 @@ def add_export_options(parser: Parser) -> None:
         metavar="SHARE",
         help="of images like the real ones of the proof that is not to be rejected",
     )
+    add(
+        "--proof-images",
+        type=positive_int,
+        metavar="N",
+        help=f"most images that the proof is made on, and the bundle keeps for it; if not given, as many as take "
+        f"{PROOF_BYTES >> 20} MiB, and no more than {PROOF_IMAGES:,}",
+    )
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
@@ -66,4 +73,5 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         options.opset,
         options.reject_score,
         options.coverage,
+        options.proof_images,
     )

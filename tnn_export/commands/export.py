@@ -10,7 +10,7 @@ from pathlib import Path
 from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
 from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
-from tnn_export.commands import importing, pair
+from tnn_export.commands import importing, pair, slim
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
@@ -33,6 +33,7 @@ _EPILOG = """examples:
   tnn-export import --help                 checkpoints trained with other Tversky layers, and linear ones
   tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
+  tnn-export slim runs/photos-bundle -o runs/photos-slim    without what serving can do without
 
 The bundle is written only if every artifact, read back from disk in a process of its own, gives the outputs of eager
 PyTorch in float32, on real, random and adversarial images in several batch sizes: within 1e-4 in fp32, and within the
@@ -191,5 +192,6 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     "import": (importing.make_parser, importing.run),
     "pair": (pair.make_parser, pair.run),
     "sign": (_sign_parser, _sign),
+    "slim": (slim.make_parser, slim.run),
 }
 """What makes the parser of each command, and what runs it; without the name of one, a checkpoint is exported."""

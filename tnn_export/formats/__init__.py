@@ -7,7 +7,7 @@ A new format is a file with a function that writes it, an entry in `FORMATS`, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tnn_export.errors import ExportError
@@ -32,6 +32,7 @@ class Format:
         refused: The precisions that it cannot have, each with the reason.
         needs: The format that it is made from, which is written first.
         needs_gpu: Whether it runs on a GPU only.
+        remarks: What who chooses a precision should know.
     """
 
     file: str
@@ -39,15 +40,20 @@ class Format:
     refused: dict[str, str]
     needs: str | None = None
     needs_gpu: bool = False
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 _NO_BF16 = {"bf16": "ONNX Runtime has no bfloat16 convolution on the CPU, where the proof runs; choose fp16"}
 _NO_INT8 = {"int8": "quantised operators are written for ONNX only; choose the format onnx"}
+_SLOW = {
+    "fp16": "fp16 is for GPUs here: on a CPU without AVX512-FP16 it takes ten to thirty times as long as fp32",
+    "bf16": "bf16 is for GPUs here: on a CPU without AVX512-BF16 it takes three to twenty times as long as fp32",
+}
 
 FORMATS = {
     "onnx": Format(ONNX_FILE, export_onnx, _NO_BF16),
-    "torchscript": Format(TORCHSCRIPT_FILE, export_torchscript, _NO_INT8),
-    "pt2": Format(PT2_FILE, export_pt2, _NO_INT8),
+    "torchscript": Format(TORCHSCRIPT_FILE, export_torchscript, _NO_INT8, remarks=_SLOW),
+    "pt2": Format(PT2_FILE, export_pt2, _NO_INT8, remarks=_SLOW),
     "tensorrt": Format("*.engine", export_tensorrt, _NO_BF16, needs="onnx", needs_gpu=True),
 }
 

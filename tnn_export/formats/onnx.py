@@ -14,13 +14,11 @@ import torch
 
 from tnn_export.errors import ExportError
 from tnn_export.formats.job import ExportJob, first_line
+from tnn_export.formats.opsets import CONVERTED, set_smallest_ir, with_opset
 from tnn_export.formats.quantization import quantize
 from tnn_runtime.bundle.manifest import ONNX_FILE
 
-__all__ = ["OPSETS", "export_onnx"]
-
-OPSETS = range(18, 24)
-"""From the oldest that the exporter writes to the newest that the oldest runtime allowed here reads (1.23)."""
+__all__ = ["export_onnx"]
 
 _INLINE_BYTES = 2_000_000_000
 """A larger graph, which protobuf could not read, has its weights in a file of their own."""
@@ -41,7 +39,7 @@ def export_onnx(job: ExportJob, folder: Path) -> Path:
                 dynamo=True,
                 input_names=["images"],
                 output_names=list(job.model.outputs),
-                opset_version=job.opset,
+                opset_version=max(job.opset, CONVERTED.stop),
                 verbose=False,
             )
         except Exception as error:  # the exporter has no common base of its errors
@@ -52,10 +50,13 @@ def export_onnx(job: ExportJob, folder: Path) -> Path:
     assert exported is not None
     proto = exported.model_proto
     _strip_provenance(proto)
+    if job.opset in CONVERTED:
+        proto = _converted(proto, job.opset)
     _name_batch(proto.graph)
     if job.calibration is not None:
         low, high = job.batch
         proto = quantize(proto, job.calibration, max(low, min(16, high or 16)))
+    set_smallest_ir(proto)
     onnx.helper.set_model_props(proto, dict(job.metadata))
     if proto.ByteSize() > _INLINE_BYTES:
         onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data")
@@ -63,6 +64,17 @@ def export_onnx(job: ExportJob, folder: Path) -> Path:
         onnx.save(proto, path)
     onnx.checker.check_model(path, full_check=True)
     return path
+
+
+def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    try:
+        return with_opset(proto, opset)
+    except Exception as error:  # the converter raises classes without a common base
+        reason = " ".join(str(error).rpartition("failed:")[2].split())[:300]
+        raise ExportError(
+            f"the model cannot be had in opset {opset} ({reason}); choose a newer one: --opset {CONVERTED.stop} needs "
+            "no conversion"
+        ) from error
 
 
 def _strip_provenance(proto: onnx.ModelProto) -> None:

@@ -20,9 +20,11 @@ class Precision:
         dtype: The type of the backbone's weights and activations; int8 is made of float32 by a quantisation.
         tolerance: Largest difference of an output, relative to the largest magnitude among the sample's values of that
             output, and at least to 1; ``None`` where only the agreement counts.
-        embedding_tolerance: Largest distance of an embedding, relative to its length.
-        agreement: Smallest share of real images with the same best class; 0 where every sample is bounded closely.
-        accuracy_drop: Largest loss of accuracy on real images whose classes are known; 1 in the same case.
+        embedding_tolerance: Largest distance of an embedding, relative to its length; where only the agreement counts,
+            of a real image.
+        agreement: Smallest share of images like the real ones with the same best class; 0 where every sample is
+            bounded closely.
+        accuracy_drop: Largest loss of accuracy on images like the real ones; 1 in the same case.
     """
 
     dtype: torch.dtype

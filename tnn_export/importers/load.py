@@ -31,6 +31,7 @@ from tnn_train.heads.tversky.config import SCALARS, SPELLINGS, TverskyConfig
 from tnn_train.heads.tversky.layer import to_raw
 from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.class_names import check_class_names
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
 from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, take_backbone
@@ -123,6 +124,7 @@ def import_state_dict(
     classes = len(converted.prototypes) if linear is None else len(linear.weight)
     if len(class_names) != classes:
         raise UsageError(f"got {len(class_names)} class names for {classes} logits; expected one for each")
+    check_class_names(class_names)
     own_linear = _with_bias(linear, converted.bias, logit_scale)
     config = ModelConfig(
         backbone,

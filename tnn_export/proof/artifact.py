@@ -1,9 +1,9 @@
 """Runs one artifact with nothing but its own library, in a process of its own: a program, not a module to import.
 
-    python artifact.py FORMAT FILE BATCHES OUTPUTS DEVICE THREADS
+    python artifact.py FORMAT FILE BATCHES OUTPUTS DEVICE THREADS [OPTIMIZER...]
 
 BATCHES is an ``.npz`` file of uint8 arrays ``[n, H, W, C]`` named ``0``, ``1`` and so on; OUTPUTS is the ``.npz`` file
-to write, with an array ``I/NAME`` for each batch I and each output.
+to write, with an array ``I/NAME`` for each batch I and each output. OPTIMIZERs are what ONNX Runtime is to leave out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[NDArray[np.uint8]], Arrays]
 
 
-def onnx(file: str, device: str, threads: int) -> tuple[Run, str]:
-    """Load a ``.onnx`` file with ONNX Runtime."""
+def onnx(file: str, device: str, threads: int, *without: str) -> tuple[Run, str]:
+    """Load a ``.onnx`` file with ONNX Runtime, which does without some of its optimizers."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -33,12 +33,12 @@ def onnx(file: str, device: str, threads: int) -> tuple[Run, str]:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         onnxruntime.preload_dlls()
         providers = [("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"})]
-    session = onnxruntime.InferenceSession(file, options, providers=providers)
+    session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=without or None)
     if device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
     names = [output.name for output in session.get_outputs()]
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True)), (
-        f"onnxruntime {onnxruntime.__version__}"
+        " without ".join([f"onnxruntime {onnxruntime.__version__}", *without])
     )
 
 
@@ -113,13 +113,18 @@ def _torch(load: Callable[[Any], Any], device: str, threads: int) -> tuple[Run, 
     return run, f"torch {torch.__version__}"
 
 
-LOADERS = {"onnx": onnx, "torchscript": torchscript, "pt2": pt2, "tensorrt": tensorrt}
+LOADERS: dict[str, Callable[..., tuple[Run, str]]] = {
+    "onnx": onnx,
+    "torchscript": torchscript,
+    "pt2": pt2,
+    "tensorrt": tensorrt,
+}
 
 
-def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str) -> None:
+def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str, *without: str) -> None:
     """Load the artifact, run every batch, write what came out, and print what ran it."""
     warnings.simplefilter("ignore")
-    run, library = LOADERS[kind](file, device, int(threads))
+    run, library = LOADERS[kind](file, device, int(threads), *without)
     results: Arrays = {}
     with np.load(batches, allow_pickle=False) as inputs:
         for name in inputs.files:

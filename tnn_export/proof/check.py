@@ -43,7 +43,7 @@ def check_bundle(bundle: str | Path, device: str = "cpu", public_key: str | Path
     manifest, folder = Manifest.read(bundle, public_key)
     reference = read_proof(manifest, folder)
     runners = {
-        name: fresh_process(name, folder / file, device)
+        name: fresh_process(name, folder / file, device, manifest.precision)
         for name, form in FORMATS.items()
         for file in fnmatch.filter(manifest.files, form.file)
         if device != "cpu" or not form.needs_gpu

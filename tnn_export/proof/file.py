@@ -39,10 +39,14 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
     """Return what eager PyTorch gave when a bundle was made.
 
     Raises:
-        ArtifactError: If the bundle has no such record, as those of version 1, or it cannot be read.
+        ArtifactError: If the bundle has no such record, as slim ones and those of version 1, or it cannot be read.
     """
     path = folder / PROOF_FILE
     if PROOF_FILE not in manifest.files:
+        if PROOF_FILE in manifest.optional:
+            raise ArtifactError(
+                f"{folder} has no {PROOF_FILE}, which was left out; check the bundle that it was made of"
+            )
         raise ArtifactError(f"{folder} has no {PROOF_FILE}, as bundles of schema 1; export it again")
     try:
         config: ModelConfig = decode(ModelConfig, manifest.model, "model")

@@ -4,6 +4,10 @@ Three things are compared for every sample: the embedding; the head's outputs wi
 the artifact's *own* embedding, which float32 rounding alone may separate in every precision; and the outputs with those
 of the eager model, which the precision may separate.
 
+In int8 the ranges of activations are those of real images, so that made ones may saturate: their embeddings are bounded
+in the other precisions only, and where there are no real images. What real images say of all like them is decided in
+`tnn_export.proof.agreement`.
+
 A feature's membership jumps where its value crosses 0, and with it, for some measures, the logit. Two correct
 implementations that differ in the last bits of a feature value can therefore differ visibly in a logit. Such a
 difference is *explained* only if the eager head gives the artifact's outputs, within the same tolerances, once features
@@ -21,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_export.formats.precision import HEAD_TOLERANCE, PRECISIONS, Precision
+from tnn_export.formats.precision import HEAD_TOLERANCE, PRECISIONS
+from tnn_export.proof.agreement import judge_classes
 from tnn_export.proof.reference import Reference, largest
 from tnn_export.proof.report import Flip, ParityReport, StageParity
 from tnn_export.proof.running import Ran, Runner
@@ -89,8 +94,8 @@ def _judge(
     bounds = PRECISIONS[precision]
     samples = reference.samples
     count = len(samples)
-    absolute, relative, distance = np.zeros(count), np.zeros(count), np.zeros(count)
-    seen = np.zeros(count)
+    absolute, relative, of_head, distance, seen = np.zeros((5, count))
+    is_bounded = samples.is_real | (bounds.tolerance is not None or not samples.is_real.any())
     agreed = np.ones(count, dtype=bool)
     best = np.full(count, -1)
     failed, flips = np.zeros(count, dtype=bool), dict[int, Flip]()
@@ -103,17 +108,17 @@ def _judge(
         expected = {name: value[places] for name, value in reference.outputs.items()}
         of_model = reference.differences(places, found, expected)
         with torch.inference_mode():
-            of_head = reference.differences(places, found, reference.head_outputs(embedding))
+            own = reference.differences(places, found, reference.head_outputs(embedding))
         logit = largest(found["logits"] - expected["logits"])
         chosen = found["logits"].argmax(1).numpy()
-        good = (of_head <= HEAD_TOLERANCE) & (of_model <= (np.inf if bounds.tolerance is None else bounds.tolerance))
+        good = (own <= HEAD_TOLERANCE) & (of_model <= (np.inf if bounds.tolerance is None else bounds.tolerance))
         good &= torch.isfinite(of_model)
         for place, row in enumerate(rows.tolist()):
             distance[row] = max(distance[row], float(far[place]))
             seen[row] = max(seen[row], float(of_model[place]))
             agreed[row] &= chosen[place] == eager_best[row]
             best[row] = chosen[place]
-            if far[place] > bounds.embedding_tolerance:
+            if is_bounded[row] and far[place] > bounds.embedding_tolerance:
                 failed[row] = True
             elif not good[place]:
                 one = {name: value[place : place + 1] for name, value in found.items()}
@@ -125,14 +130,21 @@ def _judge(
                 failed[row] = True
             absolute[row] = max(absolute[row], float(logit[place]))
             relative[row] = max(relative[row], float(of_model[place]))
+            of_head[row] = max(of_head[row], float(own[place]))
     explained = [flip for row, flip in sorted(flips.items()) if not failed[row]]
     worst = int(relative.argmax())
-    agreement, accuracy, eager_accuracy = _shares(samples, agreed, best, eager_best)
-    problems = _problems(bounds, int(failed.sum()), count, worst, samples.kinds[worst], relative, distance)
-    problems += _disagreements(bounds, agreement, accuracy, eager_accuracy)
+    measured = (
+        ("the embedding", np.where(is_bounded, distance, 0), bounds.embedding_tolerance),
+        ("the outputs on its own embedding", of_head, HEAD_TOLERANCE),
+        ("the outputs", relative, _LARGEST if bounds.tolerance is None else bounds.tolerance),
+    )
+    known = samples.labels >= 0
+    right, eager_right = (found[known] == samples.labels[known] for found in (best, eager_best))
+    classes = judge_classes(bounds, agreed[samples.is_real], right, eager_right)
+    problems = (*_problems(failed, samples, measured), *classes.problems)
     return StageParity(
         passed=not problems,
-        problems=tuple(problems),
+        problems=problems,
         precision=precision,
         library=ran.library,
         samples={kind: samples.kinds.count(kind) for kind in dict.fromkeys(samples.kinds)},
@@ -147,59 +159,37 @@ def _judge(
         failed=int(failed.sum()),
         worst_sample=worst,
         worst_kind=samples.kinds[worst],
-        top1_agreement=agreement,
-        accuracy=accuracy,
-        eager_accuracy=eager_accuracy,
+        top1_agreement=classes.top1,
+        accuracy=classes.accuracy,
+        eager_accuracy=classes.eager_accuracy,
         relative=tuple(float(f"{_number(value):.3g}") for value in seen),
+        agreement_interval=classes.top1_interval,
+        loss_interval=classes.loss_interval,
+        undecided=classes.undecided,
+        notes=ran.notes,
     )
 
 
-def _shares(
-    samples: Samples, agreed: NDArray[np.bool_], best: NDArray[np.int64], eager_best: NDArray[np.int64]
-) -> tuple[float | None, float | None, float | None]:
-    """Return the agreement on real images, and the accuracies of the artifact and of eager PyTorch."""
-    is_real, known = samples.is_real, samples.labels >= 0
-    agreement = float(agreed[is_real].mean()) if is_real.any() else None
-    if not known.any():
-        return agreement, None, None
-    labels = samples.labels[known]
-    return agreement, float((best[known] == labels).mean()), float((eager_best[known] == labels).mean())
-
-
 def _problems(
-    bounds: Precision,
-    failed: int,
-    count: int,
-    worst: int,
-    kind: str,
-    relative: NDArray[np.float64],
-    distance: NDArray[np.float64],
+    failed: NDArray[np.bool_], samples: Samples, measured: Sequence[tuple[str, NDArray[np.float64], float]]
 ) -> list[str]:
-    if not failed:
-        return []
-    allowed = "none" if bounds.tolerance is None else f"{bounds.tolerance:.0e}"
-    return [
-        f"{failed} of {count} samples differ, with no membership flip to explain it: relative difference up to "
-        f"{relative[worst]:.2e} (sample {worst}, {kind}), allowed {allowed} and {HEAD_TOLERANCE:.0e} for the head on "
-        f"its own embedding; embedding up to {distance.max():.2e}, allowed {bounds.embedding_tolerance:.0e}"
-    ]
+    """Say in one line what is beyond its tolerance in the samples that failed, if any did.
 
-
-def _disagreements(
-    bounds: Precision, agreement: float | None, accuracy: float | None, eager_accuracy: float | None
-) -> list[str]:
-    problems = []
-    if agreement is not None and agreement < bounds.agreement:
-        problems.append(
-            f"the best class is the same on {agreement:.2%} of the real images, expected {bounds.agreement:.0%}; try "
-            "another precision, more images for calibration, or more for the proof"
-        )
-    if accuracy is not None and eager_accuracy is not None and eager_accuracy - accuracy > bounds.accuracy_drop:
-        problems.append(
-            f"the accuracy on the real images is {accuracy:.2%}, and {eager_accuracy:.2%} in eager float32; expected a "
-            f"loss of at most {bounds.accuracy_drop:.2%}"
-        )
-    return problems
+    Args:
+        failed: Which of the samples did, ``[N]``.
+        samples: The samples.
+        measured: What was measured, the values ``[N]``, and the tolerance.
+    """
+    excesses = []
+    for what, values, allowed in measured:
+        worst = int(np.where(failed, values, -1).argmax())
+        if failed[worst] and values[worst] > allowed:
+            excesses.append(
+                f"{what} by up to {values[worst]:.2e} (sample {worst}, {samples.kinds[worst]}; allowed {allowed:.0e})"
+            )
+    differences = ", ".join(excesses) or "outputs that are no numbers"
+    text = f"{failed.sum()} of {len(samples)} samples differ, with no membership flip to explain it: {differences}"
+    return [text] if failed.any() else []
 
 
 def _number(value: float) -> float:

@@ -55,6 +55,11 @@ class StageParity:
         accuracy: Of the artifact on the real images whose classes are known; ``None`` if there are none.
         eager_accuracy: Of eager PyTorch on the same images.
         relative: The largest relative difference of each sample, explained ones included.
+        agreement_interval: Bounds of the share with the same best class among all images like the real ones, as in
+            `tnn_export.proof.agreement`; ``None`` without real images.
+        loss_interval: The same of the loss of accuracy, 0 to 1; ``None`` where no class is known.
+        undecided: What there are too few images to tell of, one line each.
+        notes: What who runs the artifact should know, one line each.
     """
 
     passed: bool
@@ -77,6 +82,10 @@ class StageParity:
     accuracy: float | None
     eager_accuracy: float | None
     relative: tuple[float, ...]
+    agreement_interval: tuple[float, float] | None = None
+    loss_interval: tuple[float, float] | None = None
+    undecided: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,10 +95,12 @@ class ParityReport:
     Args:
         stages: ``lowered head``, and each exported format.
         unproven: Artifacts that could not be run, each with the reason.
+        notes: What who uses the artifacts should know, one line each.
     """
 
     stages: Mapping[str, StageParity]
     unproven: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -102,7 +113,7 @@ class ParityReport:
         return "; ".join(problems) or f"{', '.join(self.stages)} passed"
 
     def table(self) -> str:
-        """Return the comparison as a table, one line for each stage."""
+        """Return the comparison as a table, one line for each stage, and the `remarks` below it."""
         rows = [
             (
                 "stage",
@@ -142,7 +153,15 @@ class ParityReport:
                 for place, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
-        ) + "".join(f"\n{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items())
+        ) + "".join(f"\n{line}" for line in self.remarks())
+
+    def remarks(self) -> list[str]:
+        """Return what the table cannot show, one line each: what is not proven, or not decided, and notes."""
+        return [
+            *(f"{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items()),
+            *(f"{name}: {line}" for name, parity in self.stages.items() for line in (*parity.undecided, *parity.notes)),
+            *(f"note: {line}" for line in self.notes),
+        ]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the report as plain values that JSON can hold, one dictionary for each stage."""

@@ -24,6 +24,7 @@ from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageE
 
 __all__ = [
     "BACKENDS",
+    "CRASHING_OPTIMIZERS",
     "DEVICES",
     "PROBE",
     "Backend",
@@ -52,6 +53,11 @@ TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.floa
 
 PROBE = Path(__file__).with_name("probe.onnx")
 """A model that adds two float32 numbers ``x`` to themselves and gives ``y``."""
+
+
+CRASHING_OPTIMIZERS = {"fp16": ("MatmulTransposeFusion",)}
+"""What ONNX Runtime has to leave out on the CPU, by precision: with it, 1.23 and later crash on vision transformers. No
+other model is faster for it."""
 
 
 @dataclass(frozen=True)

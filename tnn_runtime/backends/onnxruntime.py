@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
-from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
+from tnn_runtime.backends import CRASHING_OPTIMIZERS, PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.backends.binding import BoundSlot, failed_run
 from tnn_runtime.backends.cuda import Cuda
@@ -83,7 +83,10 @@ class OnnxRuntimeBackend:
         self.versions = {"onnxruntime": ort.__version__}
         self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
         providers = chosen_providers(device, manifest, options)
-        self._session: Any = _session(str(folder / ONNX_FILE), device, providers, options.threads, options.spin)
+        without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
+        self._session: Any = _session(
+            str(folder / ONNX_FILE), device, providers, options.threads, options.spin, without
+        )
         self.details: dict[str, Any] = {
             "providers": self._session.get_providers(),
             "provider_options": {name: self._session.get_provider_options().get(name, {}) for name, _ in providers},
@@ -256,8 +259,14 @@ def node_counts(session: Any) -> dict[str, int]:
 
 
 def _session(
-    model: str | bytes, device: Device, providers: Sequence[tuple[str, dict[str, str]]], threads: int, spin: bool
+    model: str | bytes,
+    device: Device,
+    providers: Sequence[tuple[str, dict[str, str]]],
+    threads: int,
+    spin: bool,
+    without: Sequence[str] = (),
 ) -> Any:
+    """Open a session; on the CPU it does without some optimizers."""
     names = [name for name, _ in providers]
     require_providers(device, names)
     options = ort.SessionOptions()
@@ -271,7 +280,8 @@ def _session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         # Without enable_fallback=0 a session that fails on a GPU is made again on the CPU, now or in a later run.
-        session = ort.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
+        left_out = {"disabled_optimizers": list(without)} if without and CPU in names else {}
+        session = ort.InferenceSession(model, options, providers=list(providers), enable_fallback=0, **left_out)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
         raise _refusal(device, names, error) from error
     _check_providers(device, providers, session)

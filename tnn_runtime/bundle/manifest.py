@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -78,8 +79,8 @@ class Manifest:
 
     The JSON Schema of each version of the file is in the folder ``schemas`` beside this module. Version 2 added
     ``batch``, ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32;
-    version 3 added ``reject``; version 4 added thresholds, opposites, feature-space prototypes and attributes to the
-    form of a Tversky head.
+    version 3 added ``reject``; version 4 added ``optional`` and ``notes``, and thresholds, opposites, feature-space
+    prototypes and attributes to the form of a Tversky head.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
@@ -97,6 +98,9 @@ class Manifest:
         metrics: What was measured in training, for people to read.
         unproven: Files of models that could not be run where the bundle was made, each with the reason.
         reject: Which images to reject; ``None`` in bundles of versions 1 and 2, and where there were no held-out ones.
+        optional: Those of the files that serving can do without. They may be removed: `read` leaves the missing ones
+            out of ``files``.
+        notes: What who uses the bundle should know, one line each.
     """
 
     model: dict[str, Any]
@@ -114,6 +118,8 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)
     unproven: dict[str, str] = field(default_factory=dict)
     reject: Reject | None = None
+    optional: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, bundle: str | Path, public_key: str | Path | None = None) -> tuple[Manifest, Path]:
@@ -149,8 +155,10 @@ class Manifest:
             raise ArtifactError(f"{path} is not a valid manifest ({error}); export the bundle again") from error
         if problem := manifest._contradiction():
             raise ArtifactError(f"{path} {problem}; export the bundle again")
-        verify_files(folder, manifest.files, "bundle")
-        return manifest, folder
+        verify_files(folder, manifest.files, "bundle", manifest.optional)
+        left_out = {name for name in manifest.optional if not os.path.lexists(folder / name)}
+        files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
+        return dataclasses.replace(manifest, files=files), folder
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
@@ -183,9 +191,10 @@ class Manifest:
             self.reject.score not in SCORES or not 0 < self.reject.coverage < 1 or self.reject.samples < 0
         ):
             return f"has a reject score that is none of {', '.join(SCORES)}, or a coverage that is not between 0 and 1"
-        if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & set(self.files):
+        needed = set(self.files) - set(self.optional)
+        if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & needed:
             return "lists no model file"
-        if GOLDEN_FILE not in self.files:
+        if GOLDEN_FILE not in needed:
             return f"does not list {GOLDEN_FILE}"
         if not self.parity or any(parity.get("passed") is not True for parity in self.parity.values()):
             return "has no passed proof of parity"

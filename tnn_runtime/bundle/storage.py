@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -176,8 +176,14 @@ def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
 
 
-def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
+def verify_files(folder: Path, files: Mapping[str, Any], kind: str, optional: Collection[str] = ()) -> None:
     """Check that every listed file lies in ``folder`` with the size and the SHA-256 that were recorded.
+
+    Args:
+        folder: The folder.
+        files: What was recorded of each file, by its name.
+        kind: What the folder is, for the error message.
+        optional: Files that may be missing.
 
     Raises:
         ArtifactError: On a name that leaves the folder, and on a missing, truncated or altered file.
@@ -193,6 +199,8 @@ def verify_files(folder: Path, files: Mapping[str, Any], kind: str) -> None:
                 f"{kind} {folder} records {expected!r} for {name}, expected its size and sha256; copy the {kind} again"
             )
         path = folder / name
+        if name in optional and not os.path.lexists(path):
+            continue
         if path.is_symlink() or not path.is_file():
             raise ArtifactError(f"{path} is missing or not a regular file; copy the {kind} again")
         size = path.stat().st_size

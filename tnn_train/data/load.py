@@ -20,6 +20,7 @@ from tnn_train.data.readers import read_digits, read_fake, torchvision_reader
 from tnn_train.data.sets import read_sets
 from tnn_train.data.sources import Found
 from tnn_train.errors import DataError
+from tnn_train.fields import repeated
 
 __all__ = ["DATASETS", "folder_of", "load_data"]
 
@@ -138,6 +139,8 @@ def _check(name: str, found: Found) -> None:
     classes = len(found.class_names)
     if classes < 2:
         raise DataError(f"{name} has {classes} classes; expected at least 2")
+    if (twice := repeated(found.class_names)) is not None:
+        raise DataError(f"{name} has two classes called {twice!r}; expected a name of its own for each")
     for part, images in found.splits.items():
         if len(images.sources) != len(images.labels):
             raise DataError(

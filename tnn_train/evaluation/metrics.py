@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
@@ -99,9 +99,17 @@ class Evaluation:
         return confidence
 
     @cached_property
+    def confusions(self) -> NDArray[np.int64]:
+        """Right class, predicted class and count of each pair that occurs, int64 ``[pairs, 3]``, in this order."""
+        pairs, counts = np.unique(np.stack([self.labels, self.predictions], 1), axis=0, return_counts=True)
+        return np.column_stack([pairs, counts])
+
+    @cached_property
     def confusion(self) -> NDArray[np.int64]:
         """Counts, int64 ``[classes, classes]``: rows are the right classes, columns the predicted ones."""
-        counts: NDArray[np.int64] = confusion_matrix(self.labels, self.predictions, labels=self._classes)
+        counts = np.zeros((self.logits.shape[1],) * 2, np.int64)
+        right, predicted, times = self.confusions.T
+        counts[right, predicted] = times
         return counts
 
     @cached_property

@@ -1,16 +1,17 @@
-"""The names of the logits as a person writes them: a file with one a line."""
+"""The names of the logits, as a list and as the file that a person writes, with one a line."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tnn_runtime.errors import UsageError
+from tnn_train.fields import repeated
 from tnn_train.text_files import read_lines
 
-__all__ = ["read_class_file"]
+__all__ = ["check_class_names", "read_class_file"]
 
 _EXPECTED = "a text file with one class name a line"
 _NUMBER, _BETWEEN, _NAME = r"(?P<number>\d{1,9})", r"(?:\s*[:;,=|]\s*|[.)]?\s+)", r"(?P<name>.+?)"
@@ -18,6 +19,19 @@ _NUMBERED = (re.compile(_NUMBER + _BETWEEN + _NAME), re.compile(_NAME + _BETWEEN
 """Lines that also say which logit a name belongs to: ``0 cat``, ``0: cat`` or ``cat,0``."""
 
 _logger = logging.getLogger(__name__)
+
+
+def check_class_names(names: Iterable[str]) -> None:
+    """Make sure that each class has a name of its own, since bundles and predictions tell classes by their names.
+
+    Args:
+        names: The names.
+
+    Raises:
+        UsageError: If two classes have the same name.
+    """
+    if (twice := repeated(names)) is not None:
+        raise UsageError(f"class_names has two classes called {twice!r}; expected a name of its own for each")
 
 
 def read_class_file(path: Path, folders: Collection[str] = ()) -> list[str]:

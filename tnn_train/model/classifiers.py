@@ -18,6 +18,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import BASELINE
 from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.class_names import check_class_names
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import build_model
 from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, take_backbone
@@ -139,6 +140,7 @@ def read_classifier(
             f"got {len(class_names)} class names for the {rows} rows of {place} in {name}; expected one for each: give "
             "--class-names FILE with one a line, in the order of the logits"
         )
+    check_class_names(class_names)
     for tensor in (weight, bias):
         if tensor is not None and not bool(tensor.value.isfinite().all()):
             raise UsageError(

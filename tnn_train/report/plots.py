@@ -155,7 +155,7 @@ def plot_estimates(
 
     Args:
         groups: For each group the values of its seeds.
-        intervals: For each group the interval of its mean, ``None`` for one seed.
+        intervals: For each group the interval of its mean, ``None`` if it has none.
     """
     figure = Figure(figsize=(5, 0.8 + 0.6 * len(groups)), layout="constrained")
     axes = figure.subplots()

@@ -64,14 +64,9 @@ def write_report(path: Path, run: RunSummary) -> None:
 
 def _confused_pairs(test: Evaluation) -> list[dict[str, Any]]:
     """Return the pairs of classes that were taken for each other most often."""
-    counts = test.confusion.copy()
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:_PAIRS]
-    return [
-        {"right": right, "predicted": predicted, "count": int(counts[right, predicted])}
-        for right, predicted in zip(*np.unravel_index(order, counts.shape), strict=True)
-        if counts[right, predicted]
-    ]
+    wrong = test.confusions[test.confusions[:, 0] != test.confusions[:, 1]]
+    most = wrong[np.argsort(-wrong[:, 2], kind="stable")][:_PAIRS].tolist()
+    return [{"right": right, "predicted": predicted, "count": count} for right, predicted, count in most]
 
 
 def _classes(test: Evaluation) -> list[dict[str, Any]]:

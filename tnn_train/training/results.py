@@ -34,7 +34,7 @@ class Results:
         test_accuracy: Of the best epoch, 0 to 1.
         test_loss: Mean cross-entropy in nats.
         ece: Expected calibration error on the test set, 0 to 1.
-        confusion: Counts ``[classes, classes]`` on the test set: rows are the right classes.
+        confusion: Triples ``(right class, predicted class, count)`` on the test set, for each pair that occurs.
         best_epoch: The number of the best epoch by validation.
         val_accuracy: Its validation accuracy, 0 to 1.
         parameters: How many the model has.
@@ -54,7 +54,7 @@ class Results:
     test_accuracy: float
     test_loss: float
     ece: float
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[int, int, int], ...]
     best_epoch: int
     val_accuracy: float
     parameters: int
@@ -114,11 +114,19 @@ def read_run(folder: Path) -> Run:
             )
         raise ArtifactError(f"{folder} is not a run: it has no {RESULTS_FILE}; give folders that tnn-train has made")
     raw = read_json(path, "run", RESULTS_SCHEMA)
+    version = raw.pop("schema_version")
     try:
-        results = decode(Results, {name: value for name, value in raw.items() if name != "schema_version"}, "results")
+        if version == 1 and "confusion" in raw:
+            raw["confusion"] = _triples(raw["confusion"])
+        results = decode(Results, raw, "results")
     except TypeError as error:
         raise ArtifactError(f"{path} is not what tnn-train writes ({error}); copy the run again") from error
     return Run(folder, results, _read_history(folder / METRICS_FILE))
+
+
+def _triples(matrix: Any) -> list[list[int]]:
+    """Return the confusion of a matrix, as results of version 1 have it."""
+    return [[right, place, count] for right, row in enumerate(matrix) for place, count in enumerate(row) if count]
 
 
 def _read_history(path: Path) -> tuple[dict[str, Any], ...]:

@@ -118,7 +118,7 @@ class RunFolder:
             test_accuracy=test.accuracy,
             test_loss=test.loss,
             ece=test.calibration().ece,
-            confusion=tuple(map(tuple, test.confusion.tolist())),
+            confusion=tuple(map(tuple, test.confusions.tolist())),
             best_epoch=best["epoch"],
             val_accuracy=best["val_accuracy"],
             parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),

@@ -449,6 +449,7 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"class_names": ["cat"]}, "got 1 class names for 2 logits; expected one for each"),
+            ({"class_names": ["cat", "cat"]}, "class_names has two classes called 'cat'; expected a name of its own"),
             ({"logit_scale": 0.0}, r"logit_scale is 0\.0; expected a positive number"),
             ({"backbone": "tinny"}, "unknown backbone 'tinny'; the nearest are .*tiny"),
             ({"form": {**PLAIN, "normalise": True}}, "tversky has no option 'normalise'; did you mean 'normalize'"),

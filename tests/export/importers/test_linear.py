@@ -112,6 +112,10 @@ def test_class_names_that_do_not_fit(file: Path) -> None:
         import_state_dict(
             file, "linear", backbone="tiny", preprocessing=PREPROCESSING, class_names="abc", samples=samples
         )
+    with pytest.raises(UsageError, match=r"class_names has two classes called 'a'; expected a name of its own"):
+        import_state_dict(
+            file, "linear", backbone="tiny", preprocessing=PREPROCESSING, class_names="aa", samples=samples
+        )
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ def refusal(bundle: Path, content: Any) -> str | None:
 
 def test_what_the_reader_refuses_by_type_is_refused_by_the_schema() -> None:
     small = {**CURRENT, "parity": {"onnx": {"passed": True}}, "training": {}, "metrics": {}}
+    small |= {"optional": ["proof.npz"], "notes": ["a note"]}
     assert problems(small) == []
     refused = []
     for keys in paths({name: value for name, value in small.items() if name != "schema_version"}):

@@ -210,3 +210,18 @@ class TestBadInput:
         write(path, {line.split()[0]: 9 for line in path.read_text().splitlines()})
         with pytest.raises(DataError, match="nabirds has 1 classes; expected at least 2"):
             load_data("nabirds", root=archive)
+
+
+@pytest.mark.parametrize("twice", [("9", "10"), ("9", "295"), ("10", "295"), USED])
+def test_classes_of_one_name_are_refused(twice: tuple[str, ...], archive: Path) -> None:
+    write(archive / "classes.txt", {**CLASSES, **dict.fromkeys(twice, "Mallard")})
+    message = (
+        f"classes.txt: the classes {' and '.join(twice)} are called 'Mallard'; expected a name of its own for each"
+    )
+    with pytest.raises(DataError, match=message):
+        load_data("nabirds", root=archive)
+
+
+def test_classes_without_images_may_have_the_name_of_another(archive: Path) -> None:
+    write(archive / "classes.txt", {**CLASSES, "0": "Snow Goose", "2": "Snow Goose"})
+    assert load_data("nabirds", root=archive).class_names[0] == "Snow Goose"

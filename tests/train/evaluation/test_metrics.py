@@ -43,6 +43,7 @@ def test_rows_of_the_confusion_are_right_classes() -> None:
     test = of_probabilities([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.8, 0.1]], [0, 0, 1])
     assert test.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert test.confusion.dtype == np.int64
+    assert test.confusions.tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
 
 
 def test_calibration_by_hand() -> None:

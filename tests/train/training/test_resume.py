@@ -23,6 +23,7 @@ from conftest import RECIPE
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.bundle.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
+from tnn_train.run_files import RESULTS_SCHEMA
 from tnn_train.training.loop import TrainResult
 from tnn_train.training.run_folder import RunFolder
 from tnn_train.training.trainer import Trainer
@@ -231,7 +232,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(photos: Path, tmp_path: Path) ->
     assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
     resumed = subprocess.run([sys.executable, str(SCRIPT), *arguments, "--resume"], capture_output=True, check=False)
     assert resumed.returncode == 0
-    assert json.loads((out / "results.json").read_text())["schema_version"] == 1
+    assert json.loads((out / "results.json").read_text())["schema_version"] == RESULTS_SCHEMA
 
 
 def test_the_whole_configuration_is_in_the_checkpoint(runs: dict[str, TrainResult], data: ImageData) -> None:

@@ -137,6 +137,8 @@ class Pairs:
 
 
 def _minima(a: Tensor, b: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() and a.dtype != torch.float64:
+        return _minima(a.double(), b.double()).to(a.dtype)
     # What one side has far beyond the other is in no minimum: cut off, it cannot drown small ones in rounding errors.
     largest_a = functional.pad(a.detach(), (0, 0, 0, 1)).amax(-2, keepdim=True)
     largest_b = b.detach().amax(-2, keepdim=True)

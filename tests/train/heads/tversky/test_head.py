@@ -375,6 +375,21 @@ def test_one_large_object_does_not_drown_the_small_ones(intersection: str, large
         np.testing.assert_allclose(head(x).numpy(), expected, rtol=2e-5, atol=2e-5 * np.abs(expected).min())
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("intersection", ["product", "min", "max"])
+def test_an_object_without_features_is_measured_exactly_beside_large_ones(intersection: str, scale: float) -> None:
+    torch.manual_seed(0)
+    head = TverskyHead(64, 20, TverskyConfig(512, intersection=intersection, difference="subtractmatch"))
+    with torch.no_grad():
+        head.prototypes *= scale
+        x = torch.cat([torch.zeros(1, 64), 100 * torch.randn(8, 64)])
+        together, alone = head.evidence(x), head.evidence(x[:1])
+    assert together["common"][0].abs().max() < 1e-5
+    assert together["input_only"][0].abs().max() < 1e-5
+    for part, values in together.items():
+        np.testing.assert_allclose(values[0], alone[part][0], rtol=1e-6, atol=1e-5)
+
+
 def test_any_dtype_of_input_is_taken() -> None:
     for config in (*MEASURES, *PAIRWISE):
         head, x = random_head(config)
