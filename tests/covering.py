@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Row = dict[str, object]
@@ -26,22 +28,22 @@ def covering_array(
     """
     rows = list(first)
     candidates = [row for row in full_product(choices) if allowed(row)]
-    covered = [combinations(row, strength) for row in candidates]
-    missing = set().union(*covered)
+    bits: dict[object, int] = {}
+
+    def mask(row: Row) -> int:
+        return sum(1 << bits.setdefault(one, len(bits)) for one in itertools.combinations(row.items(), strength))
+
+    covered = [mask(row) for row in candidates]
+    missing = functools.reduce(operator.or_, covered)
     for row in rows:
-        missing -= combinations(row, strength)
+        missing &= ~mask(row)
     while missing:
-        best = max(range(len(candidates)), key=lambda index: len(covered[index] & missing))
+        best = max(range(len(candidates)), key=lambda index: (covered[index] & missing).bit_count())
         rows.append(candidates[best])
-        missing -= covered[best]
+        missing &= ~covered[best]
     return rows
 
 
 def full_product(choices: Mapping[str, Sequence[object]]) -> list[Row]:
     """Return a row for each combination of the values of all options."""
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-
-
-def combinations(row: Row, strength: int) -> set[tuple[tuple[str, object], ...]]:
-    """Return the combinations ``((option, value), ...)`` of some options that a row covers."""
-    return set(itertools.combinations(row.items(), strength))

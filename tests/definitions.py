@@ -44,8 +44,12 @@ def measures(a: Array, b: Array, config: TverskyConfig, weight: Array | float = 
     }[config.intersection]
     if config.difference == "subtractmatch":
         input_only, prototype_only = np.maximum(a - b, 0), np.maximum(b - a, 0)
-    else:
+    elif config.difference == "ignorematch":
         input_only, prototype_only = a * (1 - n), b * (1 - m)
+    elif config.membership == "hard":
+        input_only, prototype_only = np.maximum(a - b, 0) * m * n, np.maximum(b - a, 0) * m * n
+    else:
+        input_only, prototype_only = a * n - np.minimum(a * m, b * n), b * m - np.minimum(a * m, b * n)
     return Measured(*((weight * part).sum(-1) for part in (common, input_only, prototype_only)))
 
 
@@ -87,7 +91,8 @@ def compared(layer: TverskyMeasure, a: Array, b: Array) -> tuple[Array, Array]:
     if config.model == "contrast":
         result = theta * common - alpha * input_only - beta * prototype_only
         return result, np.abs([theta * common, alpha * input_only, beta * prototype_only]).max(0)
-    result = common / (common + alpha * input_only + beta * prototype_only + theta)
+    numerator = common + theta if config.smooth else common
+    result = numerator / (common + alpha * input_only + beta * prototype_only + theta)
     return result, np.ones_like(result)
 
 

@@ -16,6 +16,7 @@ HEAD = (
     "train/heads/tversky/test_head.py::test_blocks_of_prototypes_join_without_a_seam",
     "train/heads/tversky/test_head.py::test_one_large_object_does_not_drown_the_small_ones",
     "train/heads/tversky/test_head.py::test_gradients_are_those_of_the_formula",
+    "train/heads/tversky/test_head.py::test_objects_that_share_nothing_exceed_each_other_by_nothing",
 )
 LOWERING = (
     "export/lowering/test_heads.py::test_the_parts_are_those_of_the_definitions",
@@ -47,8 +48,15 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
         HEAD,
         {
             "sign of beta": ("- beta * parts.prototype_only", "+ beta * parts.prototype_only"),
-            "ratio: no theta": ("beta * prototype_only + theta)", "beta * prototype_only)"),
-            "ratio: alpha for beta": ("+ beta * prototype_only + theta", "+ alpha * prototype_only + theta"),
+            "ratio: no theta": (
+                "return common / (common + alpha * input_only + beta * prototype_only + theta)",
+                "return common / (common + alpha * input_only + beta * prototype_only)",
+            ),
+            "ratio: alpha for beta": (
+                "return common / (common + alpha * input_only + beta * prototype_only + theta)",
+                "return common / (common + alpha * input_only + alpha * prototype_only + theta)",
+            ),
+            "smooth: theta in the denominator alone": ("return (common + theta) / (", "return common / ("),
             "hard: present at 0": ("(a > 0).to(a.dtype)", "(a >= 0).to(a.dtype)"),
             "sigmoid: whole salience": ("a.relu() * membership", "a.relu()"),
             "mean: not halved": ("pairs.dot(a.membership, b.salience)) / 2", "pairs.dot(a.membership, b.salience))"),
@@ -80,6 +88,19 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
                 "self._weigh(self.b.salience).sum(-1)",
                 "self.b.salience.sum(-1)",
             ),
+            "excess and sigmoid: minima of the whole saliences": (
+                "(self._weigh(x.salience * x.membership) for",
+                "(self._weigh(x.salience) for",
+            ),
+            "diagonal and excess: no weights": (
+                "(self._weigh(x.salience * x.membership) for",
+                "(x.salience * x.membership for",
+            ),
+            "excess: less than none": ("(input_only - shared).clamp_min(0)", "(input_only - shared)"),
+            "excess: rounded like a sum over all features": (
+                "_minima(a, b) if torch.is_grad_enabled() else",
+                "_minima(a, b) if True else",
+            ),
             "diagonal, ratio and softmin: no weights": (
                 "math.log(2) * pairs.dot(pairs.a.membership, pairs.b.membership)",
                 "math.log(2) * pairs.a.membership @ pairs.b.membership.mT",
@@ -98,6 +119,10 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
             "diagonal and normalize: not normalized": (
                 "if self.config.normalize:\n            x = functional",
                 "if self.config.normalize and self.feature_bank is not None:\n            x = functional",
+            ),
+            "diagonal and smooth: theta in the denominator alone": (
+                "similarity.smooth_ratio if self.config.smooth else",
+                "similarity.smooth_ratio if self.config.smooth and self.feature_bank is not None else",
             ),
             "ratio: raw numbers": ('return _positive(raw) if self.config.model == "ratio" else raw', "return raw"),
         },
@@ -148,7 +173,16 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
                 "slice(start, start + size - (start > 0)))",
             ),
             "lowered ratio and softmin: negative": ('if config.model == "ratio" and', 'if config.model != "ratio" and'),
-            "lowered ratio without a map: no scale": ("[scale * common, denominator]", "[common, denominator]"),
+            "lowered ratio without a map: no scale": ("[scale * numerator, denominator]", "[numerator, denominator]"),
+            "lowered smooth and linear: theta in the denominator alone": (
+                "if head.config.smooth:",
+                "if head.config.smooth and head.linear is None:",
+            ),
+            "lowered parts of the smooth ratio: no theta": ("common + self.theta if self.is_smooth else", ""),
+            "lowered excess and sigmoid: memberships once": (
+                "self.minima(positive * present,",
+                "self.minima(positive,",
+            ),
             "lowered ratio and linear: bias scaled": (
                 "nn.Parameter(_constant(linear.bias)",
                 "nn.Parameter(scale * _constant(linear.bias)",
@@ -191,6 +225,15 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
                 "constant=(p.weight * p.salience).sum(1)",
                 "constant=p.salience.sum(1)",
             ),
+            "lowered excess: subtractmatch": (
+                "p.affine(positive=p.weight * p.membership) - shared",
+                "p.affine(positive=p.weight) - shared",
+            ),
+            "lowered excess and sigmoid: M": ("if p.is_hard else", "if True else"),
+            "lowered diagonal and excess: no weights": (
+                "p.affine(present=p.weight * p.salience) - shared",
+                "p.affine(present=p.salience) - shared",
+            ),
             "lowered diagonal, ratio and softmin: no weights": (
                 "math.log(2) * p.weight * p.membership",
                 "math.log(2) * p.membership",
@@ -215,6 +258,11 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
         },
     ),
     (
+        "tnn_export/lowering/tversky/affine.py",
+        OPERATORS,
+        {"lowered excess and hard: a sum of its own": ("if p.is_hard else", "if False else")},
+    ),
+    (
         "tnn_runtime/explain/measures.py",
         EXPLANATION,
         {
@@ -227,6 +275,11 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
             "explained subtractmatch: both ways": (
                 "np.maximum(a.salience - b.salience, 0)",
                 "np.abs(a.salience - b.salience)",
+            ),
+            "explained excess: subtractmatch": ("a.salience * b.membership - np.minimum", "a.salience - np.minimum"),
+            "explained excess and sigmoid: minima of the whole saliences": (
+                "np.minimum(a.salience * a.membership, b.salience * b.membership)",
+                "np.minimum(a.salience * 1, b.salience)",
             ),
             "explained sigmoid: whole salience": ("np.maximum(values, 0) * membership)", "np.maximum(values, 0))"),
             "explained sigmoid: sharpness": ("-sharpness * values", "-values"),
@@ -258,6 +311,9 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
         {
             "explained beta: alpha": ("(self._beta * weight)", "(self._alpha * weight)"),
             "explained diagonal: no weights": ("(self._theta * weight)", "self._theta"),
+            "explained smooth: theta in the denominator alone": ("common + offset if smooth else common", "common"),
+            "explained smooth and linear: nothing of theta": ("self._smooth * self._offset *", "0.0 *"),
+            "explained smooth: without theta": ("smooth=self.smooth)", "smooth=False)"),
         },
     ),
 ]

@@ -27,6 +27,7 @@ CHOICES = {
     "thresholds": (False, True),
     "opposites": (0.0, 0.7),
     "prototype_space": ("embedding", "feature"),
+    "smooth": (False, True),
 }
 SPACE = ("thresholds", "opposites", "prototype_space")
 """What says where feature values come from."""
@@ -39,6 +40,7 @@ CORNERS: list[Row] = [
     {**DEFAULTS, "normalize": True, "membership": "sigmoid"},
     {**DEFAULTS, "num_prototypes": 7},
     {**DEFAULTS, "num_prototypes": 7, "model": "ratio"},
+    {**DEFAULTS, "difference": "excess", "model": "ratio", "smooth": True},
     {**DEFAULTS, "difference": "ignorematch", "thresholds": True, "opposites": 0.7, "prototype_space": "feature"},
 ]
 """Forms with a code path of their own, all else at its default."""
@@ -52,8 +54,9 @@ def form(**options: object) -> TverskyConfig:
 
 
 def is_form(row: Row) -> bool:
-    """Return whether a head can have these options: a diagonal bank has no opposites."""
-    return not (row.get("opposites") and row.get("feature_bank") == "diagonal")
+    """Return whether a head can have these options: a diagonal bank has no opposites, and only a ratio is smooth."""
+    has_opposites = row.get("opposites") and row.get("feature_bank") == "diagonal"
+    return not (has_opposites or (row.get("smooth") and row.get("model") == "contrast"))
 
 
 def forms(**choices: Sequence[object]) -> list[TverskyConfig]:
@@ -74,7 +77,7 @@ def has_all_or_none(config: TverskyConfig) -> bool:
 
 
 FORMS = [config for config in forms(**CHOICES) if has_all_or_none(config)]
-"""Every combination of every option, those of `SPACE` taken together: 768."""
+"""Every combination of every option, those of `SPACE` taken together: 1,728."""
 
 
 @cache
@@ -132,7 +135,7 @@ def name(config: TverskyConfig) -> str:
     values += ["sigmoid"] * (config.membership == "sigmoid") + ["normalize"] * config.normalize
     values += ["diagonal"] * (config.feature_bank == "diagonal") + ["linear"] * (config.num_prototypes is not None)
     values += ["thresholds"] * config.thresholds + ["opposites"] * bool(config.opposites)
-    values += ["feature_space"] * (config.prototype_space == "feature")
+    values += ["feature_space"] * (config.prototype_space == "feature") + ["smooth"] * config.smooth
     return "-".join(values)
 
 

@@ -36,10 +36,10 @@ def test_every_combination_of_two_or_three_options_is_covered_by_few_forms() -> 
     assert missing(COVERING, 3, CHOICES) == []
     assert missing(covering_forms(2), 3, CHOICES) != []
     assert missing(COVERING[:-1], 3, CHOICES) != []
-    assert len(FORMS) == len(set(FORMS)) == 768
-    assert len(forms(**CHOICES)) == 2304
-    assert len(covering_forms(2)) <= 20
-    assert len(COVERING) == len(set(COVERING)) <= 50
+    assert len(FORMS) == len(set(FORMS)) == 1728
+    assert len(forms(**CHOICES)) == 5184
+    assert len(covering_forms(2)) <= 24
+    assert len(COVERING) == len(set(COVERING)) <= 60
 
 
 def test_corners_are_always_there() -> None:
@@ -64,6 +64,7 @@ def test_what_cannot_be_is_neither_covered_nor_asked_for() -> None:
     assert {(row["a"], row["b"]) for row in rows} == {(1, 1), (2, 2)}
     assert {(row["a"], row["c"]) for row in rows} == {(1, 1), (1, 2), (2, 1), (2, 2)}
     assert not any(one.opposites and one.feature_bank == "diagonal" for one in (*COVERING, *FORMS))
+    assert {one.model for one in (*COVERING, *FORMS) if one.smooth} == {"ratio"}
     assert {(one.thresholds, bool(one.opposites), one.prototype_space) for one in FORMS} == {
         (False, False, "embedding"),
         (True, True, "feature"),

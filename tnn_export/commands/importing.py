@@ -20,7 +20,7 @@ __all__ = ["make_parser", "run"]
 
 _EPILOG = """examples:
   tnn-export import net.pth --from tversky-nn --backbone resnet18 --images photos -o runs/imported
-  tnn-export import net.pth --from verskyt --difference ignorematch --backbone resnet50 --images photos -o runs/imported
+  tnn-export import net.pth --from verskyt --backbone resnet50 --images photos -o runs/imported
   tnn-export import net.pth --from tversky --model contrast --intersection product --difference ignorematch \\
       --backbone resnet18 --images photos -o runs/imported
   tnn-export import net.pth --from linear --backbone resnet18 --images photos -o runs/imported

@@ -27,14 +27,21 @@ from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import TverskyHead
-from tnn_train.heads.tversky.config import SCALARS, SPELLINGS, TverskyConfig
+from tnn_train.heads.tversky.config import SCALARS, TverskyConfig
 from tnn_train.heads.tversky.layer import to_raw
 from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.class_names import check_class_names
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
-from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, take_backbone
+from tnn_train.model.state_dicts import (
+    last_layer,
+    load_tensors,
+    read_state,
+    refuse_without_backbone,
+    stem_of,
+    take_backbone,
+)
 
 __all__ = ["import_state_dict"]
 
@@ -112,9 +119,10 @@ def import_state_dict(
     if backbone_weights is not None:
         last = last_layer(trunk)
         others = read_state(Path(backbone_weights))
-        state |= {name: value for name, value in others.items() if name.rpartition(".")[0] != last}
+        state |= {name: value for name, value in others.items() if not name.startswith(f"{last}.")}
     weights = take_backbone(state, trunk)
     converted = origin.convert(layer, settings)
+    refuse_without_backbone({**weights, **state}, str(path), backbone_weights)
     if (size := converted.prototypes.shape[1]) != features:
         raise UsageError(
             f"the layer takes embeddings of {size} values, and backbone {backbone} gives {features}; choose the one "
@@ -136,7 +144,7 @@ def import_state_dict(
     check_image_size(config, preprocessing.height, preprocessing.width)
     proof = make_samples(preprocessing, samples)
     model = build_model(config).eval()
-    complaint = f"weights of {path} do not fit backbone {backbone}"
+    complaint = f"weights of {backbone_weights or path} do not fit backbone {backbone}"
     _fill(model, {**weights, **state}, converted, own_linear, logit_scale, complaint)
     metrics: dict[str, Any] = {}
     if origin.similarities is not None:
@@ -162,9 +170,7 @@ def _settings(name: str, source: Source, given: Options) -> dict[str, Any]:
     settings = {**source.options, **given}
     if missing := [option for option, value in settings.items() if value is REQUIRED]:
         raise UsageError(f"a state dict of {name} does not tell {', '.join(missing)}; say what it was trained with")
-    if "difference" in settings:
-        settings["difference"] = SPELLINGS.get(settings["difference"], settings["difference"])
-    return settings
+    return {option: source.spellings.get(value, value) for option, value in settings.items()}
 
 
 def _with_bias(linear: LinearMap | None, bias: Tensor | None, scale: float) -> LinearMap | None:
@@ -251,7 +257,7 @@ def _prove(
     if not parity.passed:
         raise ExportError(
             f"on {parity.failed} of {len(samples)} samples the head differs from {source.layer} (relative "
-            f"difference {parity.max_rel_diff:.1e}, allowed {parity.tolerance:.0e}): here, this head has no form that "
-            "equals its own; train with another intersection or difference"
+            f"difference {parity.max_rel_diff:.1e}, allowed {parity.tolerance:.0e}): {source.left_out}; check that the "
+            "images, --mean and --std are those of the training"
         )
     return parity

@@ -46,6 +46,8 @@ class Source:
         options: What the state dict does not tell, with the layer's own defaults, or `REQUIRED`.
         optional: Names and shapes of tensors that the layer may lack.
         refused: Endings of names that some form of the layer has which cannot be imported, with the reason.
+        spellings: Other names of values that options may have, with the layer's own.
+        left_out: What of the layer's own formula the head leaves out, and where it shows, for errors.
         similarities: The layer's own formula: embeddings ``[N, D]``, its tensors and every option to what it returns,
             ``[N, P]``, all float64; ``None`` if it is the head's by definition.
     """
@@ -56,4 +58,6 @@ class Source:
     options: Options
     optional: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    spellings: Mapping[Any, str] = field(default_factory=dict)
+    left_out: str = ""
     similarities: Callable[[Tensor, Tensors, Options], Tensor] | None = None

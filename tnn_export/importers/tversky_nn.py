@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tnn_export.importers.source import Converted, Options, Source, Tensors
 from tnn_runtime.errors import UsageError
-from tnn_train.fields import choose
+from tnn_train.fields import SMALLEST, choose
+from tnn_train.heads.tversky.config import SPELLINGS
 
 __all__ = ["TVERSKY_NN"]
 
@@ -57,6 +58,7 @@ def _convert(tensors: Tensors, options: Options) -> Converted:
         # them the differences, are halved, the means are a fourth, and so are the denominators.
         form |= {"membership": "sigmoid", "sharpness": 0.0}
         form |= {name: options[name] / factor for name, factor in (("alpha", 2), ("beta", 2), ("theta", 4))}
+    form["theta"] = form["theta"] or SMALLEST
     return Converted(form, tensors["prototypes"].abs() + _SMALLEST, _weight(tensors))
 
 
@@ -79,5 +81,10 @@ TVERSKY_NN = Source(
     convert=_convert,
     options={"intersection": "product", "difference": "subtractmatch", "alpha": 0.5, "beta": 0.5, "theta": 1e-7},
     refused={"similarity_fns.0.feature_bank": _SEPARATE},
+    spellings=SPELLINGS,
+    left_out=(
+        f"the layer adds {_SMALLEST:g} to each value of the embedding and keeps its denominators at "
+        f"{_SMALLEST_DENOMINATOR:g} or more, which this head does not and which shows where embeddings are nearly 0"
+    ),
     similarities=_similarities,
 )

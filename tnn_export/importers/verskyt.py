@@ -1,11 +1,8 @@
-"""The layer of the package verskyt: a ratio model with theta in its numerator too.
+"""The layer of the package verskyt: a smooth ratio model.
 
 With ``a = x bank^T`` and ``b = p bank^T`` it returns (I + theta) / (I + alpha A + beta B + theta). Its ignorematch is
-the paper's; its substractmatch counts what shared features exceed each other by, and nothing of the others. Its
-intersections but product and min count features that only one of the two has.
-
-The theta of the numerator is left out here. It matters where neither has a feature: verskyt gives 1 there, and this
-head 0.
+the paper's; its substractmatch counts what shared features exceed each other by, and nothing of the others: the excess
+of this head. Its intersections but product and min count features that only one of the two has.
 """
 
 from __future__ import annotations
@@ -23,28 +20,35 @@ from tnn_train.fields import choose
 __all__ = ["VERSKYT"]
 
 _INTERSECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"product": torch.mul, "min": torch.minimum}
-_DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ignorematch": lambda a, b: a.relu() * (b <= 0)}
 _OTHERS = {
-    "intersection": {
-        **dict.fromkeys(("mean", "max", "softmin"), "also counts features that only one of the two has"),
-        "gmean": "adds 1e-4 for each feature that is not shared",
-    },
-    "difference": {"subtractmatch": "leaves out features that only one of the two has"},
+    **dict.fromkeys(("mean", "max", "softmin"), "also counts features that only one of the two has"),
+    "gmean": "adds 1e-4 for each feature that is not shared",
 }
+_DIFFERENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ignorematch": lambda a, b: a.relu() * (b <= 0),
+    "substractmatch": lambda a, b: (a - b).relu() * (a > 0) * (b > 0),
+}
+_OURS = {"ignorematch": "ignorematch", "substractmatch": "excess"}
 
 
 def _convert(tensors: Tensors, options: Options) -> Converted:
-    for name, known in (("intersection", _INTERSECTIONS), ("difference", _DIFFERENCES)):
-        if reason := _OTHERS[name].get(options[name]):
-            raise UsageError(
-                f"the {name} {options[name]} of verskyt {reason}, which no form of this head does; such a layer cannot "
-                f"be imported: train with {' or '.join(known)}"
-            )
-        choose(f"{name} of verskyt", options[name], known)
+    intersection = options["intersection"]
+    if reason := _OTHERS.get(intersection):
+        raise UsageError(
+            f"the intersection {intersection} of verskyt {reason}, which no form of this head does; such a layer "
+            f"cannot be imported: train with {' or '.join(_INTERSECTIONS)}"
+        )
+    choose("intersection of verskyt", intersection, _INTERSECTIONS)
+    if options["theta"] == 0:
+        raise UsageError(
+            "theta is 0, with which verskyt gives no number where an image and a prototype have no feature in common; "
+            "pass a small one, such as 1e-7: elsewhere it makes no difference that matters"
+        )
     form = {
         "model": "ratio",
-        "intersection": options["intersection"],
-        "difference": options["difference"],
+        "smooth": True,
+        "intersection": intersection,
+        "difference": _OURS[choose("difference of verskyt", options["difference"], _OURS)],
         "normalize": options["normalize_prototypes"],
         "theta": options["theta"],
         **_weights(tensors),
@@ -81,10 +85,15 @@ VERSKYT = Source(
     convert=_convert,
     options={
         "intersection": "product",
-        "difference": "subtractmatch",
+        "difference": "substractmatch",
         "theta": 1e-7,
         "normalize_features": False,
         "normalize_prototypes": False,
     },
+    spellings={"subtractmatch": "substractmatch"},
+    left_out=(
+        "this head computes in float32 and does not scale embeddings shorter than 1e-6 to unit norm, which shows where "
+        "embeddings are nearly 0"
+    ),
     similarities=_similarities,
 )

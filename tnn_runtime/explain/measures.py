@@ -71,6 +71,10 @@ def _subtractmatch(a: Features, b: Features) -> Values:
     return np.maximum(a.salience - b.salience, 0)
 
 
+def _excess(a: Features, b: Features) -> Values:
+    return a.salience * b.membership - np.minimum(a.salience * a.membership, b.salience * b.membership)
+
+
 Measure = Callable[[Features, Features], Values]
 MEMBERSHIPS: dict[str, Callable[[Values, float], Features]] = {"hard": _hard, "sigmoid": _sigmoid}
 COMMON: dict[str, Measure] = {
@@ -81,7 +85,7 @@ COMMON: dict[str, Measure] = {
     "max": _max,
     "softmin": _softmin,
 }
-DISTINCTIVE: dict[str, Measure] = {"ignorematch": _ignorematch, "subtractmatch": _subtractmatch}
+DISTINCTIVE: dict[str, Measure] = {"ignorematch": _ignorematch, "subtractmatch": _subtractmatch, "excess": _excess}
 
 
 def common_of(intersection: str, *, is_ratio: bool) -> Measure:

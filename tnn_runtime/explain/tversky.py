@@ -75,16 +75,20 @@ class TverskyExplanation(Explanation, _TverskyParts):
     """Why a class of a Tversky head got its logit.
 
     Contrast model: ``logit = common - input_only - prototype_only + bias``.
-    Ratio model: ``logit = scale * common / (common + input_only + prototype_only + offset)``.
+    Ratio model: ``logit = scale * common / (common + input_only + prototype_only + offset)``, with ``common + offset``
+    in the numerator if it is smooth.
 
     Where a linear map follows the prototypes, each part is a sum over the prototypes, weighted by the map, and negative
     where its weights are. In the ratio model the parts of a prototype are then shares of its denominator, so that
     ``logit = common + bias``, and ``input_only`` and ``prototype_only`` are what the similarities fell short of 1 by.
+    If the model is smooth, ``logit = common + offset + bias``.
 
     Args:
         model: The model of the head.
-        offset: theta in the ratio model, 0 in the contrast model or where a linear map follows.
+        offset: theta in the ratio model, 0 in the contrast model. Where a linear map follows, what theta adds to the
+            logit: 0 unless the model is smooth.
         scale: The learned logit scale of the ratio model, 1 in the contrast model or where a linear map follows.
+        smooth: Whether the ratio model has theta in its numerator, too.
         sums: What `without` needs where a linear map follows the ratio model; ``None`` elsewhere.
     """
 
@@ -92,6 +96,7 @@ class TverskyExplanation(Explanation, _TverskyParts):
     model: Literal["contrast", "ratio"] = "contrast"
     offset: float = 0.0
     scale: float = 1.0
+    smooth: bool = field(default=False, repr=False)
     sums: MapSums | None = field(default=None, repr=False)
 
     @property
@@ -100,8 +105,9 @@ class TverskyExplanation(Explanation, _TverskyParts):
         if self.model == "contrast":
             return super().formula
         if self.sums is not None:
-            return "common + bias"
-        return "scale * common / (common + input_only + prototype_only + offset)"
+            return "common + offset + bias" if self.smooth else "common + bias"
+        numerator = "(common + offset)" if self.smooth else "common"
+        return f"scale * {numerator} / (common + input_only + prototype_only + offset)"
 
     def without(self, features: Iterable[int]) -> float:
         """Return what the logit would be if neither the input nor any prototype had these features.
@@ -122,7 +128,7 @@ class TverskyExplanation(Explanation, _TverskyParts):
             sums, shares = self.sums, [feature.by_prototype for feature in gone]
         left = np.array(sums.totals)
         left -= np.array(shares).reshape(-1, *left.shape).sum(0)
-        similarities = _similarity(left, sums.theta if self.model == "ratio" else None)
+        similarities = _similarity(left, sums.theta if self.model == "ratio" else None, smooth=self.smooth)
         return float(np.array(sums.weights) @ similarities) + self.bias
 
 
@@ -153,7 +159,9 @@ class TverskyExplainer(Explainer):
             self._normalize = bool(options["normalize"])
             self._has_bank = {"learned": True, "diagonal": False}[options["feature_bank"]]
             self._has_map = options["num_prototypes"] is not None
-            self._has_thresholds = {"False": False, "True": True}[repr(options.get("thresholds", False))]
+            self._has_thresholds, self._smooth = (
+                {"False": False, "True": True}[repr(options.get(name, False))] for name in ("thresholds", "smooth")
+            )
             self._opposites = _factor(options.get("opposites", 0.0))
             attributes = _attributes(options.get("attributes", ()), len(class_names))
             _known_space(options.get("prototype_space", "embedding"))
@@ -216,7 +224,7 @@ class TverskyExplainer(Explainer):
     def _explain(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
-        similarities = _similarity(parts.sum(2), self._offset)
+        similarities = self._similarity(parts.sum(2))
         compared = slice(max(counts.classes, 2))
         rivals = self._rivalries(self._scale * self._added(parts[:, compared]), ranked[compared], counts)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
@@ -232,7 +240,9 @@ class TverskyExplainer(Explainer):
                 for other in near
             )
             explanations.append(
-                self._explanation(index, scores, parts[:, place], prototypes, rivals[place], counts.features)
+                self._explanation(
+                    index, scores, parts[:, place], self._offset or 0.0, prototypes, rivals[place], counts.features
+                )
             )
         return explanations
 
@@ -243,6 +253,7 @@ class TverskyExplainer(Explainer):
         weights = self._linear[classes] * self._scale
         count, size = self._prototypes.salience.shape
         totals, shares, added = np.empty((3, count)), np.zeros((3, len(classes), size)), np.zeros((len(classes), size))
+        offsets = np.zeros(len(classes))
         step = max(1, _BLOCK // size)
         for start in range(0, count, step):
             block = slice(start, start + step)
@@ -252,8 +263,9 @@ class TverskyExplainer(Explainer):
             added += importance @ self._added(parts)
             if self._offset is not None:
                 importance = importance / (totals[:, block].sum(0) + self._offset)
+                offsets += self._smooth * self._offset * importance.sum(1)
             shares += importance @ parts
-        similarities = _similarity(totals, self._offset)
+        similarities = self._similarity(totals)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
         rivals = self._rivalries(added, classes, counts)
         explanations: list[Explanation] = []
@@ -262,7 +274,9 @@ class TverskyExplainer(Explainer):
                 NearPrototype(int(p), None, float(similarities[p]), float(weights[place, p] * similarities[p]))
                 for p in near
             )
-            one = self._explanation(index, scores, shares[:, place], prototypes, rivals[place], counts.features)
+            one = self._explanation(
+                index, scores, shares[:, place], float(offsets[place]), prototypes, rivals[place], counts.features
+            )
             if self._offset is not None:
                 listed = self._parts(a, slice(None), np.array([feature.index for feature in one.features]))
                 one = replace(
@@ -279,7 +293,10 @@ class TverskyExplainer(Explainer):
     def _added(self, parts: Values) -> Values:
         """Return what similarities lose without each feature, ``[p, F]``, from their parts ``[3, p, F]``."""
         totals = parts.sum(2, keepdims=True)
-        return _similarity(totals, self._offset) - _similarity(totals - parts, self._offset)
+        return self._similarity(totals) - self._similarity(totals - parts)
+
+    def _similarity(self, parts: Values) -> Values:
+        return _similarity(parts, self._offset, smooth=self._smooth)
 
     def _rivalries(self, added: Values, classes: NDArray[np.int64], counts: Counts) -> list[Rivalry]:
         return rivalries(added, [self.class_names[index] for index in classes], self._names, counts.features)
@@ -289,17 +306,18 @@ class TverskyExplainer(Explainer):
         index: int,
         scores: Values,
         parts: Values,
+        offset: float,
         prototypes: tuple[NearPrototype, ...],
         rivalry: Rivalry,
         num_features: int,
     ) -> TverskyExplanation:
-        """Put an explanation together from the parts of each feature, ``[3, F]``, as they make up the logit."""
+        """Put an explanation together from the parts of each feature, ``[3, F]``, and from what theta adds."""
         c, i, p = parts.sum(1).tolist()
         bias, is_own = float(self._bias[index]), self._linear is None
-        offset, scale = (self._offset or 0.0, self._scale) if is_own else (0.0, 1.0)
+        scale = self._scale if is_own else 1.0
         logit = bias + c - i - p
         if self._is_ratio:
-            logit = scale * c / (c + i + p + offset) if is_own else bias + c
+            logit = scale * float(self._similarity(np.array([c, i, p]))) if is_own else c + offset + bias
         return TverskyExplanation(
             label=self.class_names[index],
             index=index,
@@ -317,6 +335,7 @@ class TverskyExplainer(Explainer):
             model="ratio" if self._is_ratio else "contrast",
             offset=offset,
             scale=scale,
+            smooth=self._smooth,
         )
 
     def _parts(
@@ -370,12 +389,13 @@ def _attributes(value: Any, num_classes: int) -> list[tuple[str | None, list[int
     return found
 
 
-def _similarity(parts: Values, offset: float | None) -> Values:
+def _similarity(parts: Values, offset: float | None, *, smooth: bool) -> Values:
     """Return the similarities of the three parts ``[3, ...]``: of the ratio model if there is an offset."""
     common, input_only, prototype_only = parts
     if offset is None:
         return np.asarray(common - input_only - prototype_only)
-    return np.asarray(common / (common + input_only + prototype_only + offset))
+    numerator = common + offset if smooth else common
+    return np.asarray(numerator / (common + input_only + prototype_only + offset))
 
 
 def _named(values: Sequence[float]) -> tuple[Part, ...]:

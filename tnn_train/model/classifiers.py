@@ -21,7 +21,14 @@ from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.class_names import check_class_names
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import build_model
-from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, take_backbone
+from tnn_train.model.state_dicts import (
+    last_layer,
+    load_tensors,
+    read_state,
+    refuse_without_backbone,
+    stem_of,
+    take_backbone,
+)
 from tnn_train.model.weights import imagenet_weights
 
 __all__ = ["TORCHVISION", "Published", "read_classifier", "read_published"]
@@ -122,9 +129,10 @@ def read_classifier(
     last = last_layer(trunk)
     if backbone_weights is not None:
         others = _read(Path(backbone_weights))
-        state |= {key: value for key, value in others.items() if key.rpartition(".")[0] != last}
+        state |= {key: value for key, value in others.items() if not key.startswith(f"{last}.")}
     tensors = take_backbone(state, trunk)
     weight, bias = _take_last(state, last if prefix is None else prefix, name, is_given=prefix is not None)
+    refuse_without_backbone({**tensors, **state}, name, backbone_weights)
     place, rows, columns = weight.name, *weight.value.shape
     if columns != features:
         raise UsageError(
@@ -156,7 +164,8 @@ def read_classifier(
     )
     check_image_size(config, preprocessing.height, preprocessing.width)
     model = build_model(config).eval()
-    load_tensors(model.backbone, {**tensors, **state}, f"weights of {name} do not fit backbone {backbone}")
+    complaint = f"weights of {backbone_weights or name} do not fit backbone {backbone}"
+    load_tensors(model.backbone, {**tensors, **state}, complaint)
     head = {"weight": weight.value, "bias": torch.zeros(rows) if bias is None else bias.value}
     load_tensors(model.head, head, f"the last layer of {name} does not fit")
     origin = {"source": f"{TORCHVISION}{backbone}"} if published else {"file": Path(name).name, "source": BASELINE}

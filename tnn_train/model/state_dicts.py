@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from tnn_runtime.errors import ArtifactError, UsageError
 
-__all__ = ["check_fit", "last_layer", "load_tensors", "read_state", "stem_of", "take_backbone", "unwrap"]
+__all__ = [
+    "check_fit",
+    "last_layer",
+    "load_tensors",
+    "read_state",
+    "refuse_without_backbone",
+    "stem_of",
+    "take_backbone",
+    "unwrap",
+]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _NAMED = 3
@@ -92,6 +101,32 @@ def take_backbone(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Te
             places = {name: root + place for name, place in zip(names, spelling, strict=True) if root + place in state}
             best = max(best, places, key=len)
     return {name: state.pop(place) for name, place in best.items()}
+
+
+def refuse_without_backbone(state: Mapping[str, Tensor], source: str, backbone_weights: str | Path | None) -> None:
+    """Refuse a state dict that has no weights of a backbone, such as that of a last layer alone.
+
+    Each backbone of torchvision has convolutions, and no last layer has a tensor of more than two dimensions.
+
+    Args:
+        state: What the files hold.
+        source: What to call the classifier's file.
+        backbone_weights: The file of the backbone, if there is one.
+
+    Raises:
+        UsageError: If it has none.
+    """
+    if any(value.ndim > 2 for value in state.values()):
+        return
+    if backbone_weights is None:
+        raise UsageError(
+            f"{source} has the weights of a layer alone, and none of a backbone; give the file with those of the "
+            "backbone that the layer was trained on, with --backbone-weights (backbone_weights=)"
+        )
+    raise UsageError(
+        f"{backbone_weights} has no weights of a backbone; expected the state dict of the backbone that the layer was "
+        "trained on"
+    )
 
 
 def stem_of(weights: Mapping[str, Tensor]) -> str:

@@ -69,9 +69,15 @@ def refuse_other(ours: str, theirs: str, name: str) -> None:
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str | Field, ...]]:
     """Yield each difference, as parts of a message."""
     for key in sorted({*ours, *theirs}):
-        one, other = ours.get(key), theirs.get(key)
+        named = _FIELDS.get(f"{prefix}{key}", f"{prefix}{key}")
+        one, other = ours.get(key), theirs.get(key, _default(named))
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
         elif one != other:
-            named = _FIELDS.get(f"{prefix}{key}", f"{prefix}{key}")
             yield ("other labels",) if key == "labels" else (named, f": was {other}, now {one}")
+
+
+def _default(named: str | Field) -> Any:
+    """Return the value of an option in a run of a version that had no such option, as JSON has it."""
+    value = getattr(named.config, named.name, None) if isinstance(named, Field) else None
+    return list(value) if isinstance(value, tuple) else value

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tnn_export import ExportError, export_bundle
+from tnn_export import ExportError, export_bundle, lower_head
 from tnn_export.__main__ import main
 from tnn_export.commands.importing import make_parser
 from tnn_export.importers import IMPORTERS, SOURCES, import_state_dict
@@ -102,10 +102,11 @@ def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> N
 
 class TestTverskyNN:
     @pytest.mark.parametrize("intersection", ["product", "mean", "gmean", "min"])
+    @pytest.mark.parametrize("theta", [0.0, 0.02, 3.0])
     def test_it_gives_what_the_layer_gives(
-        self, intersection: str, tversky_nn: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
+        self, intersection: str, theta: float, tversky_nn: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
     ) -> None:
-        weights = {"alpha": 0.3, "beta": 0.9, "theta": 0.02}
+        weights = {"alpha": 0.3, "beta": 0.9, "theta": theta}
         net = trained(tversky_nn(D, 2, intersection_reduction=intersection, **weights), images)
         form = {"intersection": intersection, **weights}
         checkpoint = imported(save(net.state_dict(), tmp_path), "tversky-nn", images, form)
@@ -148,7 +149,9 @@ class TestTverskyNN:
             net.norm.bias *= 1e-7
         path = save(net.state_dict(), tmp_path)
         with pytest.raises(
-            ExportError, match=r"on (\d+) of \1 samples the head differs from TverskyProjectionLayer of "
+            ExportError,
+            match=r"on (\d+) of \1 samples the head differs from TverskyProjectionLayer of .* the layer adds 1e-08 to "
+            ".*; check that the images, --mean and --std are those of the training",
         ):
             imported(path, "tversky-nn", images, {"intersection": "gmean"}, logit_scale=1e4)
 
@@ -190,50 +193,76 @@ def dead(net: nn.Module) -> nn.Module:
     return net
 
 
-def without_fc(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name not in ("fc.weight", "fc.bias")}
+def without(state: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name not in names}
 
 
 @pytest.mark.filterwarnings("ignore:Visualization dependencies not available:ImportWarning")
 class TestVerskyt:
     @pytest.mark.parametrize("intersection", ["product", "min"])
+    @pytest.mark.parametrize("difference", ["ignorematch", "substractmatch"])
+    @pytest.mark.parametrize("theta", [1e-7, 0.02, 3.0])
     @pytest.mark.parametrize("normalize", [{}, {"normalize_features": True, "normalize_prototypes": True}])
     def test_it_gives_what_the_layer_gives(
         self,
         intersection: str,
+        difference: str,
+        theta: float,
         normalize: dict[str, bool],
         verskyt: MakeLayer,
         images: NDArray[np.uint8],
         tmp_path: Path,
     ) -> None:
-        form = {"intersection": intersection, "difference": "ignorematch"}
+        form = {"intersection": intersection, "difference": difference}
         options = {f"{name}_reduction": value for name, value in form.items()} | normalize
-        net = trained(verskyt(D, 2, F, alpha=0.2, beta=0.7, **options), images)
-        checkpoint = imported(save(net.state_dict(), tmp_path), "verskyt", images, {**form, **normalize})
+        net = trained(verskyt(D, 2, F, alpha=0.2, beta=0.7, theta=theta, **options), images)
+        path = save(net.state_dict(), tmp_path)
+        checkpoint = imported(path, "verskyt", images, {**form, **normalize, "theta": theta})
         assert_close(answers(checkpoint.model, images), answers(net, images))
 
-    def test_the_bundle_gives_what_the_layer_gives(
-        self, verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
+    @pytest.mark.parametrize("form", [{}, {"difference": "subtractmatch"}, {"theta": 1e-12}])
+    def test_the_bundle_of_the_defaults_gives_what_the_layer_gives(
+        self, form: dict[str, Any], verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
     ) -> None:
-        net = trained(verskyt(D, 2, F, difference_reduction="ignorematch"), images)
-        checkpoint = imported(save(net.state_dict(), tmp_path), "verskyt", images, {"difference": "ignorematch"})
+        net = trained(verskyt(D, 2, F), images)
+        checkpoint = imported(save(net.state_dict(), tmp_path), "verskyt", images, form)
+        assert checkpoint.training["imported"]["difference"] == "substractmatch"
         assert export_bundle(checkpoint, tmp_path / "bundle", formats=("onnx",)).passed
         with Classifier.load(tmp_path / "bundle") as classifier:
-            assert_close(classifier.logits(images), answers(net, images))
-            assert classifier.explain([images[0]])[0][0].common >= 0
+            logits, expected = classifier.logits(images), answers(net, images)
+            assert_close(logits, expected)
+            for row, (best, other) in zip(expected, classifier.explain(images, top_k=2), strict=True):
+                for explanation in (best, other):
+                    assert explanation.logit == pytest.approx(row[explanation.index], rel=1e-4)
+
+    @pytest.mark.parametrize("theta", [1e-7, 0.5])
+    @pytest.mark.parametrize("difference", ["ignorematch", "substractmatch"])
+    def test_an_image_without_features_is_like_a_prototype_without(
+        self, theta: float, difference: str, verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
+    ) -> None:
+        """Neither has a feature: the similarity is theta / theta."""
+        net = trained(verskyt(D, 2, F, theta=theta, difference_reduction=difference), images)
+        with torch.no_grad():
+            net.fc.feature_bank.copy_(net.fc.feature_bank.abs())
+            net.fc.prototypes[0], net.fc.prototypes[1] = -1, 1
+        checkpoint = imported(
+            save(net.state_dict(), tmp_path), "verskyt", images, {"theta": theta, "difference": difference}
+        )
+        embeddings = torch.cat([torch.zeros(1, D), -torch.rand(3, D), torch.rand(3, D)])
+        for head in (checkpoint.model.head, lower_head(checkpoint.model.head)):
+            with torch.inference_mode():
+                found, expected = head(embeddings).numpy(), net.fc(embeddings).numpy()
+            assert_close(found, expected)
+            np.testing.assert_allclose(found[:4, 0], 1, rtol=1e-6)
 
     @pytest.mark.parametrize(
         ("form", "message"),
         [
-            (
-                {},
-                "difference subtractmatch of verskyt leaves out .* cannot be imported: train with ignorematch",
-            ),
-            (
-                {"intersection": "gmean", "difference": "ignorematch"},
-                "intersection gmean of verskyt adds 1e-4 .*: train with product or min",
-            ),
+            ({"intersection": "gmean"}, "intersection gmean of verskyt adds 1e-4 .*: train with product or min"),
+            ({"intersection": "mean"}, "intersection mean of verskyt also counts .*: train with product or min"),
             ({"intersection": "sum"}, "unknown intersection of verskyt 'sum'; choose from product, min"),
+            ({"difference": "sum"}, "unknown difference of verskyt 'sum'; choose from ignorematch, substractmatch"),
+            ({"theta": 0.0}, "theta is 0, with which verskyt gives no number .*; pass a small one, such as 1e-7"),
         ],
     )
     def test_forms_that_cannot_be_had(
@@ -248,14 +277,19 @@ class TestVerskyt:
     def test_a_bias_is_kept(
         self, linear: nn.Module | None, verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path
     ) -> None:
-        layer = verskyt(D, 5 if linear else 2, F, difference_reduction="ignorematch", bias=True)
+        layer = verskyt(D, 5 if linear else 2, F, theta=0.5, bias=True)
         with torch.no_grad():
             layer.bias.uniform_(-1, 1)
         net = trained(nn.Sequential(layer, linear or nn.Identity()), images)
         path = save(net.state_dict(), tmp_path)
-        checkpoint = imported(path, "verskyt", images, {"difference": "ignorematch"})
+        checkpoint = imported(path, "verskyt", images, {"theta": 0.5})
         assert checkpoint.config.tversky.num_prototypes == (5 if linear else 2)
         assert_close(answers(checkpoint.model, images), answers(net, images))
+        assert export_bundle(checkpoint, tmp_path / "bundle", formats=("onnx",)).passed
+        with Classifier.load(tmp_path / "bundle") as classifier:
+            logits, explained = classifier.logits(images), classifier.explain(images, top_k=1)
+        for row, (best,) in zip(logits, explained, strict=True):
+            assert best.logit == pytest.approx(row[best.index], rel=1e-4)
 
     def test_a_negative_weight_counts_as_0(self, verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path) -> None:
         net = trained(verskyt(D, 2, F, alpha=-0.5, difference_reduction="ignorematch"), images)
@@ -371,6 +405,40 @@ class TestLayouts:
         expected = imported(save(made_up(), tmp_path), "tversky", images, PLAIN)
         torch.save({**trunk, "fc.weight": torch.ones(9, D), "fc.bias": torch.ones(9)}, tmp_path / "trunk.pth")
         checkpoint = imported(save(state, tmp_path), "tversky", images, PLAIN, backbone_weights=tmp_path / "trunk.pth")
+        assert_same(checkpoint, expected)
+
+    @pytest.mark.parametrize("source", [*IMPORTERS, "linear"])
+    def test_the_layer_alone_without_a_backbone(self, source: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+        layers = {
+            "tversky-nn": {"prototypes": torch.ones(2, D), "similarity_fn.feature_bank": torch.ones(D)},
+            "verskyt": {"prototypes": torch.ones(2, D), "feature_bank": torch.ones(F, D)}
+            | {name: torch.tensor(0.5) for name in ("alpha", "beta")},
+            "tversky": {name: value for name, value in made_up("").items() if name not in TinyNet().state_dict()},
+            "linear": {"weight": torch.ones(2, D), "bias": torch.ones(2)},
+        }
+        form = PLAIN if source == "tversky" else None
+        for start in ("", "fc.", "module.fc."):
+            path = save({start + name: value for name, value in layers[source].items()}, tmp_path)
+            with pytest.raises(UsageError, match=r"net\.pth has the weights of a layer alone.*--backbone-weights"):
+                imported(path, source, images, form)
+            torch.save({"fc.weight": torch.ones(2, D)}, tmp_path / "other.pth")
+            with pytest.raises(UsageError, match=r"other\.pth has no weights of a backbone; expected"):
+                imported(path, source, images, form, backbone_weights=tmp_path / "other.pth")
+            torch.save({"conv1.weight": torch.ones(64, 3, 5, 5)}, tmp_path / "other.pth")
+            with pytest.raises(UsageError, match=r"weights of \S*other\.pth do not fit backbone tiny"):
+                imported(path, source, images, form, backbone_weights=tmp_path / "other.pth")
+
+    def test_the_backbone_of_a_classifier_with_another_layer(self, images: NDArray[np.uint8], tmp_path: Path) -> None:
+        """Of the file of the backbone, all of the last layer is left out."""
+        expected = imported(save(made_up(), tmp_path), "tversky", images, PLAIN)
+        state = {name: value for name, value in made_up().items() if name.startswith("fc.")}
+        whole = {
+            **without(made_up(), *state),
+            "fc.prototypes": torch.ones(3, D),
+            "fc.inner.feature_bank": torch.ones(D),
+        }
+        torch.save(whole, tmp_path / "whole.pth")
+        checkpoint = imported(save(state, tmp_path), "tversky", images, PLAIN, backbone_weights=tmp_path / "whole.pth")
         assert_same(checkpoint, expected)
 
     def test_one_of_several_layers(self, images: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -562,6 +630,7 @@ class TestCommand:
         for name, source in IMPORTERS.items():
             assert f"--from {name}" in text
             assert all(f"--{option.replace('_', '-')}" in text for option in source.options)
+        assert "verskyt: substractmatch" in " ".join(text.split())
 
     def test_the_documented_commands_exist(self) -> None:
         page = (Path(__file__).parents[3] / "docs" / "importing.md").read_text()

@@ -131,16 +131,18 @@ LINEAR = Counter({"Gemm": 1})
 def expected_operators(config: TverskyConfig) -> Counter[str]:
     """Return the operators of a form with a learned bank: two GEMMs, and what its measures cannot do without."""
     ignores, ratio = config.difference == "ignorematch", config.model == "ratio"
-    uses_present = config.intersection in ("mean", "max") or ignores
+    is_shared = config.difference == "excess" and config.membership == "sigmoid"
+    uses_present = config.intersection in ("mean", "max") or config.difference in ("ignorematch", "excess")
     uses_present |= ratio and config.intersection == "softmin"
     uses_root = config.intersection == "gmean"
     uses_positive = config.intersection in ("product", "mean", "max") or ignores or not (uses_present or uses_root)
-    uses_positive |= config.difference == "subtractmatch"
-    sums = [MINIMA] * (config.intersection in ("min", "max") or not ignores)
+    uses_positive |= not ignores
+    sums = [MINIMA] * (config.intersection in ("min", "max") or not (ignores or is_shared))
     sums += [SOFT_MINIMA] * (config.intersection == "softmin")
+    sums += [MINIMA + Counter({"Mul": 1})] * is_shared
     needs_memberships = uses_present or config.intersection == "softmin"
     count = PROJECTION + LINEAR + sum(sums, Counter())
-    if len(sums) == 2:
+    if len(sums) == 2 and not is_shared:
         count -= Counter({"Unsqueeze": 1, "Min": 1})  # The exporter notices that both sums begin alike.
     count += NORMALIZE if config.normalize else Counter()
     count += OPPOSITES if config.opposites else Counter()
@@ -173,16 +175,18 @@ def test_a_diagonal_bank_needs_no_projection(tmp_path: Path) -> None:
         assert Counter(node.op_type for node in graph.node) == expected
 
 
-@pytest.mark.parametrize("intersection", ["product", "softmin"])
-def test_large_heads_are_cut_into_blocks(intersection: str, tmp_path: Path) -> None:
-    head = TverskyHead(5, 700, TverskyConfig(100, intersection=intersection, num_prototypes=350))
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [({}, 1), ({"intersection": "softmin"}, 2), ({"difference": "excess", "membership": "sigmoid"}, 1)],
+)
+def test_large_heads_are_cut_into_blocks(options: dict[str, str], kinds: int, tmp_path: Path) -> None:
+    head = TverskyHead(5, 700, TverskyConfig(100, num_prototypes=350, **options))  # type: ignore[arg-type]
     lowered = lower_head(head)
     graph = graph_of(lowered, tmp_path / "head.onnx")
     largest = max((tensor.dims for tensor in graph.initializer if len(tensor.dims) == 2), key=lambda dims: dims[0])
     assert largest[0] == 700
     blocks = -(-350 // (tversky.BLOCK_VALUES // 100))
     assert blocks > 1
-    kinds = 1 if intersection == "product" else 2
     assert Counter(node.op_type for node in graph.node)["Min"] == kinds * blocks
     x = torch.randn(9, 5)
     torch.testing.assert_close(lowered(x), head(x), rtol=1e-4, atol=1e-4)
@@ -233,10 +237,12 @@ def test_a_linear_head_has_no_parts() -> None:
         lower_head(LinearHead(5, 4), parts=True)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "smooth"), [*((model, False) for model in MODELS), ("ratio", True)])
 @pytest.mark.parametrize("num_prototypes", [None, 7])
-def test_the_parts_run_in_onnx_and_torchscript(model: str, num_prototypes: int | None, tmp_path: Path) -> None:
-    head, x = random_head(TverskyConfig(6, model=model, num_prototypes=num_prototypes))
+def test_the_parts_run_in_onnx_and_torchscript(
+    model: str, smooth: bool, num_prototypes: int | None, tmp_path: Path
+) -> None:
+    head, x = random_head(TverskyConfig(6, model=model, smooth=smooth, num_prototypes=num_prototypes))
     lowered = lower_head(head, parts=True)
     to_onnx(lowered, tmp_path / "head.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "head.onnx", providers=["CPUExecutionProvider"])

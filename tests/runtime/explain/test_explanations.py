@@ -18,14 +18,16 @@ from tnn_runtime.explain.linear import LinearExplainer
 from tnn_runtime.explain.result import FeatureLead
 from tnn_train import LinearHead, TverskyConfig
 
-HEADS = [*forms(model=("contrast", "ratio"), num_prototypes=(None, 7)), None]
+HEADS = [*forms(model=("contrast", "ratio"), smooth=(False, True), num_prototypes=(None, 7)), None]
 FORMULAS = {
-    ("contrast", None): "common - input_only - prototype_only + bias",
-    ("contrast", 7): "common - input_only - prototype_only + bias",
-    ("ratio", None): "scale * common / (common + input_only + prototype_only + offset)",
-    ("ratio", 7): "common + bias",
+    ("contrast", False, None): "common - input_only - prototype_only + bias",
+    ("contrast", False, 7): "common - input_only - prototype_only + bias",
+    ("ratio", False, None): "scale * common / (common + input_only + prototype_only + offset)",
+    ("ratio", False, 7): "common + bias",
+    ("ratio", True, None): "scale * (common + offset) / (common + input_only + prototype_only + offset)",
+    ("ratio", True, 7): "common + offset + bias",
 }
-"""By the model, and the number of prototypes before a linear map."""
+"""By the model, whether it is smooth, and the number of prototypes before a linear map."""
 
 
 @pytest.fixture(params=HEADS, ids=lambda config: name(config) if config else "linear")
@@ -69,7 +71,7 @@ def test_the_formula_is_how_the_logit_follows(explanation: Explanation, request:
     values = {**{part.name: part.value for part in explanation.parts}, "bias": explanation.bias}
     if isinstance(explanation, TverskyExplanation):
         config = request.node.callspec.params["explanation"]
-        assert explanation.formula == FORMULAS[config.model, config.num_prototypes]
+        assert explanation.formula == FORMULAS[config.model, config.smooth, config.num_prototypes]
         assert list(values.values())[:3] == [explanation.common, explanation.input_only, explanation.prototype_only]
         values |= {"scale": explanation.scale, "offset": explanation.offset}
     else:

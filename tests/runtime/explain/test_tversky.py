@@ -86,9 +86,11 @@ def test_every_form_is_split_into_parts_that_add_up(config: TverskyConfig, tmp_p
             if config.model == "contrast":
                 assert e.logit == pytest.approx(parts[0] - parts[1] - parts[2] + e.bias, rel=1e-9, abs=1e-9)
             elif config.num_prototypes is None:
-                assert e.logit == pytest.approx(e.scale * parts[0] / (sum(parts) + e.offset), rel=1e-9)
+                numerator = parts[0] + config.smooth * e.offset
+                assert e.logit == pytest.approx(e.scale * numerator / (sum(parts) + e.offset), rel=1e-9)
             else:
-                assert e.logit == pytest.approx(parts[0] + e.bias, rel=1e-9)
+                assert e.logit == pytest.approx(parts[0] + e.offset + e.bias, rel=1e-9)
+                assert (e.offset != 0) == config.smooth
 
 
 def test_parts_of_larger_heads_add_up_to_the_logits_of_onnx_runtime(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_attributes_without_opposites_name_nothing(tmp_path: Path) -> None:
 
 def test_forms_of_before_need_not_say_what_they_have_not(bundles: dict[str, Path], data: ImageData) -> None:
     config = dataclasses.asdict(TverskyConfig(num_features=16))
-    new = ("thresholds", "opposites", "prototype_space", "start", "unfold_at", "code", "attributes")
+    new = ("thresholds", "opposites", "prototype_space", "start", "unfold_at", "code", "smooth", "attributes")
     old = {name: value for name, value in config.items() if name not in new}
     assert len(old) == len(config) - len(new)
     with Classifier.load(bundles["tversky"], "cpu") as classifier:
@@ -268,6 +270,7 @@ def test_a_form_of_the_future_is_refused(bundles: dict[str, Path], tmp_path: Pat
         {**config, "sharpness": "a"},
         {**config, "thresholds": "yes"},
         {**config, "thresholds": 1},
+        {**config, "smooth": 1},
         *({**config, "opposites": value} for value in (True, "1", None, -1.0, float("inf"), float("nan"))),
         *({**config, "prototype_space": value} for value in ("pixels", None, [])),
         *({**config, "attributes": value} for value in (None, 3, "ab", [3], [{}], [{"name": None}])),

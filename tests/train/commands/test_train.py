@@ -194,7 +194,7 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
         "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5 "
         "--tversky.thresholds --tversky.opposites 2 --tversky.prototype-space feature --tversky.start class-means "
-        "--tversky.unfold-at 0.5 --tversky.code classes"
+        "--tversky.unfold-at 0.5 --tversky.code classes --tversky.smooth"
     )
     command = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "1", *options.split()]
     assert main(command) == 0
@@ -221,6 +221,7 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         start="class-means",
         unfold_at=0.5,
         code="classes",
+        smooth=True,
     )
     named = {word.removeprefix("--tversky.").replace("-", "_") for word in options.split() if word[:2] == "--"}
     assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank", "attributes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.bundle.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.run_files import RESULTS_SCHEMA
+from tnn_train.training.identity import identity, refuse_other
 from tnn_train.training.loop import TrainResult
 from tnn_train.training.run_folder import RunFolder
 from tnn_train.training.trainer import Trainer
@@ -157,6 +159,17 @@ def test_another_training_is_not_resumed(runs: dict[str, TrainResult], data: Ima
     for part in ("learning_rate: was 0.01, now 0.5", "ema_decay: was None, now 0.9", "num_features: was 16, now 17"):
         assert part in message
     assert message.endswith("; repeat its options to resume it")
+
+
+@pytest.mark.parametrize("option", ["smooth", "thresholds", "fixed", "prototype_init"])
+def test_an_option_that_an_earlier_version_had_not_has_its_default(option: str, data: ImageData) -> None:
+    now = json.loads(identity(data, TINY, RECIPE))
+    before = copy.deepcopy(now)
+    del before["model"]["tversky"][option]
+    refuse_other(json.dumps(now), json.dumps(before), "last")
+    now["model"]["tversky"][option] = "another"
+    with pytest.raises(UsageError, match=rf"{option}: was .*, now another\); repeat its options to resume it"):
+        refuse_other(json.dumps(now), json.dumps(before), "last")
 
 
 def test_what_cannot_be_resumed_says_what_to_do(data: ImageData, tmp_path: Path) -> None:

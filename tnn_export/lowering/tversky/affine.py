@@ -6,7 +6,8 @@ model or the numerator and denominator of the ratio model make of measures, is t
 * ``a+``, the saliences of the input's features, ``[N, F]``, and their square roots,
 * ``m``, their memberships, ``[N, F]``,
 * ``M``, the sums of the minima of a+ and each prototype's b+, ``[N, P]``,
-* ``S``, the sums of their soft minima, ``[N, P]``.
+* ``S``, the sums of their soft minima, ``[N, P]``,
+* with degrees of membership, the sums of the minima of a+ m and b+ n, ``[N, P]``; else these are M.
 
 A new measure is an entry in `INTERSECTIONS` or `DIFFERENCES`.
 """
@@ -32,11 +33,13 @@ class Prototypes:
         membership: n, ``[P, F]``.
         salience: b+, ``[P, F]``.
         weight: The weights of the features, ``[F]``.
+        is_hard: Whether a membership is either 0 or 1, n as well as m.
     """
 
     membership: Tensor
     salience: Tensor
     weight: Tensor
+    is_hard: bool
 
     def affine(self, **coefficients: Tensor | float) -> Affine:
         """Return the affine functions, one for each prototype, with these coefficients, the others 0."""
@@ -55,6 +58,7 @@ class Affine:
         root: Coefficients of the roots of a+, ``[K, F]``.
         minima: Coefficients of the prototype's own M, ``[K]``.
         soft_minima: Coefficients of the prototype's own S, ``[K]``.
+        shared_minima: Coefficients of the prototype's own sum of min(a+ m, b+ n), ``[K]``.
         constant: ``[K]``.
     """
 
@@ -63,6 +67,7 @@ class Affine:
     root: Tensor
     minima: Tensor
     soft_minima: Tensor
+    shared_minima: Tensor
     constant: Tensor
 
     def __add__(self, other: Affine) -> Affine:
@@ -123,6 +128,11 @@ def _subtractmatch(p: Prototypes) -> tuple[Affine, Affine]:
     return p.affine(positive=p.weight) - minima, p.affine(constant=(p.weight * p.salience).sum(1)) - minima
 
 
+def _excess(p: Prototypes) -> tuple[Affine, Affine]:
+    shared = p.affine(minima=1.0) if p.is_hard else p.affine(shared_minima=1.0)
+    return p.affine(positive=p.weight * p.membership) - shared, p.affine(present=p.weight * p.salience) - shared
+
+
 INTERSECTIONS: dict[str, Callable[[Prototypes], Affine]] = {
     "product": _product,
     "mean": _mean,
@@ -134,4 +144,5 @@ INTERSECTIONS: dict[str, Callable[[Prototypes], Affine]] = {
 DIFFERENCES: dict[str, Callable[[Prototypes], tuple[Affine, Affine]]] = {
     "ignorematch": _ignorematch,
     "subtractmatch": _subtractmatch,
+    "excess": _excess,
 }

@@ -6,6 +6,8 @@ for each kind of minimum. What follows the head's similarities, a logit scale or
 be.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +38,7 @@ def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
         b = head.prototype_values.cpu().double()
         membership, salience = head.features(b)
         weight = b.new_ones(b.shape[1]) if head.feature_weight is None else _constant(head.feature_weight)
-        prototypes = Prototypes(membership, salience, weight)
+        prototypes = Prototypes(membership, salience, weight, head.config.membership == "hard")
         alpha, beta, theta, scale = map(_constant, (head.alpha, head.beta, head.theta, head.logit_scale))
         common, input_only, prototype_only = _measures(head, prototypes)
         input_only, prototype_only = alpha * input_only, beta * prototype_only
@@ -46,10 +48,13 @@ def lower_tversky(head: TverskyHead, *, parts: bool = False) -> nn.Module:
             return _LoweredParts(head, prototypes, [common, input_only, prototype_only])
         if head.config.model == "contrast":
             return _Functions(head, prototypes, [common - input_only - prototype_only], head.linear)
-        denominator = common + input_only + prototype_only + prototypes.affine(constant=theta)
+        offset = prototypes.affine(constant=theta)
+        numerator, denominator = common, common + input_only + prototype_only + offset
+        if head.config.smooth:
+            numerator = numerator + offset
         if head.linear is None:
-            return _LoweredRatio(_Functions(head, prototypes, [scale * common, denominator]), nn.Identity())
-        return _LoweredRatio(_Functions(head, prototypes, [common, denominator]), _scaled(head.linear, scale))
+            return _LoweredRatio(_Functions(head, prototypes, [scale * numerator, denominator]), nn.Identity())
+        return _LoweredRatio(_Functions(head, prototypes, [numerator, denominator]), _scaled(head.linear, scale))
 
 
 def _measures(head: TverskyHead, prototypes: Prototypes) -> tuple[Affine, Affine, Affine]:
@@ -94,7 +99,7 @@ class _LoweredParts(nn.Module):
     def __init__(self, head: TverskyHead, prototypes: Prototypes, parts: list[Affine]) -> None:
         super().__init__()
         self.parts = _Functions(head, prototypes, parts)
-        self.is_ratio = head.config.model == "ratio"
+        self.is_ratio, self.is_smooth = head.config.model == "ratio", head.config.smooth
         self.register_buffer("theta", _constant(head.theta).float())
         scale = _constant(head.logit_scale)
         self.linear: nn.Module = nn.Identity()
@@ -106,7 +111,8 @@ class _LoweredParts(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         common, input_only, prototype_only = self.parts(x).chunk(3, dim=-1)
         if self.is_ratio:
-            similarities = common / (common + input_only + prototype_only + self.theta)
+            numerator = common + self.theta if self.is_smooth else common
+            similarities = numerator / (common + input_only + prototype_only + self.theta)
         else:
             similarities = common - input_only - prototype_only
         return {
@@ -155,7 +161,11 @@ class _Functions(nn.Module):
             weight = _constant(linear.weight) @ weight
             constant = _constant(linear.weight) @ constant + _constant(linear.bias)
         self.map = affine_map(weight, constant)
-        sums = ((_MinimaBlock, stacked.minima), (_SoftMinimaBlock, stacked.soft_minima))
+        sums = (
+            (_MinimaBlock, stacked.minima),
+            (_SoftMinimaBlock, stacked.soft_minima),
+            (_SharedMinimaBlock, stacked.shared_minima),
+        )
         self.sums = nn.ModuleList(
             _Multiples(block, prototypes, factors, linear) for block, factors in sums if factors.any()
         )
@@ -226,7 +236,7 @@ class _Multiples(nn.Module):
 
     def __init__(
         self,
-        block: "type[_MinimaBlock | _SoftMinimaBlock]",
+        block: "type[_MinimaBlock | _SoftMinimaBlock | _SharedMinimaBlock]",
         prototypes: Prototypes,
         factors: Tensor,
         linear: nn.Linear | None,
@@ -286,3 +296,16 @@ class _SoftMinimaBlock(nn.Module):
         a, b = positive.unsqueeze(-2), self.salience
         soft_minima = torch.minimum(a, b) - torch.log1p(torch.exp(-(a - b).abs()))
         return (soft_minima * self.presence @ present.unsqueeze(-1)).squeeze(-1)
+
+
+class _SharedMinimaBlock(nn.Module):
+    """The sums of min(a+ m, b+ n) of some prototypes: M of saliences that are times their memberships."""
+
+    def __init__(self, prototypes: Prototypes, rows: slice) -> None:
+        super().__init__()
+        salience = prototypes.salience * prototypes.membership
+        self.minima = _MinimaBlock(dataclasses.replace(prototypes, salience=salience), rows)
+
+    def forward(self, positive: Tensor, present: Tensor) -> Tensor:
+        minima: Tensor = self.minima(positive * present, present)
+        return minima

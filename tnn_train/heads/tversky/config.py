@@ -32,11 +32,11 @@ class TverskyConfig:
         model: contrast: theta f(A and B) - alpha f(A-B) - beta f(B-A); or ratio: a logit scale times f(A and B) /
             (f(A and B) + alpha f(A-B) + beta f(B-A) + theta).
         intersection: The measure of f(A and B): product, mean, gmean, min, max or softmin.
-        difference: The measure of f(A-B) and f(B-A): ignorematch or subtractmatch (also in the paper's spelling,
-            substractmatch).
+        difference: The measure of f(A-B) and f(B-A): ignorematch, what the other one lacks; excess, what it has less
+            of; or subtractmatch (also in the paper's spelling, substractmatch), both.
         alpha: Initial weight of what only the input has.
         beta: Initial weight of what only the prototype has.
-        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio).
+        theta: Initial weight of the common features (contrast), or offset of the denominator (ratio; see smooth).
         logit_scale: Initial factor of the ratio model's similarities, which could not reach a low cross-entropy within
             0 and 1; not used by the contrast model.
         fixed: Which of alpha, beta, theta and logit_scale keep their initial values; the others are learned, as
@@ -64,6 +64,7 @@ class TverskyConfig:
         unfold_at: The share of the training steps after which a linear start is unfolded, 0 to 1.
         code: The attributes that a linear start is unfolded into: classes, one for each class; hierarchy, also one for
             each group of similar classes; or a CSV file with a row for each class and a column for each attribute.
+        smooth: Add theta to the numerator of the ratio model, too, so that two objects without any feature are alike.
         attributes: The attributes themselves; filled in by the training.
     """
 
@@ -90,6 +91,7 @@ class TverskyConfig:
     start: str = AUTO
     unfold_at: float = 0.7
     code: str = "hierarchy"
+    smooth: bool = False
     attributes: Annotated[tuple[Attribute, ...], Suppress] = ()
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class TverskyConfig:
                 f" is {self.fixed!r}; expected a tuple of names out of {', '.join(SCALARS)}",
             )
         object.__setattr__(self, "fixed", tuple(sorted(self.fixed)))
-        for name in ("normalize", "thresholds"):
+        for name in ("normalize", "thresholds", "smooth"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(TverskyConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         one_of(self, "prototype_space", ("embedding", "feature"))
@@ -132,6 +134,11 @@ class TverskyConfig:
                 ),
                 *(Field(TverskyConfig, "feature_bank"), f" {self.feature_bank} and "),
                 *(Field(TverskyConfig, "num_features"), f" {self.num_features}"),
+            )
+        if self.smooth and self.model != "ratio":
+            raise FieldError(
+                *(Field(TverskyConfig, "smooth"), " adds theta to the numerator of the ratio model; got the "),
+                *(Field(TverskyConfig, "model"), f" {self.model}"),
             )
         positive = [name for name in SCALARS if name not in self.fixed or name == "theta"]
         for name in positive if self.model == "ratio" else ():

@@ -117,7 +117,8 @@ class TverskyMeasure(nn.Module):
 
     def compare(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the similarities ``[..., N, P]`` of feature values ``a [..., N, F]`` and ``b [..., P, F]``."""
-        return similarity.MODELS[self.config.model](self.parts(a, b), self.alpha, self.beta, self.theta)
+        model = similarity.smooth_ratio if self.config.smooth else similarity.MODELS[self.config.model]
+        return model(self.parts(a, b), self.alpha, self.beta, self.theta)
 
     @property
     def num_features(self) -> int:
@@ -141,7 +142,7 @@ class TverskyMeasure(nn.Module):
 
     @property
     def theta(self) -> Tensor:
-        """Weight of the common features (contrast), or positive offset of the denominator (ratio), a scalar."""
+        """Weight of the common features (contrast), or positive offset (ratio), a scalar."""
         return self._scalar("theta")
 
     def extra_repr(self) -> str:

@@ -60,7 +60,8 @@ class TverskyProjection(TverskyMeasure):
         """Return the similarities ``[N, P]`` to the prototypes and the weighted measures that they are made of.
 
         Contrast model: ``similarities = common - input_only - prototype_only``.
-        Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``.
+        Ratio model: ``similarities = common / (common + input_only + prototype_only + theta)``, with ``common + theta``
+        in the numerator if it is smooth.
         """
         with full_precision(x):
             a = self.with_opposites(self.directions(x) if switches is None else switches)

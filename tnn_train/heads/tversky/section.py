@@ -60,8 +60,8 @@ def prototype_section(head: TverskyProjection, sample: Sample | None) -> Section
         Text(
             f"The rest was found with a sample of {found.num_images} training images. The head has "
             f"{len(found.prototypes)} prototypes over {features} ({head.config.feature_bank} bank, "
-            f"{head.config.model} model, {head.config.intersection} intersection, {head.config.difference} "
-            "difference). A feature is present where its value is above 0."
+            f"{'smooth ' * head.config.smooth}{head.config.model} model, {head.config.intersection} intersection, "
+            f"{head.config.difference} difference). A feature is present where its value is above 0."
         ),
         Section("What tells the classes apart", [*_parts(found, head), *_centrality(found)]),
         *([Section("Attributes", attribute_blocks(attributes, sample.class_names))] if attributes else []),
@@ -117,6 +117,7 @@ def _weights(head: TverskyProjection) -> Table:
     rows = []
     for name, meaning in _MEANINGS[head.config.model].items():
         fixed = ", fixed" if name in head.config.fixed else ""
+        meaning = "offset of numerator and denominator" if name == "theta" and head.config.smooth else meaning
         start, now = getattr(head.config, name), getattr(head, name).item()
         rows.append((name.replace("_", " "), f"{now:,.4f}", f"{start:,.4f}{fixed}", meaning))
     return Table(rows, ("weight", "now", "at the start", "meaning"), prose=(3,))

@@ -37,6 +37,7 @@ __all__ = [
     "contrast",
     "measure",
     "ratio",
+    "smooth_ratio",
 ]
 
 BLOCK = 16
@@ -119,6 +120,16 @@ class Pairs:
         if self._minima is None:
             self._minima = _minima(self._weigh(self.a.salience), self._weigh(self.b.salience))
         return self._minima
+
+    @property
+    def shared_minima(self) -> Tensor:
+        """The sum of min(a+ m, b+ n), ``[..., N, P]``: M, with hard membership.
+
+        Without gradients it is computed in float64 and rounded once, as `dot` is: where nothing is shared, it is to be
+        0 and not a rounding error of all that is not.
+        """
+        a, b = (self._weigh(x.salience * x.membership) for x in (self.a, self.b))
+        return _minima(a, b) if torch.is_grad_enabled() else _minima(a.double(), b.double()).to(a.dtype)
 
     @property
     def soft_minima(self) -> Tensor:
@@ -205,8 +216,20 @@ def ignorematch(pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def subtractmatch(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return the sums of (a+ - b+)+ and of (b+ - a+)+ (eq. 4 with the excess of eq. 5)."""
+    """Return the sums of (a+ - b+)+ and of (b+ - a+)+ (eq. 4 and eq. 5 together)."""
     return pairs.a_total - pairs.minima, pairs.b_total - pairs.minima
+
+
+def excess(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Return the sums of a+ n - min(a+ m, b+ n) and of m b+ - min(a+ m, b+ n) (eq. 5).
+
+    With hard membership these are the sums of (a+ - b+)+ and of (b+ - a+)+ over the features of both. With degrees of
+    membership, too, no term is negative, and no object has an excess over itself. Nor does a rounding error make a sum
+    negative: the denominator of the ratio model must not pass through 0.
+    """
+    a, b, shared = pairs.a, pairs.b, pairs.shared_minima
+    input_only, prototype_only = pairs.dot(a.salience, b.membership), pairs.dot(a.membership, b.salience)
+    return (input_only - shared).clamp_min(0), (prototype_only - shared).clamp_min(0)
 
 
 def contrast(parts: Parts, alpha: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
@@ -218,6 +241,12 @@ def ratio(parts: Parts, alpha: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
     """Return f(A and B) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), from 0 to 1 but for rounding."""
     common, input_only, prototype_only = parts
     return common / (common + alpha * input_only + beta * prototype_only + theta)
+
+
+def smooth_ratio(parts: Parts, alpha: Tensor, beta: Tensor, theta: Tensor) -> Tensor:
+    """Return (f(A and B) + theta) / (f(A and B) + alpha f(A-B) + beta f(B-A) + theta), 1 where all measures are 0."""
+    common, input_only, prototype_only = parts
+    return (common + theta) / (common + alpha * input_only + beta * prototype_only + theta)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -238,6 +267,7 @@ INTERSECTIONS: dict[str, Callable[[Pairs], Tensor]] = {
 DIFFERENCES: dict[str, Callable[[Pairs], tuple[Tensor, Tensor]]] = {
     "ignorematch": ignorematch,
     "subtractmatch": subtractmatch,
+    "excess": excess,
 }
 MODELS: dict[str, Callable[[Parts, Tensor, Tensor, Tensor], Tensor]] = {"contrast": contrast, "ratio": ratio}
 

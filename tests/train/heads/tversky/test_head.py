@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from forms import MEASURES, each_form, forms, name, random_head, seeds
+from forms import MEASURES, each_form, form, forms, name, random_head, seeds
 from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -183,6 +183,37 @@ def test_the_ratio_model_stays_between_0_and_1(config: TverskyConfig) -> None:
         found = head.similarities(scale * torch.randn(50, 5))
         assert found.min() >= -1e-6
         assert found.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("membership", ["hard", "sigmoid"])
+def test_no_object_exceeds_itself(membership: str) -> None:
+    """With degrees of membership, too, the excess is never negative, and that over an equal object is 0."""
+    head, _ = random_head(form(difference="excess", membership=membership, prototype_space="feature"))
+    values = 0.1 * torch.randn(50, 6)
+    with torch.no_grad():
+        parts = head.parts(values, values)
+    for part in (parts.input_only, parts.prototype_only):
+        assert part.min() >= 0
+        assert part.max() > 1e-3
+        torch.testing.assert_close(part.diagonal(), torch.zeros(50), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_objects_that_share_nothing_exceed_each_other_by_nothing(training: bool) -> None:
+    """Not even by a rounding error, beside which a small theta would be nothing."""
+    config = TverskyConfig(600, "ratio", difference="excess", theta=1e-7, smooth=True, prototype_space="feature")
+    torch.manual_seed(0)
+    head = TverskyHead(5, 40, config)
+    a, b = 100 * torch.randn(30, 600).abs(), 100 * torch.randn(40, 600).abs()
+    a[:15, ::2], a[15:, 1::2] = -1, -1
+    b[:20, ::2], b[20:, 1::2] = -1, -1
+    with torch.set_grad_enabled(training):
+        similarities = head.compare(a.requires_grad_(), b)
+    assert similarities.min() > 0
+    assert similarities.max() <= 1
+    if not training:
+        torch.testing.assert_close(similarities[:15, 20:], torch.ones(15, 20))
+        torch.testing.assert_close(similarities[15:, :20], torch.ones(15, 20))
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 3), (2, 1, 3)])
@@ -474,10 +505,12 @@ def test_the_papers_spelling_is_accepted() -> None:
     [
         ({"model": "linear"}, "unknown model 'linear'; choose from contrast, ratio"),
         ({"intersection": "sum"}, "unknown intersection 'sum'; choose from product, mean, gmean, min, max, softmin"),
-        ({"difference": "none"}, "unknown difference 'none'; choose from ignorematch, subtractmatch"),
+        ({"difference": "none"}, "unknown difference 'none'; choose from ignorematch, subtractmatch, excess"),
         ({"num_features": 0}, "num_features is 0; expected an integer of at least 1"),
         ({"alpha": -1.0}, "alpha is -1.0; expected a finite number of at least 0"),
         ({"beta": float("nan")}, "beta is nan; expected a finite number of at least 0"),
+        ({"smooth": True}, "smooth adds theta to the numerator of the ratio model; got the model contrast"),
+        ({"model": "ratio", "smooth": 1}, "smooth is 1; expected True or False"),
         ({"model": "ratio", "theta": 0.0}, "theta is 0; the ratio model divides by it where nothing is shared, so"),
         ({"model": "ratio", "theta": 0.0, "fixed": ("theta",)}, "theta is 0; the ratio model divides by it"),
         ({"model": "ratio", "alpha": 0.0}, "alpha is 0; the ratio model learns it as a positive number, .* or fix it"),

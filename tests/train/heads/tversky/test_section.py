@@ -81,6 +81,21 @@ def test_the_unit_of_the_parts_is_named(options: dict[str, object], unit: str) -
     assert f"in units of {unit}. " in only(described(head)[PARTS], Text)[0].text
 
 
+@pytest.mark.parametrize(
+    ("options", "model", "theta"),
+    [
+        ({}, "contrast model", "weight of what both have"),
+        ({"model": "ratio"}, "ratio model", "offset of the denominator"),
+        ({"model": "ratio", "smooth": True}, "smooth ratio model", "offset of numerator and denominator"),
+    ],
+)
+def test_the_model_and_its_theta_are_named(options: dict[str, object], model: str, theta: str) -> None:
+    head = head_with([[1, 0, 0], [0, 1, 0], [0, 0, 1]], **options)
+    section = prototype_section(head, Sample(LABELS, NAMES, lambda: IMAGES))
+    assert f", {model}, " in only(section, Text)[1].text
+    assert {row[0]: row[3] for row in only(section, Table)[0].rows}["theta"] == theta
+
+
 def test_centrality_stands_on_each_card_that_has_one() -> None:
     head = head_with([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
     found = cards(described(head, IMAGES[:3], LABELS[:3]))
