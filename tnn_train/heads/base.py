@@ -113,6 +113,11 @@ class Head(nn.Module):
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.
 
+        With weights and classes as targets it is the weighted mean: the sum over the images, each times the weight of
+        its class, divided by the sum of these weights. The trainer counts on it where several batches make a step. With
+        shares of classes as targets, the weighted sum is divided by the number of images. Both are as in
+        `torch.nn.functional.cross_entropy`.
+
         Args:
             logits: Of the head, float32 ``[n, C]``.
             targets: Classes, int64 ``[n]``, or where images are blended the shares of classes, float ``[n, C]``.

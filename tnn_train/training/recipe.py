@@ -114,6 +114,12 @@ class TrainConfig:
                 *(_field("warmup_epochs"), " is for another ", _field("schedule")),
                 ": one-cycle has a rise of its own; choose cosine",
             )
+        if self.warmup_epochs >= self.epochs:
+            raise FieldError(
+                *(_field("warmup_epochs"), f" is {self.warmup_epochs:g} of {self.epochs} "),
+                *(_field("epochs"), ", so that the rate never gets to "),
+                *(_field("learning_rate"), "; choose a shorter warm-up, or more epochs"),
+            )
         if self.augment is not None:
             check_augmentations(self.augment)
         if self.keep_head and self.weights is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class TestEpochBatches:
         for together, share in zip(whole, shares, strict=False):
             assert len(together) <= batch_size
             assert all(len(keys) >= 2 for keys in share)
-            assert [list(together[rank::world_size]) for rank in range(world_size)] == list(share)
+            assert list(itertools.chain(*share)) == together
             seen += together
         assert all(key_epoch == epoch for key_epoch, _ in seen)
         indices = [index for _, index in seen]
@@ -57,6 +58,21 @@ class TestEpochBatches:
         assert set(indices) <= set(range(count))
         assert len(shares) == len(parts[0])
         assert len(list(whole)) == len(whole)
+
+    @settings(max_examples=50)
+    @given(SIZES, SEEDS, EPOCHS)
+    def test_each_part_can_have_the_image_before_it(self, size: tuple[int, int, int], seed: int, epoch: int) -> None:
+        count, batch_size, world_size = size
+        for rank in range(world_size):
+            parts = EpochBatches(count, batch_size, seed, rank, world_size)
+            longer = EpochBatches(count, batch_size, seed, rank, world_size, with_neighbour=True)
+            for batches in (parts, longer):
+                batches.set_position(epoch)
+            for batch, (part, (before, *others)) in enumerate(zip(parts, longer, strict=True)):
+                assert others == part
+                assert [index for _, index in part] == parts.part(batch).tolist()
+                whole = parts.whole(batch, batch + 1).tolist()
+                assert before == (epoch, whole[whole.index(part[0][1]) - 1])
 
     @settings(max_examples=50)
     @given(SIZES, SEEDS, EPOCHS, st.data())
