@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import logging
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,14 @@ from tyro.conf import FlagCreatePairsOff, arg
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig
-from tnn_train.fields import Field, FieldError
+from tnn_train.fields import Field, FieldError, told
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import TrainConfig
+from tnn_train.training.unused import unused_options
 
-__all__ = ["Configuration", "option", "options_named", "parse"]
+__all__ = ["Configuration", "note_unused", "option", "options_named", "parse"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,17 @@ def options_named() -> Iterator[None]:
         yield
     except FieldError as error:
         raise UsageError(error.told(option)) from error
+
+
+def note_unused(options: Configuration, resolved: Sequence[ModelConfig]) -> None:
+    """Tell which options do nothing, a note each.
+
+    Args:
+        options: What was asked for.
+        resolved: Its model with what follows from the data and the recipe, for each head that is trained.
+    """
+    for sentence in unused_options(options.data, options.model, options.train, resolved):
+        _logger.warning("%s", told(sentence, option))
 
 
 def option(field: Field) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from tnn_runtime.bundle.storage import stands
 from tnn_runtime.errors import OutputExistsError, UsageError
-from tnn_train.commands.arguments import Configuration, parse
+from tnn_train.commands.arguments import Configuration, note_unused, parse
 from tnn_train.data import ImageData, load_data
 from tnn_train.fields import FieldError, choose
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
 from tnn_train.report.compare import compare_runs, write_comparison
 from tnn_train.run_files import LAST
-from tnn_train.training.loop import TrainResult, check_machine, train
+from tnn_train.training.loop import TrainResult, check_machine, resolve, train
 from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["command"]
@@ -74,6 +74,8 @@ def command(arguments: Sequence[str]) -> None:
             f"{options.out} already exists; pass --resume to go on, or choose another output folder"
         )
     data = load_data(options.data)
+    models = [resolve(dataclasses.replace(options.model, head=head), data, options.train) for head in options.heads]
+    note_unused(options, models)
     folders = []
     for head in options.heads:
         recipe = _with_best_rate(options, data, head)

@@ -75,6 +75,16 @@ class Head(nn.Module):
         return options
 
     @classmethod
+    def unused(cls, options: Any, resolved: Any) -> Iterable[tuple[str, str]]:
+        """Yield the options that do nothing, each with the name of the option whose value is why; by default none.
+
+        Args:
+            options: As they were given.
+            resolved: As `resolve` returned them.
+        """
+        return ()
+
+    @classmethod
     def for_training(cls, in_features: int, num_classes: int, options: Any) -> Head:
         """Build the head that a training begins with; by default `from_config` does.
 

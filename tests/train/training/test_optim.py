@@ -3,10 +3,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from tnn_train import ModelConfig, TrainConfig, TverskyConfig, build_model
 from tnn_train.training.optim import Schedule, build_optimizer
@@ -127,6 +129,38 @@ def test_a_schedule_leaves_the_momentum_alone(name: str, momentum: float, schedu
             assert group["momentum"] == momentum if name == "sgd" else group["betas"] == (0.9, 0.999)
         optimizer.step()
         steps.after_step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_whose_momentum_was_cycled_goes_on_with_that(name: str) -> None:
+    """Older versions did so, and what they have begun is to end as they would have ended it."""
+    model = nn.Linear(2, 2)
+    config = TrainConfig(epochs=4, optimizer=name)
+
+    def momenta(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[float]:
+        seen = []
+        for _ in range(count):
+            group = optimizer.param_groups[0]
+            seen.append(group["momentum"] if name == "sgd" else group["betas"][0])
+            optimizer.step()
+            step()
+        return seen
+
+    def cycled() -> tuple[torch.optim.Optimizer, OneCycleLR]:
+        optimizer = build_optimizer(model, model, config)
+        return optimizer, OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=20)
+
+    optimizer, old = cycled()
+    whole = momenta(optimizer, old.step, 20)
+    assert len(set(whole)) > 5
+    optimizer, old = cycled()
+    momenta(optimizer, old.step, 7)
+    states = copy.deepcopy((optimizer.state_dict(), {"by_step": old.state_dict(), "by_epoch": None}))
+    optimizer = build_optimizer(model, model, config)
+    new = Schedule(optimizer, config, 5)
+    optimizer.load_state_dict(states[0])
+    new.load_state_dict(states[1])
+    assert momenta(optimizer, new.after_step, 13) == whole[7:]
 
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9])
