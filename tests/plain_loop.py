@@ -26,6 +26,7 @@ class PlainRun:
     """What a training came to.
 
     Args:
+        start: The model before its training.
         model: The trained model.
         average: The moving average of its weights; the model itself if there is to be none.
         losses: The mean loss of each epoch.
@@ -33,11 +34,20 @@ class PlainRun:
         skipped: How many steps loss scaling has skipped.
     """
 
+    start: nn.Module
     model: nn.Module
     average: nn.Module
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: int = 0
+
+    def distance(self, other: nn.Module) -> float:
+        """Return how far another model is from the average, as a share of how far that has come from the start."""
+        start, ours, theirs = (
+            torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+            for model in (self.start, self.average, other)
+        )
+        return float((theirs - ours).norm() / (ours - start).norm())
 
 
 def train_plainly(data: ImageData, model: ModelConfig, config: TrainConfig) -> PlainRun:
@@ -62,7 +72,8 @@ def train_plainly(data: ImageData, model: ModelConfig, config: TrainConfig) -> P
         schedule = OneCycleLR(optimizer, config.learning_rate, total_steps=total, cycle_momentum=False)
     dtype = _DTYPES[config.precision]
     scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
-    run = PlainRun(network, network if config.ema_decay is None else copy.deepcopy(network))
+    average = network if config.ema_decay is None else copy.deepcopy(network)
+    run = PlainRun(copy.deepcopy(network), network, average)
     moved = 0
     for epoch in range(config.epochs):
         order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))

@@ -23,7 +23,7 @@ class TrainConfig:
     Args:
         epochs: Passes over the training set.
         batch_size: Images a step, of all processes together.
-        accumulate: Batches that make one step of the optimizer, whose gradient is that of one batch of all their images.
+        accumulate: Batches that make a step of the optimizer, whose gradient is that of one batch of all their images.
         optimizer: adamw, adam, or sgd with Nesterov momentum.
         learning_rate: Peak of the schedule.
         head_learning_rate: That of the head; None for the same.

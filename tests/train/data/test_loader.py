@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import pickle
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,25 @@ def equal(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]
 
 
 class TestTraining:
+    @pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGINT) * 3])
+    def test_workers_are_ended_by_their_own_process_alone(self, numbers: tuple[int, ...], data: ImageData) -> None:
+        """As in a group of processes that another one sends signals to."""
+        before = set(multiprocessing.active_children())
+        batches = EpochBatches(len(data.train), 2, seed=3)
+        loader = training_loader(AugmentedSet(data.train, NAMES, seed=3), batches, 2)
+        count = 0
+        for _ in loader:
+            workers = set(multiprocessing.active_children()) - before
+            assert len(workers) == 2
+            for number, worker in itertools.product(numbers, workers):
+                subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+            count += 1
+        assert count == len(batches)
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+            assert worker.exitcode == 0
+
     def test_batches_have_their_form(self, data: ImageData) -> None:
         for images, labels in run(data.train, [(0, 0)], None):
             assert images.dtype == torch.uint8

@@ -28,7 +28,6 @@ MODEL = ModelConfig(backbone="plain", head="linear")
 RECIPE = TrainConfig(epochs=2, batch_size=4, schedule="constant", weight_decay=0.0, augment=())
 """Of the 22 images, each epoch makes five batches of 4 and one of 2: with ``accumulate=4``, steps of 16 and of 6."""
 RATES = {"sgd": 0.05, "adamw": 1e-2}
-TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,8 @@ def same(data: ImageData, folder: Path, recipe: TrainConfig, model: ModelConfig 
     """Train with both, and compare weights and losses."""
     plain = train_plainly(data, model, recipe)
     run = train(data, folder, model, recipe)
-    ours, theirs = load_checkpoint(run.folder / "last").model.state_dict(), plain.average.state_dict()
-    tolerance = TOLERANCES[recipe.precision]
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-    assert [row["train_loss"] for row in run.history] == pytest.approx(plain.losses, rel=tolerance)
+    assert plain.distance(load_checkpoint(run.folder / "last").model) <= 1e-3
+    assert [row["train_loss"] for row in run.history] == pytest.approx(plain.losses, rel=1e-4)
     return plain
 
 
