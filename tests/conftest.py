@@ -127,6 +127,25 @@ def data(photos: Path) -> ImageData:
     return load_data(photos)
 
 
+def draw_uneven(folder: Path) -> Path:
+    """Write the photos as ``train/``, with 16 cats and 6 dogs, and ``val/`` and ``test/``, with two of each."""
+    draw_photos(folder / "all")
+    for name, count in (("cat", 16), ("dog", 6)):
+        places = {"train": range(count), "val": range(16, 18), "test": range(18, 20)}
+        for part, numbers in places.items():
+            (folder / part / name).mkdir(parents=True)
+            for number in numbers:
+                (folder / "all" / name / f"{number}.png").rename(folder / part / name / f"{number}.png")
+    shutil.rmtree(folder / "all")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uneven(once: Once) -> Path:
+    """A folder of pictures whose classes differ in size; read only."""
+    return once("uneven", draw_uneven)
+
+
 @pytest.fixture(scope="session")
 def runs(data: ImageData, once: Once) -> dict[str, TrainResult]:
     """A trained model of each head, and one whose measure jumps at the membership boundary; read only."""

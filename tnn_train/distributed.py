@@ -56,6 +56,12 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give a module the buffers that it has in process 0, such as the statistics of batch norm."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, src=0)
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         return bool(self.sum(torch.tensor(float(flag))) > 0) if self.count > 1 else flag

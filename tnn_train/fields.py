@@ -6,11 +6,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["SMALLEST", "Field", "FieldError", "at_least", "choose", "one_of", "repeated"]
+__all__ = ["SMALLEST", "Field", "FieldError", "Part", "at_least", "choose", "one_of", "repeated", "told"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,15 @@ class Field:
         return self.prefix + self.name
 
 
+Part: TypeAlias = str | Field
+"""A part of a message: text, or a field that it names."""
+
+
+def told(parts: Iterable[Part], name: Callable[[Field], str]) -> str:
+    """Return a message with the names that its fields have elsewhere, such as on the command line."""
+    return "".join(name(part) if isinstance(part, Field) else part for part in parts)
+
+
 class FieldError(UsageError):
     """A configuration that cannot be used.
 
@@ -43,13 +52,13 @@ class FieldError(UsageError):
         parts: The message, of text and of the fields that it names.
     """
 
-    def __init__(self, *parts: str | Field) -> None:
-        super().__init__("".join(map(str, parts)))
+    def __init__(self, *parts: Part) -> None:
+        super().__init__(told(parts, str))
         self.parts = parts
 
     def told(self, name: Callable[[Field], str]) -> str:
         """Return the message with the names that its fields have elsewhere, such as on the command line."""
-        return "".join(name(part) if isinstance(part, Field) else part for part in self.parts)
+        return told(self.parts, name)
 
 
 def choose(what: str | Field, value: T, choices: Iterable[T]) -> T:

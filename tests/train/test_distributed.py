@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from plain_loop import train_plainly
 
-from tnn_train import load_checkpoint
+from tnn_train import ModelConfig, TrainConfig, evaluate, load_checkpoint, load_data
 
 SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def options(photos: Path, out: Path, *more: str) -> list[str]:
-    recipe = "--epochs 3 --batch-size 13 --optimizer sgd --learning-rate 0.1 --schedule cosine --threads 1"
-    return [str(SCRIPT), "--data", str(photos), "--out", str(out), *recipe.split(), *more]
+RECIPE = TrainConfig(
+    epochs=3, batch_size=13, optimizer="sgd", learning_rate=0.05, schedule="cosine", threads=1, augment=()
+)
+"""Of the 22 images of `uneven`, each epoch makes a batch of 13 and one of 9, in parts of 7 and 6, and of 5 and 4."""
+
+
+def options(photos: Path, out: Path, recipe: TrainConfig, *more: str) -> list[str]:
+    """Return the command line of a training; options that are not as ever are those of the recipe."""
+    words = []
+    for name, value in vars(recipe).items():
+        if value != getattr(TrainConfig(), name):
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    return [str(SCRIPT), "--data", str(photos), "--out", str(out), *words, *more]
 
 
 def run(command: list[str]) -> str:
@@ -27,41 +40,79 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [(), ("--ema-decay", "0.9", "--accumulate", "2", "--augment", "crop", "flip")], ids=str
+    "more",
+    [
+        {},
+        {"ema_decay": 0.9, "accumulate": 2, "augment": ("crop", "flip")},
+        {"augment": ("mixup",)},
+        {"augment": ("mixup", "cutmix"), "class_weights": "balanced", "accumulate": 2},
+        {"class_weights": "balanced", "label_smoothing": 0.1},
+    ],
+    ids=str,
 )
-def test_two_processes_give_the_metrics_of_one(more: tuple[str, ...], photos: Path, tmp_path: Path) -> None:
-    more = ("--backbone", "plain", *more)
-    run([sys.executable, *options(photos, tmp_path / "one", *more)])
-    printed = run([*TORCHRUN, *options(photos, tmp_path / "two", *more)])
+def test_two_processes_give_the_metrics_of_one(more: dict[str, Any], uneven: Path, tmp_path: Path) -> None:
+    recipe, plain = dataclasses.replace(RECIPE, **more), ("--backbone", "plain")
+    run([sys.executable, *options(uneven, tmp_path / "one", recipe, *plain)])
+    printed = run([*TORCHRUN, *options(uneven, tmp_path / "two", recipe, *plain)])
     assert printed.count("test accuracy") == 1
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
-    for ours, theirs in zip(one, two, strict=True):
+    for ours, theirs in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["confusion"] == results[1]["confusion"]
     assert [result["processes"] for result in results] == [1, 2]
     states = [load_checkpoint(tmp_path / name / "last").model.state_dict() for name in ("one", "two")]
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(tensor, states[1][name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
     folders = [sorted(path.name for path in (tmp_path / name / "last").iterdir()) for name in ("one", "two")]
     assert folders[0] == folders[1]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("precision", "distance"), [("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.02)])
+def test_two_processes_do_what_the_plain_loop_does(
+    precision: str, distance: float, optimizer: str, uneven: Path, tmp_path: Path
+) -> None:
+    rest = {"class_weights": "balanced", "schedule": "constant", "weight_decay": 0.0, "batch_size": 8}
+    rest |= {"precision": precision, "accumulate": 2, "learning_rate": {"sgd": 0.05, "adamw": 0.01}[optimizer]}
+    recipe = dataclasses.replace(RECIPE, optimizer=optimizer, **rest)
+    model = ModelConfig(backbone="plain", head="linear")
+    expected = train_plainly(load_data(uneven, image_size=8), model, recipe)
+    more = ("--backbone", "plain", "--head", "linear", "--image-size", "8")
+    run([*TORCHRUN, *options(uneven, tmp_path / "two", recipe, *more)])
+    # The rounding of half precision hangs on the size of a batch.
+    assert expected.distance(load_checkpoint(tmp_path / "two" / "last").model) <= distance
+    assert [row["train_loss"] for row in history(tmp_path / "two")] == pytest.approx(expected.losses, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"ema_decay": 0.9}, {"accumulate": 2, "augment": ("mixup",)}], ids=str)
+def test_what_is_validated_is_what_is_saved(more: dict[str, Any], uneven: Path, tmp_path: Path) -> None:
+    """Batch norm of the CPU has other statistics in each process."""
+    recipe = dataclasses.replace(RECIPE, **more)
+    run([*TORCHRUN, *options(uneven, tmp_path / "run", recipe, "--backbone", "tiny")])
+    data = load_data(uneven)
+    for name in ("last", "best"):
+        checkpoint = load_checkpoint(tmp_path / "run" / name)
+        assert evaluate(checkpoint.model, data.val).loss == pytest.approx(checkpoint.metrics["val_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_in_two_and_with_batch_norm(photos: Path, tmp_path: Path) -> None:
-    arguments = options(photos, tmp_path / "run", "--backbone", "tiny", "--save-steps", "2")
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.1, save_steps=2)
+    arguments = options(photos, tmp_path / "run", recipe, "--backbone", "tiny")
     run([*TORCHRUN, *arguments])
     whole = load_checkpoint(tmp_path / "run" / "last").model.state_dict()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test_accuracy"] >= 0.9
     stopping = SCRIPT.parent / "tiny_train_stopped.py"
-    parts = options(photos, tmp_path / "parts", "--backbone", "tiny", "--save-steps", "2")
+    parts = options(photos, tmp_path / "parts", recipe, "--backbone", "tiny")
     stopped = subprocess.run([*TORCHRUN, str(stopping), *parts[1:]], capture_output=True, text=True, check=False)
     assert stopped.returncode != 0
     assert "last holds epoch 2, step 2: repeat the command with --resume" in stopped.stderr

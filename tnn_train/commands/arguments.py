@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import dataclasses
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -18,11 +19,14 @@ from tnn_runtime.errors import UsageError
 from tnn_train.commands.config_file import ConfigFile, read_config_file
 from tnn_train.commands.names import Configuration, option, split_hint
 from tnn_train.data import DataConfig
-from tnn_train.fields import Field, FieldError
+from tnn_train.fields import Field, FieldError, told
 from tnn_train.model.config import ModelConfig
 from tnn_train.training.recipe import TrainConfig
+from tnn_train.training.unused import unused_options
 
-__all__ = ["Configuration", "option", "options_named", "parse"]
+__all__ = ["Configuration", "note_unused", "option", "options_named", "parse"]
+
+_logger = logging.getLogger(__name__)
 
 _IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
     DataConfig: ("source", "root", "limit", "download"),
@@ -96,6 +100,18 @@ def options_named() -> Iterator[None]:
         yield
     except FieldError as error:
         raise UsageError(error.told(option)) from error
+
+
+def note_unused(options: Configuration, resolved: Sequence[ModelConfig], name: Callable[[Field], str] = option) -> None:
+    """Tell which options do nothing, a note each.
+
+    Args:
+        options: What was asked for.
+        resolved: Its model with what follows from the data and the recipe, for each head that is trained.
+        name: What fields are called on this command line.
+    """
+    for sentence in unused_options(options.data, options.model, options.train, resolved):
+        _logger.warning("%s", told(sentence, name))
 
 
 def _narrowed(

@@ -11,7 +11,7 @@ from pathlib import Path
 from tnn_runtime.bundle.outputs import check_folder
 from tnn_runtime.bundle.storage import stands
 from tnn_runtime.errors import OutputExistsError, UsageError
-from tnn_train.commands.arguments import Configuration, option, parse
+from tnn_train.commands.arguments import Configuration, note_unused, option, parse
 from tnn_train.data import ImageData, load_data
 from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
@@ -74,10 +74,10 @@ def command(arguments: Sequence[str]) -> None:
         )
     data = load_data(options.data)
     try:
-        for head in options.heads:
-            resolve(dataclasses.replace(options.model, head=head), data, options.train)
+        models = [resolve(dataclasses.replace(options.model, head=head), data, options.train) for head in options.heads]
     except FieldError as error:
-        raise UsageError(error.told(lambda field: "--heads" if field in _OF_A_SINGLE_RUN else option(field))) from error
+        raise UsageError(error.told(_option)) from error
+    note_unused(options, models, _option)
     folders = []
     for head in options.heads:
         recipe = _with_best_rate(options, data, head)
@@ -89,6 +89,10 @@ def command(arguments: Sequence[str]) -> None:
     write_comparison(options.out / "compare.html", comparison)
     print(comparison.table())
     print(f"wrote {options.out / 'compare.html'}")
+
+
+def _option(field: Field) -> str:
+    return "--heads" if field in _OF_A_SINGLE_RUN else option(field)
 
 
 def _check(options: _Sweep) -> None:

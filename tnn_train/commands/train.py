@@ -11,7 +11,7 @@ from pathlib import Path
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.console import notes
 from tnn_runtime.errors import UsageError
-from tnn_train.commands.arguments import Configuration, options_named, parse
+from tnn_train.commands.arguments import Configuration, note_unused, options_named, parse
 from tnn_train.commands.reporting import report_on
 from tnn_train.data import load_data
 from tnn_train.fields import choose
@@ -82,6 +82,7 @@ def _train(arguments: Sequence[str]) -> None:
     check_run_folder(options.out, overwrite=options.overwrite, resume=options.resume, data=options.data)
     data = load_data(options.data)
     model = resolve(options.model, data, options.train)
+    note_unused(options, [model])
     if is_first():
         print(
             f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "

@@ -97,8 +97,10 @@ def check_augmentations(names: Sequence[str]) -> None:
         choose("augmentation", name, AUGMENTATIONS)
 
 
-def mixing(names: Sequence[str], num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Return what blends the images of a batch, or ``None`` if no such name is given.
+def mixing(
+    names: Sequence[str], num_classes: int, *, with_neighbour: bool = False
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Return what blends each image of a batch with the one before it, or ``None`` if no such name is given.
 
     It takes normalised images, float ``[N, C, H, W]``, and labels, int64 ``[N]``, and returns images of the same shape
     and soft targets, float32 ``[N, num_classes]``. Its choices come from torch's CPU generator: see `seeded`.
@@ -106,13 +108,23 @@ def mixing(names: Sequence[str], num_classes: int) -> Callable[[Tensor, Tensor],
     Args:
         names: Some of `AUGMENTATIONS`.
         num_classes: The number of classes.
+        with_neighbour: Whether the first image is only there for the second one to be blended with, as in a part of a
+            batch; then ``N - 1`` images are returned.
 
     Raises:
         UsageError: If a name is unknown.
     """
     check_augmentations(names)
     mixers = [make(num_classes) for name, make in _OF_A_BATCH.items() if name in names]
-    return v2.RandomChoice(mixers) if mixers else None
+    if not mixers:
+        return None
+    choose_and_mix = v2.RandomChoice(mixers)
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, targets = choose_and_mix(images, labels)
+        return (mixed[1:], targets[1:]) if with_neighbour else (mixed, targets)
+
+    return mix
 
 
 def derived_seed(*numbers: int) -> int:

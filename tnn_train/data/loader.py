@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -21,6 +25,8 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 _MOST_WORKERS = 4
 _FEWEST_IMAGES = 2
 """Batch norm cannot train on one image."""
+_CAN_SHIELD = hasattr(signal, "sigwaitinfo")
+"""Whether this system tells who has sent a signal, as Linux does."""
 
 
 class Items(Protocol):
@@ -46,14 +52,25 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         count: Images in the data set.
         batch_size: Images a step, of all processes together.
         seed: Decides the order.
-        rank: Which process this is: it gets every ``world_size``-th image of each batch.
+        rank: Which process this is: it gets the ``rank``-th of ``world_size`` parts of each batch.
         world_size: How many processes train together.
+        with_neighbour: Whether the image before its part comes first, for `mixing` to blend with; before the first
+            image of a batch there is the last.
 
     Raises:
         UsageError: If a batch or the data set is too small for so many processes.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        with_neighbour: bool = False,
+    ) -> None:
         if not 0 <= rank < world_size:
             raise UsageError(f"rank is {rank} of {world_size} processes; expected 0 to {world_size - 1}")
         fewest = _FEWEST_IMAGES * world_size
@@ -62,9 +79,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
                 raise UsageError(f"{name} is {value}; expected at least {fewest}, for batch norm two a process")
         self.batch_size = batch_size
         self._count, self._seed, self._rank, self._world_size = count, seed, rank, world_size
+        self._with_neighbour = with_neighbour
         whole, rest = divmod(count, batch_size)
         self._batches = whole + (rest >= fewest)
         self._epoch = self._batch = 0
+        self._order = self._shuffled()
 
     def __len__(self) -> int:
         return self._batches
@@ -77,14 +96,32 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """
         if epoch < 0 or not 0 <= batch <= len(self):
             raise UsageError(f"there is no batch {batch} in epoch {epoch}; expected 0 to {len(self)}")
-        self._epoch, self._batch = epoch, batch
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = self._shuffled()
+        self._batch = batch
+
+    def whole(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the images of the batches from ``start`` to before ``stop`` of the epoch, of all processes."""
+        return self._order[start * self.batch_size : min(stop, len(self)) * self.batch_size]
+
+    def part(self, batch: int) -> NDArray[np.int64]:
+        """Return the images of a batch of the epoch that this process learns from."""
+        return self._part(self.whole(batch, batch + 1))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self._epoch
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._count).tolist()
         for batch in range(self._batch, len(self)):
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, index) for index in indices[self._rank :: self._world_size]]
+            indices = self.part(batch)
+            if self._with_neighbour:
+                before = self._part(np.roll(self.whole(batch, batch + 1), 1))
+                indices = np.append(before[0], indices)
+            yield [(self._epoch, index) for index in indices.tolist()]
+
+    def _part(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array_split(indices, self._world_size)[self._rank]
+
+    def _shuffled(self) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, self._epoch]).permutation(self._count)
 
 
 def training_loader(items: Items, batches: EpochBatches, workers: int | None = None) -> DataLoader[Any]:
@@ -137,10 +174,12 @@ class _Batches(Dataset[Batch | TnnError]):
 
 
 class _Loader(DataLoader[Any]):
-    """A loader of `_Batches` that raises the errors among them."""
+    """A loader of `_Batches` that raises the errors among them, and whose workers are ended by this process alone."""
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
+        with _shielding():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, TnnError):
                 raise batch
             yield batch
@@ -153,11 +192,40 @@ def _loader(items: Items, batches: Any, workers: int, *, persistent: bool) -> Da
         sampler=batches,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=_hear_parent if _CAN_SHIELD else None,
         persistent_workers=persistent,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: seeding the workers must not move the one that training draws from.
         generator=torch.Generator(),
     )
+
+
+@contextmanager
+def _shielding() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM from the processes that start within this context.
+
+    A terminal, ``timeout`` and service managers send these to all processes of a program. The workers are needed until
+    the running step is done and saved.
+    """
+    if not _CAN_SHIELD:
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _hear_parent(worker: int) -> None:
+    """Let this process, which started within `_shielding`, end on a SIGTERM of the process that started it."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _unchanged(batch: Any) -> Any:

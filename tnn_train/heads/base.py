@@ -75,6 +75,16 @@ class Head(nn.Module):
         return options
 
     @classmethod
+    def unused(cls, options: Any, resolved: Any) -> Iterable[tuple[str, str]]:
+        """Yield the options that do nothing, each with the name of the option whose value is why; by default none.
+
+        Args:
+            options: As they were given.
+            resolved: As `resolve` returned them.
+        """
+        return ()
+
+    @classmethod
     def for_training(cls, in_features: int, num_classes: int, options: Any) -> Head:
         """Build the head that a training begins with; by default `from_config` does.
 
@@ -112,6 +122,11 @@ class Head(nn.Module):
 
     def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.
+
+        With weights and classes as targets it is the weighted mean: the sum over the images, each times the weight of
+        its class, divided by the sum of these weights. The trainer counts on it where several batches make a step. With
+        shares of classes as targets, the weighted sum is divided by the number of images. Both are as in
+        `torch.nn.functional.cross_entropy`.
 
         Args:
             logits: Of the head, float32 ``[n, C]``.

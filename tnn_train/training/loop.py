@@ -114,12 +114,13 @@ def _train(
         with open_logs(folder, trainer) as logs:
             while not trainer.is_finished:
                 for _ in trainer.steps():
-                    is_stopped = processes.any(stop.received)
+                    is_stopped = trainer.is_seen and processes.any(stop.received)
                     if is_stopped or (config.save_steps and trainer.step % config.save_steps < config.accumulate):
                         run.save(is_urgent=True)
                     if is_stopped:
                         raise KeyboardInterrupt(_goodbye(folder, trainer))
-                    logs.step()
+                    if trainer.is_seen:
+                        logs.step()
                 trainer.end_epoch()
                 run.save(is_urgent=trainer.is_finished or stop.received)
                 logs.epoch()

@@ -43,7 +43,9 @@ def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> O
         for (rate, decay), group in _groups(model, head, config).items()
     ]
     if config.optimizer == "sgd":
-        return SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
+        sgd = SGD(parameters, config.learning_rate, config.momentum, nesterov=config.momentum > 0, fused=True)
+        _start_momentum(sgd)
+        return sgd
     return (Adam if config.optimizer == "adam" else AdamW)(parameters, config.learning_rate, fused=True)
 
 
@@ -69,10 +71,20 @@ def exchange_parameters(
     kept = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in [parameter for parameter in optimizer.state if parameter not in kept]:
         del optimizer.state[parameter]
-    if isinstance(optimizer, SGD) and config.momentum:
-        # torch's fused SGD wants all parameters to have a momentum, or none; 0 is what it starts from.
-        for parameter in kept - optimizer.state.keys():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    if isinstance(optimizer, SGD):
+        _start_momentum(optimizer)
+
+
+def _start_momentum(optimizer: SGD) -> None:
+    """Give a momentum of 0 to each parameter that has none.
+
+    That is what torch starts from, too. But its fused SGD wants all parameters to have a momentum, or none, and where
+    the loss scaling of fp16 skips the first step, it goes on with memory that was never written.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter not in optimizer.state:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _inherited(name: str, value: Any, matrix: Tensor) -> Any:
@@ -101,6 +113,8 @@ def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tupl
 class Schedule:
     """The learning rate over the steps of the optimizer and, for ``"plateau"``, over the epochs.
 
+    A plateau is looked for after the warm-up only: in it, the rate is not what it is meant to be yet.
+
     Args:
         optimizer: Whose rates are set.
         config: The recipe.
@@ -108,7 +122,8 @@ class Schedule:
     """
 
     def __init__(self, optimizer: Optimizer, config: TrainConfig, steps: int) -> None:
-        self._by_step = _by_step(optimizer, config, steps)
+        self._rise = _rise(config, steps)
+        self._by_step = _by_step(optimizer, config, steps, self._rise)
         self._by_epoch = (
             ReduceLROnPlateau(optimizer, factor=config.decay_factor, patience=config.decay_epochs)
             if config.schedule == "plateau"
@@ -121,7 +136,7 @@ class Schedule:
 
     def after_epoch(self, val_loss: float) -> None:
         """Go on by one epoch."""
-        if self._by_epoch is not None:
+        if self._by_epoch is not None and self._by_step.last_epoch >= self._rise:
             self._by_epoch.step(val_loss)
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,13 +153,22 @@ class Schedule:
             self._by_epoch.load_state_dict(state["by_epoch"])
 
 
-def _by_step(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
-    total, rise = config.epochs * steps, round(config.warmup_epochs * steps)
-    if config.schedule == "one-cycle":
-        return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=total)
+def _rise(config: TrainConfig, steps: int) -> int:
+    """Return the steps of the warm-up: at least one if there is to be any, and not all."""
+    if not config.warmup_epochs:
+        return 0
+    return min(max(1, round(config.warmup_epochs * steps)), config.epochs * steps - 1)
+
+
+def _by_step(optimizer: Optimizer, config: TrainConfig, steps: int, rise: int) -> LRScheduler:
+    total = config.epochs * steps
+    # A cycle of one step would begin, and end, at its lowest rate.
+    if config.schedule == "one-cycle" and total > 1:
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, peaks, total_steps=total, cycle_momentum=False)
     later: LRScheduler
     if config.schedule == "cosine":
-        later = CosineAnnealingLR(optimizer, max(1, total - rise))
+        later = CosineAnnealingLR(optimizer, total - rise)
     elif config.schedule == "step":
         later = StepLR(optimizer, config.decay_epochs * steps, config.decay_factor)
     else:

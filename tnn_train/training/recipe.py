@@ -23,15 +23,16 @@ class TrainConfig:
     Args:
         epochs: Passes over the training set.
         batch_size: Images a step, of all processes together.
-        accumulate: Batches whose gradients are summed up before the optimizer moves.
+        accumulate: Batches that make a step of the optimizer, whose gradient is that of one batch of all their images.
         optimizer: adamw, adam, or sgd with Nesterov momentum.
         learning_rate: Peak of the schedule.
         head_learning_rate: That of the head; None for the same.
-        momentum: Of sgd.
+        momentum: Of sgd; no schedule changes it.
         weight_decay: Of matrices and kernels; biases, norms and the head's scalars have none.
         schedule: one-cycle, cosine, step, plateau or constant.
-        warmup_epochs: Epochs in which the rate rises linearly; one-cycle has a rise of its own.
-        decay_epochs: For step, epochs between two falls; for plateau, epochs without a better validation loss.
+        warmup_epochs: Epochs in which the rate rises linearly, fewer than all; one-cycle has a rise of its own.
+        decay_epochs: For step, epochs between two falls; for plateau, epochs without a better validation loss. Both are
+            counted after the warm-up.
         decay_factor: What step and plateau multiply the rate by.
         clip_norm: Largest norm of the gradient; None for any.
         label_smoothing: Probability that is spread over all classes, 0 to below 1.
@@ -45,7 +46,7 @@ class TrainConfig:
         keep_head: Start from the head of the checkpoint that weights names, too, with its form and its classes.
         freeze_backbone: Train the head only, on embeddings that are computed once and kept on disk.
         embedding_cache: Folder for these embeddings; None for one in the user's cache folder.
-        precision: fp32, or fp16 or bf16 for the backbone's operations; the head stays in float32.
+        precision: fp32, or fp16 or bf16 for the backbone's operations where it is trained; the head stays in float32.
         channels_last: Keep the channels of the backbone's tensors last in memory.
         compile: Translate the model with torch.compile first.
         deterministic: Allow deterministic operators only, so that a GPU repeats its results, too.
@@ -113,6 +114,12 @@ class TrainConfig:
             raise FieldError(
                 *(_field("warmup_epochs"), " is for another ", _field("schedule")),
                 ": one-cycle has a rise of its own; choose cosine",
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise FieldError(
+                *(_field("warmup_epochs"), f" is {self.warmup_epochs:g} of {self.epochs} "),
+                *(_field("epochs"), ", so that the rate never gets to "),
+                *(_field("learning_rate"), "; choose a shorter warm-up, or more epochs"),
             )
         if self.augment is not None:
             check_augmentations(self.augment)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["StopRequest", "listen"]
+
+_SECONDS_OF_ONE = 2.0
+"""``timeout`` and ``torchrun`` pass a signal on that all their processes have got, too: that is one request."""
 
 
 class StopRequest:
@@ -15,16 +19,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = False
+        self._since = 0.0
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.received:
+        if not self.received:
+            self.received, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since >= _SECONDS_OF_ONE:
             raise KeyboardInterrupt
-        self.received = True
 
 
 @contextmanager
 def listen() -> Iterator[StopRequest]:
-    """Yield a request that the first signal sets; a second one raises ``KeyboardInterrupt`` at once.
+    """Yield a request that the first signal sets; one two seconds later or more raises ``KeyboardInterrupt`` at once.
 
     Outside the main thread, where Python hears no signals, nothing is set.
     """

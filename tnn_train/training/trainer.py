@@ -9,11 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from tnn_train.data import ImageData
@@ -26,14 +23,19 @@ from tnn_train.evaluation.scoring import score
 from tnn_train.heads import Head
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
+from tnn_train.training.average import MovingAverage
 from tnn_train.training.identity import identity, refuse_other
 from tnn_train.training.optim import Schedule, build_optimizer, exchange_parameters
 from tnn_train.training.recipe import TrainConfig, speed_unit
+from tnn_train.training.shares import Shares, balanced_weights
 from tnn_train.training.stage import Stage
+from tnn_train.training.tally import Tally, diverged
 
 __all__ = ["Trainer"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LOWEST_SCALE = 1e-4
+"""Below this scale of the loss, gradients in fp16 are infinite for another reason than the scale."""
 
 
 class Trainer:
@@ -62,16 +64,24 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best: ImageModel | None = None
         self._unit = speed_unit(frozen=config.freeze_backbone)
-        self._sums = torch.zeros(3, dtype=torch.float64)
-        self._batches = self._order(processes.rank, processes.count)
+        self._tally = Tally(self.device)
+        is_part = processes.count > 1
+        self._mix = mixing(config.augmentations, len(data.class_names), with_neighbour=is_part)
+        self._batches = self._order(processes.rank, processes.count, with_neighbour=is_part and self._mix is not None)
         self._loader = training_loader(stage.train, self._batches, config.workers)
-        self._average = None if config.ema_decay is None else _average(stage.learner, config.ema_decay)
+        self._average = None if config.ema_decay is None else MovingAverage(stage.learner, config.ema_decay)
         self._forward = self._prepared()
         self._optimizer = build_optimizer(stage.learner, stage.model.head, config)
         self._schedule = Schedule(self._optimizer, config, self._moves_of_an_epoch)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self._mix = mixing(config.augmentations, len(data.class_names))
-        self._class_weights = _class_weights(data, self.device) if config.class_weights == "balanced" else None
+        # Embeddings are computed in float32, and so is the head.
+        self._dtype = torch.float32 if config.freeze_backbone else _DTYPES[config.precision]
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._dtype == torch.float16)
+        self._scale = self._scaler.get_scale()
+        labels = data.train.labels
+        weights = balanced_weights(labels, len(data.class_names)) if config.class_weights == "balanced" else None
+        self._class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
+        # Where images are blended, the loss is divided by their number: see `Head.loss`.
+        self._shares = Shares(self._batches, labels, weights if self._mix is None else None, config.accumulate)
 
     @property
     def model(self) -> ImageModel:
@@ -84,9 +94,15 @@ class Trainer:
         return self.epoch * len(self._batches) + self.batch
 
     @property
+    def is_seen(self) -> bool:
+        """Whether the host has looked at all that is done: after each step on the CPU, but not on a GPU."""
+        return self._tally.is_seen
+
+    @property
     def mean_loss(self) -> float:
-        """The mean loss of the running epoch so far, of this process."""
-        return float(self._sums[0] / self._sums[2])
+        """The mean loss of what was seen of the running epoch, of this process."""
+        loss, _, seen = self._tally.sums.tolist()
+        return float(loss / seen)
 
     @property
     def best_row(self) -> dict[str, Any]:
@@ -133,22 +149,28 @@ class Trainer:
         with progress:
             for images, labels in progress:
                 self._learn(images, labels)
+                is_last = self.batch == len(self._batches)
+                if self.batch % self.config.accumulate and not is_last:
+                    continue
+                if is_last or self._tally.is_due:
+                    self._tally.look()
                 self.seconds = time.perf_counter() - started
-                if self.batch % self.config.accumulate == 0 or self.batch == len(self._batches):
-                    self._move()
-                    yield
-                loss, right, seen = self._sums.tolist()
-                progress.set_postfix_str(
-                    f"loss {loss / seen:.3f}, accuracy {right / seen:.3f}, "
-                    f"{seen * self.processes.count / self.seconds:.0f} {self._unit}"
-                )
+                if self.is_seen:
+                    loss, right, seen = self._tally.sums.tolist()
+                    progress.set_postfix_str(
+                        f"loss {loss / seen:.3f}, accuracy {right / seen:.3f}, "
+                        f"{seen * self.processes.count / self.seconds:.0f} {self._unit}"
+                    )
+                self._move()
+                yield
 
     def end_epoch(self) -> None:
         """Validate, and enter the epoch in the history."""
         loss, right, seen = self._total().tolist()
+        self.processes.share_buffers(self._judged)
         val = self.evaluate(self.model, "val")
         if not math.isfinite(val.loss):
-            raise _diverged(val.loss, f"the validation after epoch {self.epoch + 1}")
+            raise diverged(val.loss, f"the validation after epoch {self.epoch + 1}")
         rate = self._optimizer.param_groups[0]["lr"]
         self._schedule.after_epoch(val.loss)
         self.epoch += 1
@@ -170,7 +192,7 @@ class Trainer:
         if is_best:
             self.best = self.stage.snapshot(self._judged)
         self.batch, self.seconds = 0, 0.0
-        self._sums.zero_()
+        self._tally = Tally(self.device)
 
     def evaluate(self, model: ImageModel, part: str) -> Evaluation:
         """Evaluate a model made by `Stage.whole` on the part ``"val"`` or ``"test"`` of the data."""
@@ -217,10 +239,11 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
+        self._scale = self._scaler.get_scale()
         self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
         self.history = json.loads(state["history"])
         if self.processes.is_first:
-            self._sums = state["sums"]
+            self._tally.sums = state["sums"]
 
     @property
     def _is_final(self) -> bool:
@@ -277,47 +300,58 @@ class Trainer:
     def _identity(self) -> str:
         return identity(self.data, self.model_config, self.config)
 
-    def _order(self, rank: int, count: int) -> EpochBatches:
-        return EpochBatches(len(self.data.train), self.config.batch_size, self.config.seed, rank, count)
+    def _order(self, rank: int, count: int, *, with_neighbour: bool = False) -> EpochBatches:
+        images, config = len(self.data.train), self.config
+        return EpochBatches(images, config.batch_size, config.seed, rank, count, with_neighbour=with_neighbour)
+
+    def _seed(self, rank: int) -> None:
+        torch.manual_seed(derived_seed(self.config.seed, self.epoch, self.batch, rank))
 
     def _learn(self, images: Tensor, labels: Tensor) -> None:
         """Add the gradients of one batch."""
-        torch.manual_seed(derived_seed(self.config.seed, self.epoch, self.batch, self.processes.rank))
-        images, labels = images.to(self.device), labels.to(self.device)
+        share = self._shares[self.batch]
+        # Images are blended in all processes as they are in one; what layers draw is each process's own.
+        self._seed(0)
+        inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
         with torch.no_grad():
-            inputs = self.stage.prepare(images)
-        targets = labels
+            inputs = self.stage.prepare(inputs)
         if self._mix is not None:
-            inputs, targets = self._mix(inputs, labels)
-        dtype = _DTYPES[self.config.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            inputs, targets = self._mix(inputs, targets)
+        if self.processes.rank:
+            self._seed(self.processes.rank)
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits = self._forward(inputs)
         head = self.stage.model.head
         loss = head.loss(logits.float(), targets, self._class_weights, self.config.label_smoothing) + head.penalty()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _diverged(value, f"epoch {self.epoch + 1}, step {self.batch + 1}")
-        whole = min(self.config.batch_size, len(self.data.train) - self.batch * self.config.batch_size)
-        share = len(labels) * self.processes.count / whole
-        self._scaler.scale(loss * (share / self.config.accumulate)).backward()  # type: ignore[no-untyped-call]
+        # Gradients are averaged over the processes.
+        whole = loss * (share.of_step * self.processes.count)
+        self._scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
         self.batch += 1
-        right = int((logits.argmax(1) == labels).sum())
-        self._sums += torch.tensor([value * len(labels), right, len(labels)], dtype=torch.float64)
+        self._tally.add((self.epoch + 1, self.batch), loss, _right(logits, targets), share)
 
     def _move(self) -> None:
-        """Let the optimizer make its step."""
+        """Let the optimizer make its step, and what follows it, unless the gradients of fp16 are infinite."""
         if self.config.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.stage.learner.parameters(), self.config.clip_norm)
-        scale = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
-        if self._scaler.get_scale() >= scale:
+        if not self._was_skipped():
             self._schedule.after_step()
-        if self._average is not None:
-            self._average.update_parameters(self.stage.learner)
+            if self._average is not None:
+                self._average.update_parameters(self.stage.learner)
         self._go_final_in_time()
+
+    def _was_skipped(self) -> bool:
+        """Return whether the step was skipped, as the scale of the loss tells, which with fp16 waits for the device."""
+        before, self._scale = self._scale, self._scaler.get_scale()
+        if self._scale < _LOWEST_SCALE:
+            raise TrainingError(
+                f"the gradients at epoch {self.epoch + 1}, step {self.batch} are not finite in fp16, whatever the loss "
+                "is scaled by; earlier checkpoints are kept; try a lower learning rate, or bf16 (--precision bf16)"
+            )
+        return self._scale < before
 
     def _line(self, row: dict[str, Any]) -> str:
         """Return an epoch in one line."""
@@ -329,26 +363,11 @@ class Trainer:
 
     def _total(self) -> Tensor:
         """Return sums over the running epoch and all processes: of losses, right answers and images."""
-        return self.processes.sum(self._sums.clone()).cpu()
+        self._tally.look()
+        return self.processes.sum(self._tally.sums.clone()).cpu()
 
 
-def _average(learner: nn.Module, decay: float) -> AveragedModel:
-    """Return an exponential moving average, which forgets faster at the start, so that random weights do not linger."""
-
-    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-        return old + (new - old) * share if old.is_floating_point() else new
-
-    return AveragedModel(learner, avg_fn=average, use_buffers=True)
-
-
-def _class_weights(data: ImageData, device: torch.device) -> Tensor:
-    weights = compute_class_weight("balanced", classes=np.arange(len(data.class_names)), y=data.train.labels)
-    return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _diverged(loss: float, where: str) -> TrainingError:
-    return TrainingError(
-        f"the loss is {loss} at {where}; earlier checkpoints are kept; try a lower learning rate, or clip_norm "
-        "(--clip-norm 1)"
-    )
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how many answers are right; the answer to a blended image is to the share of its class."""
+    answers = logits.argmax(1)
+    return (answers == targets).sum() if targets.ndim == 1 else targets.gather(1, answers[:, None]).sum()

@@ -145,6 +145,24 @@ class TestMixing:
             torch.testing.assert_close(targets.sum(1), torch.ones(4))
             torch.testing.assert_close(mixed.mean((2, 3)) + 0.5, targets[:, [0, 1, 2, 4]][:, :channels])
 
+    @pytest.mark.parametrize("names", [("mixup",), ("cutmix",), ("cutmix", "mixup")])
+    @pytest.mark.parametrize("parts", [2, 3, 5])
+    def test_parts_of_a_batch_are_blended_as_the_whole(self, parts: int, names: tuple[str, ...]) -> None:
+        torch.manual_seed(0)
+        images, labels = torch.randn(13, 3, 8, 8), torch.randint(0, 4, (13,))
+        whole, part = mixing(names, 4), mixing(names, 4, with_neighbour=True)
+        assert whole is not None
+        assert part is not None
+        for batch in range(10):
+            with seeded(0, 1, batch):
+                expected = whole(images, labels)
+            mixed = []
+            for indices in np.array_split(np.arange(13), parts):
+                with seeded(0, 1, batch):
+                    mixed.append(part(*(rows[np.append(indices[0] - 1, indices)] for rows in (images, labels))))
+            for ours, theirs in zip(zip(*mixed, strict=True), expected, strict=True):
+                assert torch.equal(torch.cat(ours), theirs)
+
     def test_both_are_drawn(self) -> None:
         mix = mixing(("mixup", "cutmix"), num_classes=2)
         assert mix is not None

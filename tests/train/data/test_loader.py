@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import pickle
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +51,7 @@ class TestEpochBatches:
         for together, share in zip(whole, shares, strict=False):
             assert len(together) <= batch_size
             assert all(len(keys) >= 2 for keys in share)
-            assert [list(together[rank::world_size]) for rank in range(world_size)] == list(share)
+            assert list(itertools.chain(*share)) == together
             seen += together
         assert all(key_epoch == epoch for key_epoch, _ in seen)
         indices = [index for _, index in seen]
@@ -57,6 +61,21 @@ class TestEpochBatches:
         assert set(indices) <= set(range(count))
         assert len(shares) == len(parts[0])
         assert len(list(whole)) == len(whole)
+
+    @settings(max_examples=50)
+    @given(SIZES, SEEDS, EPOCHS)
+    def test_each_part_can_have_the_image_before_it(self, size: tuple[int, int, int], seed: int, epoch: int) -> None:
+        count, batch_size, world_size = size
+        for rank in range(world_size):
+            parts = EpochBatches(count, batch_size, seed, rank, world_size)
+            longer = EpochBatches(count, batch_size, seed, rank, world_size, with_neighbour=True)
+            for batches in (parts, longer):
+                batches.set_position(epoch)
+            for batch, (part, (before, *others)) in enumerate(zip(parts, longer, strict=True)):
+                assert others == part
+                assert [index for _, index in part] == parts.part(batch).tolist()
+                whole = parts.whole(batch, batch + 1).tolist()
+                assert before == (epoch, whole[whole.index(part[0][1]) - 1])
 
     @settings(max_examples=50)
     @given(SIZES, SEEDS, EPOCHS, st.data())
@@ -129,6 +148,25 @@ def equal(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]
 
 
 class TestTraining:
+    @pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGINT) * 3])
+    def test_workers_are_ended_by_their_own_process_alone(self, numbers: tuple[int, ...], data: ImageData) -> None:
+        """As in a group of processes that another one sends signals to."""
+        before = set(multiprocessing.active_children())
+        batches = EpochBatches(len(data.train), 2, seed=3)
+        loader = training_loader(AugmentedSet(data.train, NAMES, seed=3), batches, 2)
+        count = 0
+        for _ in loader:
+            workers = set(multiprocessing.active_children()) - before
+            assert len(workers) == 2
+            for number, worker in itertools.product(numbers, workers):
+                subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+            count += 1
+        assert count == len(batches)
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+            assert worker.exitcode == 0
+
     def test_batches_have_their_form(self, data: ImageData) -> None:
         for images, labels in run(data.train, [(0, 0)], None):
             assert images.dtype == torch.uint8

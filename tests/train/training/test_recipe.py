@@ -29,6 +29,12 @@ from tnn_train import TrainConfig
         ({"precision": "int8"}, "unknown precision 'int8'; choose from fp32, fp16, bf16"),
         ({"class_weights": "x"}, "unknown class_weights 'x'; choose from none, balanced"),
         ({"warmup_epochs": 1.0}, "one-cycle has a rise of its own; choose cosine"),
+        (
+            {"schedule": "cosine", "warmup_epochs": 21.0},
+            "warmup_epochs is 21 of 20 epochs, so that the rate never gets",
+        ),
+        ({"schedule": "step", "epochs": 3, "warmup_epochs": 3}, "warmup_epochs is 3 of 3 epochs, so that the rate"),
+        ({"schedule": "plateau", "epochs": 1, "warmup_epochs": 1.5}, "choose a shorter warm-up, or more epochs"),
         ({"augment": ("crop", "twist")}, "unknown augmentation 'twist'"),
         ({"keep_head": True}, "keep_head needs a checkpoint to take the head of; give weights"),
         ({"augment": ("crop",), "freeze_backbone": True}, "augment is crop with freeze_backbone"),

@@ -13,18 +13,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import RECIPE
+from waiting import Clock, until
 
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.bundle.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
 from tnn_train.run_files import RESULTS_SCHEMA
+from tnn_train.training import stopping
 from tnn_train.training.identity import identity, refuse_other
 from tnn_train.training.loop import TrainResult
 from tnn_train.training.run_folder import RunFolder
@@ -112,34 +113,63 @@ def test_a_training_killed_at_20_moments_ends_the_same(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
+def to_process(process: subprocess.Popen[str], number: int) -> None:
+    process.send_signal(number)
+
+
+def to_group(process: subprocess.Popen[str], number: int) -> None:
+    os.killpg(process.pid, number)
+
+
+def to_each(process: subprocess.Popen[str], number: int) -> None:
+    """As ``timeout`` and ``torchrun`` do: to the program, and to all its processes."""
+    process.send_signal(number)
+    os.killpg(process.pid, number)
+
+
+@pytest.mark.parametrize(("send", "workers"), [(to_process, 0), (to_group, 2), (to_each, 2)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_exit(number: int, photos: Path, tmp_path: Path) -> None:
+def test_signals_save_and_exit(
+    number: int, send: Callable[[subprocess.Popen[str], int], None], workers: int, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, str(SCRIPT), "--data", str(photos), "--out", str(out), "--backbone", "tiny"]
-    command += ["--epochs", "10000", "--save-steps", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as process:
-        while not (out / "last").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
+    command += ["--epochs", "10000", "--save-steps", "1", "--workers", str(workers)]
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
+        until(lambda: (out / "last").exists() or process.poll() is not None)
+        send(process, number)
         _, errors = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith(f"tnn-train: interrupted; {out}/last holds epoch ")
     assert "--resume" in errors.splitlines()[-1]
     load_checkpoint(out / "last")
 
 
-def test_a_second_signal_does_not_wait(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM,) * 2, (signal.SIGINT,) * 3, (signal.SIGINT, signal.SIGTERM)])
+@pytest.mark.parametrize(("seconds", "is_saved"), [(0.0, True), (0.5, True), (3.0, False)])
+def test_a_second_signal_does_not_wait_unless_it_comes_with_the_first(
+    seconds: float,
+    is_saved: bool,
+    numbers: tuple[int, ...],
+    data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``timeout`` and ``torchrun`` send the same signal twice."""
+    clock = Clock(monkeypatch, stopping)
     learn = Trainer._learn
 
     def interrupted(trainer: Trainer, *batch: torch.Tensor) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            clock.now += seconds
         learn(trainer, *batch)
 
     monkeypatch.setattr(Trainer, "_learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "run", TINY, RECIPE)
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "last").exists() == is_saved
 
 
 def test_a_thread_that_is_not_the_main_one_can_train(data: ImageData, tmp_path: Path) -> None:

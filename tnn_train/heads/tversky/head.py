@@ -15,7 +15,7 @@ from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.projection import TverskyProjection
-from tnn_train.heads.tversky.start import resolve_start
+from tnn_train.heads.tversky.start import resolve_start, unused
 from tnn_train.heads.tversky.unfolding import gradients_by_class, unfold
 
 __all__ = ["LinearStart", "TverskyHead"]
@@ -68,6 +68,11 @@ class TverskyHead(TverskyProjection, Head):
     def resolve(cls, options: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
         """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
         return resolve_start(options, class_names, is_frozen=is_frozen)
+
+    @classmethod
+    def unused(cls, options: TverskyConfig, resolved: TverskyConfig) -> Iterable[tuple[str, str]]:
+        """Yield the options that neither the form nor its start has a use for."""
+        return unused(options, resolved)
 
     @classmethod
     def for_training(cls, in_features: int, num_classes: int, options: TverskyConfig) -> Head:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tnn_train.fields import Field, FieldError
@@ -11,7 +11,7 @@ from tnn_train.heads.tversky.attributes import class_attributes, completed, num_
 from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
 from tnn_train.heads.tversky.unfolding import FIXED, FORM
 
-__all__ = ["resolve_start"]
+__all__ = ["resolve_start", "unused"]
 
 _ATTRIBUTES = ("classes", "hierarchy")
 _UNUSED = ("num_features", "init", "prototype_init", "prototype_gain", "sharpness", "logit_scale")
@@ -50,6 +50,30 @@ def resolve_start(config: TverskyConfig, class_names: Sequence[str], *, is_froze
     return dataclasses.replace(
         config, start=start, prototype_init=CLASS_MEANS if start == CLASS_MEANS else config.prototype_init
     )
+
+
+def unused(config: TverskyConfig, resolved: TverskyConfig) -> Iterator[tuple[str, str]]:
+    """Yield the options that do nothing, each with the option whose value is why.
+
+    Args:
+        config: What was asked for.
+        resolved: What `resolve_start` made of it.
+    """
+    reasons = {
+        "code": ("start", resolved.start != LINEAR),
+        "unfold_at": ("start", resolved.start != LINEAR),
+        "sharpness": ("membership", resolved.membership == "hard"),
+        "logit_scale": ("model", resolved.model == "contrast"),
+        "num_features": ("feature_bank", resolved.feature_bank == "diagonal"),
+        "prototype_gain": ("prototype_init", resolved.prototype_init == CLASS_MEANS),
+    }
+    idle = {name: reason for name, (reason, is_idle) in reasons.items() if is_idle}
+    if config.start == AUTO and resolved.start == RANDOM and config.prototype_init is None:
+        conflicts = _conflicts(config)
+        if all(name in idle for name in conflicts):
+            # They have decided how the training starts.
+            idle = {name: reason for name, reason in idle.items() if name not in conflicts}
+    yield from idle.items()
 
 
 def _linear(config: TverskyConfig, conflicts: Sequence[str], class_names: Sequence[str]) -> TverskyConfig:
