@@ -81,35 +81,38 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files, errors = _find(options.images)
-        total = len(files) + len(errors)
+        files, unusable, empty = _find(options.images)
+        total = len(files) + len(unusable)
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
                 if error:
-                    errors.append(error)
+                    unusable.append(error)
                 else:
                     show(file, ranked)
                 progress.update()
-    if errors:
+    if errors := [*(f"{path} has no files; expected images" for path in empty), *unusable]:
         for error in errors[:-1]:
             print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(errors)} of {total} files cannot be used" if total > 1 else ""
+        count = f"; {len(unusable)} of {total} files cannot be used" if unusable and total > 1 else ""
         raise InputError(errors[-1] + count)
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the files that the paths stand for, and what is wrong with what can be neither read nor followed."""
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[Path]]:
+    """Return the files that the paths stand for, what is wrong with others that cannot be used, and empty folders."""
     files: list[Path] = []
-    errors: list[str] = []
+    unusable: list[str] = []
+    empty: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        folder, unusable = read_tree(path)
+        folder, errors = read_tree(path)
         files += folder.below
-        errors += unusable.values() if folder.below or unusable else [f"{path} has no files; expected images"]
-    return files, errors
+        unusable += errors.values()
+        if not folder.below and not errors:
+            empty.append(path)
+    return files, unusable, empty
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:

@@ -25,7 +25,7 @@ def command(arguments: Sequence[str]) -> None:
         "tnn-train compare", "Compare finished runs: means and 95% intervals over seeds, paired differences.", _EPILOG
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder that tnn-train has made")
-    parser.add_argument("--out", type=Path, metavar="FILE.html", help="also write a page with tables and curves")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="also write a page with tables and curves")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.html")
     options = parser.parse_args(arguments)
     if options.out is not None:

@@ -34,8 +34,11 @@ def test_files_that_name_a_class_twice_are_refused(
         assert main(["import", *arguments, "--from", "linear", "-o", str(out)]) == 1
     else:
         assert train_main(["unfold", *arguments, "-o", str(out)]) == 1
-    twice = text.split()[0]
-    assert f"{names} has two classes called '{twice}'; expected a name of its own for each" in capsys.readouterr().err
+    twice, error = text.split()[0], capsys.readouterr().err
+    assert (
+        f"{names}, line {text.rstrip().count(chr(10)) + 1}: got '{twice}', as in line 1; expected each class once"
+        in error
+    )
     assert not out.exists()
 
 

@@ -292,7 +292,7 @@ class TestGroupFiles:
                 r"line 25: .*a/0.png is in the group 'other', and in 'scene 0' in a",
             ),
             (lambda rows: [*rows, "a/0.png"], "line 25: got 'a/0.png'; expected the columns image and group"),
-            (lambda rows: [*rows, "a/0.png, "], "line 25: got 'a/0.png, '; expected the columns image and group"),
+            (lambda rows: [*rows, "a/0.png, "], "line 25: got 'a/0.png,'; expected the columns image and group"),
             (lambda rows: [], "has no group for 24 of 24 images"),
             (lambda rows: [f"{row.split(',')[0]},all" for row in rows], "cannot be split .* or smaller groups"),
         ],
