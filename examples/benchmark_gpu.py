@@ -29,6 +29,7 @@ from tnn_runtime.backends import Backend, BackendOptions, open_backend
 from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
@@ -59,13 +60,14 @@ class Contender:
     @contextmanager
     def opened(self, bundle: Path, batches: Sequence[int]) -> Iterator[tuple[Call, Backend | None]]:
         """Open a bundle, and run every batch size once."""
-        manifest, folder = Manifest.read(bundle)
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
         if self.torch:
             call = eager(manifest, self.device, compiled=self.torch == "compile")
             backend = None
         else:
             options = BackendOptions(max_batch_size=max(batches), cuda_graphs=self.graphs)
-            backend, _ = open_backend(folder, manifest, self.device, options)
+            backend, _ = open_backend(opened, self.device, options)
             call = partial(logits, backend)
         try:
             for batch in batches:

@@ -24,6 +24,7 @@ OTHERS = {
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.outputs",
+        "tnn_runtime.bundle.reading",
         "tnn_runtime.bundle.storage",
         "tnn_runtime.console",
         "tnn_runtime.errors",

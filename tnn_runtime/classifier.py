@@ -23,6 +23,7 @@ from tnn_runtime.answers.results import Answers, Prediction
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.errors import InputError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
@@ -176,8 +177,9 @@ class Classifier:
         at_least_one(threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size)
         delay_s = seconds(max_queue_delay_ms, "max_queue_delay_ms", "milliseconds") / 1000
         timeout_s = None if timeout_s is None else seconds(timeout_s, "timeout_s")
-        manifest, folder = Manifest.read(bundle, public_key)
-        explainer = open_explainer(manifest, folder)
+        opened = open_bundle(bundle, public_key)
+        manifest, folder = opened.manifest, opened.folder
+        explainer = open_explainer(opened)
         max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
         options = BackendOptions(
             threads=threads,
@@ -193,12 +195,12 @@ class Classifier:
         replicas: list[Replica] = []
         try:
             for name in devices:
-                backend, reason = open_backend(folder, manifest, name, options)
+                backend, reason = open_backend(opened, name, options)
                 replicas.append(Replica(backend, manifest.batch.smallest, reason, metrics, tracer))
                 if warmup:
                     replicas[-1].warm_up(manifest.preprocessing.shape)
                 if self_check:
-                    replay_golden_samples(folder, manifest, backend.device, replicas[-1].logits, max_batch_size)
+                    replay_golden_samples(opened, backend.device, replicas[-1].logits, max_batch_size)
         except BaseException:
             Replicas(replicas).close()
             raise

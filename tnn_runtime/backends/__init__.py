@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
 
 __all__ = [
@@ -45,7 +45,7 @@ BACKENDS = {
 """For each kind of device the module of this package and the class that runs on it.
 
 The module also has a function ``probe(device)``, which runs the model `PROBE` and tells with what, or raises an error,
-and for GPUs ``device_timer(folder, manifest, device, options)``, see `open_device_timer`.
+and for GPUs ``device_timer(bundle, device, options)``, see `open_device_timer`.
 """
 
 TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.float32]]]
@@ -123,8 +123,8 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(folder: Path, manifest: Manifest, device: str, options: BackendOptions) -> tuple[Backend, str]:
-    """Load the model in ``folder`` on ``device``.
+def open_backend(bundle: Bundle, device: str, options: BackendOptions) -> tuple[Backend, str]:
+    """Load the model of a bundle on ``device``.
 
     ``"auto"`` takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
     never takes TensorRT, which may build an engine for minutes and computes with other kernels: that is for the user to
@@ -140,14 +140,12 @@ def open_backend(folder: Path, manifest: Manifest, device: str, options: Backend
     """
     wanted = parse_device(device)
     if wanted.kind == "auto":
-        return _open_best(folder, manifest, options)
-    return _open(folder, manifest, wanted, options), "as asked"
+        return _open_best(bundle, options)
+    return _open(bundle, wanted, options), "as asked"
 
 
-def open_device_timer(
-    folder: Path, manifest: Manifest, device: str, options: BackendOptions
-) -> AbstractContextManager[TimedRun]:
-    """Load the model in ``folder`` on a GPU so that the clock of the GPU can be read, which serving has no need of.
+def open_device_timer(bundle: Bundle, device: str, options: BackendOptions) -> AbstractContextManager[TimedRun]:
+    """Load the model of a bundle on a GPU so that the clock of the GPU can be read, which serving has no need of.
 
     The time runs from when the images have arrived to when the outputs are there to be copied back. The moments in
     which the GPU waits for the host to queue more are part of it.
@@ -157,7 +155,7 @@ def open_device_timer(
     """
     wanted = parse_device(device)
     module = importlib.import_module(f"{__name__}.{BACKENDS[wanted.kind][0]}")
-    timer: AbstractContextManager[TimedRun] = module.device_timer(folder, manifest, wanted, options)
+    timer: AbstractContextManager[TimedRun] = module.device_timer(bundle, wanted, options)
     return timer
 
 
@@ -171,20 +169,21 @@ def probe_device(device: Device) -> str:
     return what
 
 
-def _open(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Backend:
+def _open(bundle: Bundle, device: Device, options: BackendOptions) -> Backend:
     module, name = BACKENDS[device.kind]
-    backend: Backend = getattr(importlib.import_module(f"{__name__}.{module}"), name)(folder, manifest, device, options)
+    backend: Backend = getattr(importlib.import_module(f"{__name__}.{module}"), name)(bundle, device, options)
     return backend
 
 
-def _open_best(folder: Path, manifest: Manifest, options: BackendOptions) -> tuple[Backend, str]:
+def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
     if options.providers is not None or options.provider_options:
         raise UsageError(
             "providers and their options were given, and device 'auto' chooses them itself; name the device, such as "
             "'cuda' or 'cpu'"
         )
+    manifest = bundle.manifest
     try:
-        cuda = _open(folder, manifest, Device("cuda"), options)
+        cuda = _open(bundle, Device("cuda"), options)
     except ProviderUnavailable as error:
         reason = str(error)
     else:
@@ -195,4 +194,4 @@ def _open_best(folder: Path, manifest: Manifest, options: BackendOptions) -> tup
             cuda.close()
             reason = str(error)
     on_cpu = dataclasses.replace(options, cuda_graphs=False)
-    return _open(folder, manifest, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"
+    return _open(bundle, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"

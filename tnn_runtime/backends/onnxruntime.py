@@ -24,6 +24,7 @@ from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers, cuda_problems, require_providers
 from tnn_runtime.backends.slots import AT_ONCE, Slots
 from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest
+from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import (
     ArtifactError,
     ClassifierClosed,
@@ -61,8 +62,7 @@ class OnnxRuntimeBackend:
     cuda-bindings, batches of any size go through pageable memory, and `details` says so.
 
     Args:
-        folder: The bundle folder.
-        manifest: Its manifest, which the graph must agree with.
+        bundle: The bundle, with whose manifest the graph must agree.
         device: The CPU or a GPU.
         options: How to run it.
 
@@ -73,7 +73,8 @@ class OnnxRuntimeBackend:
             refuses.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> None:
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+        folder, manifest = bundle.folder, bundle.manifest
         if ONNX_FILE not in manifest.files:
             raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which the runtime needs; export with --formats onnx")
         self.device = str(device)
@@ -84,9 +85,7 @@ class OnnxRuntimeBackend:
         self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
         providers = chosen_providers(device, manifest, options)
         without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
-        self._session: Any = _session(
-            str(folder / ONNX_FILE), device, providers, options.threads, options.spin, without
-        )
+        self._session: Any = _bundle_session(bundle, device, providers, options.threads, options.spin, without)
         self.details: dict[str, Any] = {
             "providers": self._session.get_providers(),
             "provider_options": {name: self._session.get_provider_options().get(name, {}) for name, _ in providers},
@@ -176,9 +175,9 @@ class OnnxRuntimeBackend:
 
 
 @contextmanager
-def device_timer(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
+def device_timer(bundle: Bundle, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
     """Run the model on a stream of ours, whose time can be taken; see `open_device_timer`."""
-    cuda = Cuda(device.index)
+    manifest, cuda = bundle.manifest, Cuda(device.index)
     cuda.use()
     stream = cuda.stream()
     try:
@@ -186,7 +185,7 @@ def device_timer(folder: Path, manifest: Manifest, device: Device, options: Back
         providers = [(name, asked | ours) for name, asked in chosen_providers(device, manifest, options)]
         sizes = bucket_sizes(manifest.batch, options.max_batch_size)
         slot = BoundSlot(
-            _session(str(folder / ONNX_FILE), device, providers, options.threads, options.spin),
+            _bundle_session(bundle, device, providers, options.threads, options.spin),
             cuda,
             manifest,
             sizes,
@@ -256,6 +255,14 @@ def node_counts(session: Any) -> dict[str, int]:
     for part in parts:
         counts[part.ep_name] += len(part.get_nodes())
     return dict(counts)
+
+
+def _bundle_session(bundle: Bundle, *how: Any) -> Any:
+    """Open a session of the model of a bundle; ``how`` is what `_session` takes beside the model."""
+    if not bundle.weights:
+        return _session(bundle.contents[ONNX_FILE], *how)
+    with bundle.model_on_disk() as path:
+        return _session(str(path), *how)
 
 
 def _session(

@@ -19,8 +19,9 @@ from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
 from tnn_runtime.backends.libraries import missing_driver
 from tnn_runtime.backends.slots import AT_ONCE, Slot, Slots, Tensors
-from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest, TensorSpec
-from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt
+from tnn_runtime.bundle.manifest import ONNX_FILE, TensorSpec
+from tnn_runtime.bundle.opened import Bundle
+from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt, read_engine
 from tnn_runtime.engines.library import collecting_logger
 from tnn_runtime.errors import ArtifactError, EngineError, NotAnswered, ProviderUnavailable, RunError, UsageError
 
@@ -38,8 +39,7 @@ class TensorRtBackend:
     when it is opened. With CUDA graphs these first runs are recorded, and replayed from then on.
 
     Args:
-        folder: The bundle folder.
-        manifest: Its manifest, which the engine must agree with.
+        bundle: The bundle, with whose manifest the engine must agree.
         device: The GPU.
         options: How to run it. ``providers`` and ``provider_options`` are ONNX Runtime's, and refused here.
 
@@ -49,8 +49,8 @@ class TensorRtBackend:
         ArtifactError: If the bundle has no ONNX model, TensorRT refuses it, or it is not what the manifest says.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> None:
-        engine = _load(folder, manifest, device, options)
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+        engine, manifest = _load(bundle, device, options), bundle.manifest
         self.device = str(device)
         self.threads = options.threads
         self.batch_sizes = sizes = bucket_sizes(manifest.batch, options.max_batch_size)
@@ -93,9 +93,9 @@ class TensorRtBackend:
 
 
 @contextmanager
-def device_timer(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
+def device_timer(bundle: Bundle, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
     """Run the engine of the backend in a slot whose time is taken; see `open_device_timer`."""
-    engine = _load(folder, manifest, device, options)
+    engine, manifest = _load(bundle, device, options), bundle.manifest
     (images,) = manifest.inputs
     sizes = bucket_sizes(manifest.batch, options.max_batch_size)
     slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
@@ -106,7 +106,8 @@ def device_timer(folder: Path, manifest: Manifest, device: Device, options: Back
         slot.close()
 
 
-def _load(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> LoadedEngine:
+def _load(bundle: Bundle, device: Device, options: BackendOptions) -> LoadedEngine:
+    folder, manifest = bundle.folder, bundle.manifest
     if ONNX_FILE not in manifest.files:
         raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which engines are built from; export with --formats onnx")
     if options.providers is not None or options.provider_options:
@@ -119,16 +120,17 @@ def _load(folder: Path, manifest: Manifest, device: Device, options: BackendOpti
     cuda.use()
     (images,) = manifest.inputs
     sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-    path = build_engine(
-        folder / ONNX_FILE,
-        engine_folder(options.cache_dir),
-        input_name=images.name,
-        shape=manifest.preprocessing.shape,
-        batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
-        library=library,
-        tf32=options.tf32,
-        gpu=device.index,
-    )
+    with bundle.model_on_disk() as model:
+        path = build_engine(
+            model,
+            engine_folder(options.cache_dir),
+            input_name=images.name,
+            shape=manifest.preprocessing.shape,
+            batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+            library=library,
+            tf32=options.tf32,
+            gpu=device.index,
+        )
     engine = LoadedEngine(library, cuda, path)
     engine.check(images, manifest.outputs)
     return engine
@@ -143,7 +145,7 @@ class LoadedEngine:
         path: The file.
 
     Raises:
-        EngineError: If TensorRT does not load it.
+        EngineError: If it is not the file that was built, or TensorRT does not load it.
     """
 
     def __init__(self, library: Library, cuda: Cuda, path: Path) -> None:
@@ -156,7 +158,7 @@ class LoadedEngine:
         self._logger = collecting_logger(trt, self.complaints)
         cuda.use()
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(read_engine(path))
         if self._engine is None:
             raise EngineError(f"{library} does not load {path} ({self.said()}); remove it, and it is built again")
 

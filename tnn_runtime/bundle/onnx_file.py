@@ -7,6 +7,7 @@ Only messages that lead to a tensor are looked into; all else is skipped, and no
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -59,7 +60,7 @@ class _Damaged(ValueError):
     """Bytes that are no model, or more fields than models have."""
 
 
-def external_files(model: Path) -> list[str]:
+def external_files(model: Path, content: bytes | None = None) -> list[str]:
     """Return the names of the files in which an ONNX model keeps tensors (`TensorProto.external_data`), sorted.
 
     The tensors may be initializers, attributes of nodes, or parts of sparse tensors, in the graph, its subgraphs,
@@ -68,6 +69,7 @@ def external_files(model: Path) -> list[str]:
 
     Args:
         model: The file. A few bytes of each tensor are read, however large it is.
+        content: What is in it, if it has been read already.
 
     Returns:
         The names as the model has them: paths from its folder on, which may lead anywhere.
@@ -76,7 +78,7 @@ def external_files(model: Path) -> list[str]:
         ArtifactError: If it cannot be read, or is not the wire format of a model.
     """
     try:
-        with model.open("rb") as file:
+        with model.open("rb") if content is None else io.BytesIO(content) as file:
             return sorted(_names(file))
     except OSError as error:
         raise ArtifactError(f"{model} cannot be read ({error.strerror}); expected an ONNX model") from error

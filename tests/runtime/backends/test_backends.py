@@ -14,6 +14,7 @@ from tnn_runtime import ArtifactError, Classifier, ClassifierClosed, Manifest, P
 from tnn_runtime.backends import BackendOptions, Device, open_backend, providers
 from tnn_runtime.backends import onnxruntime as module
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers
+from tnn_runtime.bundle.opened import open_bundle
 
 needs_no_gpu = pytest.mark.skipif(module.cuda_problems() == [], reason="this machine has a working GPU")
 ON_CPU, ON_CUDA = Device("cpu"), Device("cuda", 1)
@@ -83,7 +84,7 @@ def test_gpus_that_are_not_there_are_errors_with_all_that_is_missing(
     with pytest.raises(
         ProviderUnavailable, match=r"does not work here: .*lib\w+\.so.*; or choose device 'cpu'"
     ) as caught:
-        open_backend(small_bundle, Manifest.read(small_bundle)[0], device, BackendOptions(providers=names))
+        open_backend(open_bundle(small_bundle), device, BackendOptions(providers=names))
     assert ("libnvinfer.so.10" in str(caught.value)) == (names == [TENSORRT, CUDA])
 
 
@@ -294,8 +295,8 @@ def test_onnxruntime_itself_refuses_to_fall_back(small_bundle: Path, monkeypatch
 
 
 def test_the_cpu_backend_takes_any_batch_and_tells_what_it_is(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    backend, reason = open_backend(small_bundle, manifest, "cpu", BackendOptions(providers=[CPU]))
+    bundle = open_bundle(small_bundle)
+    backend, reason = open_backend(bundle, "cpu", BackendOptions(providers=[CPU]))
     assert (backend.device, reason, backend.batch_sizes, backend.concurrency) == ("cpu", "as asked", (), 1)
     assert backend.details["providers"] == [CPU]
     assert backend.details["nodes"][CPU] > 9
@@ -309,18 +310,18 @@ def test_the_cpu_backend_takes_any_batch_and_tells_what_it_is(small_bundle: Path
 
 
 def test_a_model_that_onnxruntime_refuses(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    (small_bundle / "model.onnx").write_bytes(b"\x08\x0anonsense")
+    bundle = open_bundle(small_bundle)
+    damaged = dataclasses.replace(bundle, contents={**bundle.contents, "model.onnx": b"\x08\x0anonsense"})
     with pytest.raises(ArtifactError, match="refuses the model"):
-        module.OnnxRuntimeBackend(small_bundle, manifest, ON_CPU, BackendOptions())
-    unlisted = dataclasses.replace(manifest, files={})
+        module.OnnxRuntimeBackend(damaged, ON_CPU, BackendOptions())
+    unlisted = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files={}))
     with pytest.raises(ArtifactError, match=r"lists no model.onnx, which the runtime needs; export with --formats"):
-        module.OnnxRuntimeBackend(small_bundle, unlisted, ON_CPU, BackendOptions())
+        module.OnnxRuntimeBackend(unlisted, ON_CPU, BackendOptions())
 
 
 def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    backend = module.OnnxRuntimeBackend(small_bundle, manifest, ON_CPU, BackendOptions())
+    bundle = open_bundle(small_bundle)
+    backend = module.OnnxRuntimeBackend(bundle, ON_CPU, BackendOptions())
     with pytest.raises(RunError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
         backend.run(np.zeros((2, 9, 9, 3), np.uint8))
     backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))

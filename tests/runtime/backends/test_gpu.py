@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tnn_export import export_bundle
-from tnn_runtime import Classifier, Manifest, ProviderUnavailable, RunError, UsageError
+from tnn_runtime import Classifier, ProviderUnavailable, RunError, UsageError
 from tnn_runtime.__main__ import main
 from tnn_runtime.backends import (
     Backend,
@@ -31,6 +31,7 @@ from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.failures import FATAL
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT
 from tnn_runtime.backends.tensorrt import tensorrt_problems
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.commands.doctor import examine
 from tnn_runtime.engines import build as engines
 from tnn_train.training.loop import TrainResult
@@ -63,7 +64,7 @@ def opened(tmp_path: Path) -> Callable[..., Any]:
     @contextmanager
     def opener(bundle: Path, device: str, **options: Any) -> Iterator[Backend]:
         asked = {"max_batch_size": SIZES[-1], "cache_dir": tmp_path / "engines"} | options
-        backend, _ = open_backend(bundle, Manifest.read(bundle)[0], device, BackendOptions(**asked))
+        backend, _ = open_backend(open_bundle(bundle), device, BackendOptions(**asked))
         try:
             yield backend
         finally:
@@ -160,9 +161,9 @@ def test_a_gpu_that_is_not_there_is_an_error(bundles: dict[str, Path], opened: C
 def test_the_clock_of_the_gpu_agrees_with_the_wall(
     bundles: dict[str, Path], device: str, graphs: bool, tmp_path: Path
 ) -> None:
-    manifest, folder = Manifest.read(bundles["tversky"])
+    bundle = open_bundle(bundles["tversky"])
     options = BackendOptions(max_batch_size=16, cache_dir=tmp_path, cuda_graphs=graphs)
-    with open_device_timer(folder, manifest, device, options) as timed, Classifier.load(folder, "cpu") as cpu:
+    with open_device_timer(bundle, device, options) as timed, Classifier.load(bundle.folder, "cpu") as cpu:
         for count in (*SIZES, 3) * 3:
             started = time.perf_counter()
             seconds, logits = timed(images(count))
@@ -303,12 +304,13 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from tnn_runtime import DeviceLost, Manifest
+from tnn_runtime import DeviceLost
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.backends import BackendOptions, open_backend
 
-manifest, folder = Manifest.read(sys.argv[1])
-backend, _ = open_backend(folder, manifest, sys.argv[2], BackendOptions(max_batch_size=2, cache_dir=Path(sys.argv[3])))
-images = np.zeros((2, *manifest.preprocessing.shape), np.uint8)
+bundle = open_bundle(sys.argv[1])
+backend, _ = open_backend(bundle, sys.argv[2], BackendOptions(max_batch_size=2, cache_dir=Path(sys.argv[3])))
+images = np.zeros((2, *bundle.manifest.preprocessing.shape), np.uint8)
 backend.run(images)
 try:
     torch.zeros(4, device="cuda")[torch.tensor([1 << 20], device="cuda")]

@@ -22,6 +22,7 @@ from tnn_runtime.backends.binding import BoundSlot
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.slots import Slots
 from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.opened import open_bundle
 
 pytest.importorskip("cuda.bindings.runtime")
 
@@ -214,7 +215,7 @@ def opened(
 
     def opener(**options: Any) -> module.OnnxRuntimeBackend:
         return module.OnnxRuntimeBackend(
-            small_bundle, manifest, Device("cuda", 1), BackendOptions(max_batch_size=8, **options)
+            open_bundle(small_bundle), Device("cuda", 1), BackendOptions(max_batch_size=8, **options)
         )
 
     return opener
@@ -311,7 +312,7 @@ def test_the_device_time_is_that_of_the_computation_alone(
     monkeypatch.setattr(module, "_session", open_session)
     monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
     options = BackendOptions(max_batch_size=8, tf32=True)
-    with open_device_timer(small_bundle, manifest, "cuda:1", options) as timed:
+    with open_device_timer(open_bundle(small_bundle), "cuda:1", options) as timed:
         for count in (1, 3, 8):
             seconds, logits = timed(images(count, count))
             assert seconds == 1e-3
@@ -333,7 +334,7 @@ def test_a_device_timer_that_cannot_be_opened_leaves_nothing(
     monkeypatch.setattr(module, "_session", refuse)
     with (
         pytest.raises(ProviderUnavailable, match="no such luck"),
-        open_device_timer(small_bundle, manifest, "cuda", BackendOptions()),
+        open_device_timer(open_bundle(small_bundle), "cuda", BackendOptions()),
     ):
         pass
     assert fake.leaks == []
