@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tnn_runtime.bundle.storage import FolderKind, previous_of
 from tnn_runtime.errors import ArtifactError
 
-__all__ = ["OpenFolder", "existing_folder", "read_arrays", "read_folder", "read_json"]
+__all__ = ["OpenFolder", "read_arrays", "read_folder", "read_json"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -181,6 +181,9 @@ class OpenFolder:
 def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T]) -> T:
     """Return what ``read`` makes of a folder, all of it from one folder, even if it is overwritten meanwhile.
 
+    The predecessor of an interrupted overwrite is only read if no other process puts the folder there within half a
+    second, and never in silence.
+
     Args:
         target: The folder that the user named.
         kind: What it should be.
@@ -191,11 +194,19 @@ def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T])
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            folder = OpenFolder(existing_folder(target, kind), kind)
-        except FileNotFoundError:
-            continue
+            folder = OpenFolder(_there(target, kind), kind)
+        except FileNotFoundError as error:
+            if os.path.lexists(target) or previous_of(target).exists():
+                continue
+            raise ArtifactError(f"{target} does not exist; {_expected(kind)}") from error
+        except NotADirectoryError as error:
+            raise ArtifactError(f"{target} is not a folder; {_expected(kind)}") from error
+        except OSError as error:
+            raise ArtifactError(f"{target} cannot be read ({error.strerror}); {_expected(kind)}") from error
         with contextlib.closing(folder):
             try:
+                if not folder.has(kind.marker):
+                    raise ArtifactError(f"{target} has no {kind.marker}; {_expected(kind)}")
                 return read(folder)
             except ArtifactError:
                 if attempt == _ATTEMPTS or not folder.is_replaced():
@@ -203,18 +214,12 @@ def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T])
     raise ArtifactError(f"{target} is replaced again and again while it is read; wait until that ends, and try again")
 
 
-def existing_folder(target: Path, kind: FolderKind) -> Path:
-    """Return the folder to read for ``target``: itself, or its predecessor after an interrupted overwrite.
+def _expected(kind: FolderKind) -> str:
+    return f"expected a {kind.name} folder with {kind.marker} in it"
 
-    The predecessor is only taken if no other process puts the folder there within half a second, and never in silence.
 
-    Args:
-        target: The folder that the user named.
-        kind: What it should be.
-
-    Raises:
-        ArtifactError: If there is no such folder or it lacks the marker.
-    """
+def _there(target: Path, kind: FolderKind) -> Path:
+    """Return the path of a folder, or where an interrupted overwrite has left the one before."""
     previous = previous_of(target)
     end = time.monotonic() + _GAP_S
     while not os.path.lexists(target) and previous.exists():
@@ -223,12 +228,9 @@ def existing_folder(target: Path, kind: FolderKind) -> Path:
                 "%s is missing, as if an overwrite had been interrupted: the %s before it, %s, is read; write it again",
                 *(target, kind.name, previous),
             )
-            target = previous
+            return previous
         time.sleep(_LOOK_AGAIN_S)
-    if (target / kind.marker).is_file():
-        return target
-    problem = f"has no {kind.marker}" if target.is_dir() else "is not a folder" if target.exists() else "does not exist"
-    raise ArtifactError(f"{target} {problem}; expected a {kind.name} folder with {kind.marker} in it")
+    return target
 
 
 def read_json(path: Path, kind: str, newest_schema: int, content: bytes | None = None) -> dict[str, Any]:

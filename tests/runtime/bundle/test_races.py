@@ -16,7 +16,7 @@ import pytest
 from tnn_runtime import ArtifactError, Classifier, Manifest
 from tnn_runtime.bundle.manifest import BUNDLE, ONNX_FILE
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.bundle.reading import OpenFolder, existing_folder, read_folder
+from tnn_runtime.bundle.reading import OpenFolder, read_folder
 from tnn_runtime.bundle.storage import new_folder
 
 REPLACE = """
@@ -127,7 +127,7 @@ def test_a_bundle_between_two_renames_is_waited_for(small_bundle: Path, monkeypa
     previous = small_bundle.parent / f".{small_bundle.name}.previous"
     small_bundle.rename(previous)
     monkeypatch.setattr("tnn_runtime.bundle.reading.time.sleep", lambda seconds: previous.rename(small_bundle))
-    assert existing_folder(small_bundle, BUNDLE) == small_bundle
+    assert read_folder(small_bundle, BUNDLE, lambda folder: folder.path) == small_bundle
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "nothing"])

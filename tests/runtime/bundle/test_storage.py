@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
-from tnn_runtime.bundle.reading import OpenFolder, existing_folder, read_arrays, read_json
+from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
 from tnn_runtime.bundle.storage import (
     FolderKind,
     describe_files,
@@ -151,7 +151,7 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
 def test_the_predecessor_is_read_after_an_interrupted_overwrite(tmp_path: Path) -> None:
     (tmp_path / ".target.previous").mkdir()
     fill(tmp_path / ".target.previous", "old")
-    assert existing_folder(tmp_path / "target", THING) == tmp_path / ".target.previous"
+    assert read_folder(tmp_path / "target", THING, lambda folder: folder.path) == tmp_path / ".target.previous"
 
 
 @pytest.mark.parametrize(
