@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any, Self, TypeGuard, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.reject import check_score, check_threshold
 from tnn_runtime.answers.results import Answers, Prediction
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.errors import InputError, UsageError
+from tnn_runtime.errors import InputError, NotAnswered, QueueFull, UsageError
 from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
@@ -44,6 +45,7 @@ T = TypeVar("T")
 Images = Sequence[ImageSource] | NDArray[np.uint8]
 
 _UINT8 = np.dtype(np.uint8)
+_LOOK_AGAIN_S = 0.005
 _CLOSED = "this classifier is closed; load the bundle again"
 _DRAINING = "this classifier drains: it answers what it has accepted, and takes nothing new; send it elsewhere"
 
@@ -274,15 +276,16 @@ class Classifier:
                 version does not know.
         """
         explain = self._explanation(top_k, num_features, num_prototypes)
-        return explain(self._make_answers(self._run(images)))
+        with self._counted():
+            return explain(self._make_answers(self._outputs(images)))
 
     def submit(
         self, image: ImageSource, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
     ) -> Future[list[Prediction]]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
 
-        Files are decoded in the background. Callbacks of the future run in the thread that runs the batches: keep them
-        short.
+        Files are decoded in the background. Callbacks of the future run one after another in a thread that the
+        classifier has for them; they may call it, and even close it.
 
         Args:
             image: An image as `predict` accepts it.
@@ -307,7 +310,8 @@ class Classifier:
     ) -> list[list[Prediction]]:
         """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
 
-        Either all images are accepted or none. If the task is cancelled or an image fails, the others are cancelled.
+        Either all images are accepted or none; more than the queue can hold are sent in pieces, one after another. If
+        the task is cancelled or an image fails, the others are cancelled.
         Files are decoded in the background; Pillow images, and arrays of another size than the model's, are scaled
         at once, in the calling thread.
 
@@ -340,7 +344,12 @@ class Classifier:
         """Return what `explain` returns; see `predict_async`."""
         explain = self._explanation(top_k, num_features, num_prototypes)
         answers = await self._await_answers(images, Answers.only, timeout_s)
-        return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
+
+        def explain_all() -> list[list[Explanation]]:
+            with self._counted():
+                return [row for answer in answers for row in explain(answer)]
+
+        return await asyncio.to_thread(explain_all)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -374,12 +383,21 @@ class Classifier:
     @property
     def health(self) -> Health:
         """Whether it serves, and what it has to do."""
-        reason = "; ".join([self._lifecycle.refusal, *map(str, self._replicas.lost)]).strip("; ")
+        if self._lifecycle.is_fork:
+            return Health(False, self._lifecycle.refusal, 0, 0)
+        ends = [] if self._batcher is None else [self._batcher.end]
+        reasons = dict.fromkeys([self._lifecycle.refusal, *map(str, self._replicas.lost), *ends])
+        reason = "; ".join(filter(None, reasons))
         return Health(not reason, reason, self._metrics.read().waiting, self._lifecycle.open_requests)
 
     @property
     def metrics(self) -> MetricsSnapshot:
-        """What it has counted since it was loaded; see `tnn_runtime.prometheus` for monitoring systems."""
+        """What it has counted since it was loaded; see `tnn_runtime.prometheus` for monitoring systems.
+
+        Raises:
+            ClassifierClosed: In a fork of the process that loaded it.
+        """
+        self._lifecycle.check_process()
         return self._metrics.read()
 
     def drain(self, timeout_s: float | None = None) -> bool:
@@ -390,7 +408,11 @@ class Classifier:
 
         Returns:
             Whether all is answered.
+
+        Raises:
+            ClassifierClosed: In a fork of the process that loaded it.
         """
+        self._lifecycle.check_process()
         limit = None if timeout_s is None else seconds(timeout_s, "timeout_s")
         self._lifecycle.stop(self._lifecycle.refusal or _DRAINING)
         return self._lifecycle.wait(limit)
@@ -398,8 +420,11 @@ class Classifier:
     def close(self) -> None:
         """Release the model and end all threads. Later calls raise `ClassifierClosed`; closing twice is fine.
 
-        Calls that run are answered; images that wait in the queue get `ClassifierClosed`: call `drain` first.
+        Calls that run are answered; images that wait in the queue get `ClassifierClosed`: call `drain` first. In a fork
+        of the process that loaded it there is nothing to release, and this does nothing.
         """
+        if self._lifecycle.is_fork:
+            return
         self._lifecycle.stop(_CLOSED)
         with self._making:
             batcher = self._batcher
@@ -419,7 +444,7 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and not self._lifecycle.is_fork:
             self.drain()
         self.close()
 
@@ -441,20 +466,37 @@ class Classifier:
         return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
 
     def _run(self, images: Images) -> Outputs:
-        """Run the model on all images now."""
+        """Run the model on all images now, as a request of its own."""
+        with self._counted():
+            return self._outputs(images)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count what is done within as one request, from acceptance to answer."""
+        self._lifecycle.check_process()
         self._metrics.request()
         try:
             self._lifecycle.accept()
             try:
-                outputs = [self._replicas.run(batch) for batch in self._batches(images)]
+                yield
             finally:
                 self._lifecycle.answered()
         except Exception as error:
             self._metrics.failed(type(error).__name__)
             raise
-        if len(outputs) == 1:
-            return outputs[0]
-        return Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+
+    def _outputs(self, images: Images) -> Outputs:
+        """Run the model on all images now."""
+        outputs = [self._replicas.run(batch) for batch in self._batches(images)]
+        whole = (
+            outputs[0]
+            if len(outputs) == 1
+            else Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+        )
+        if len(bad := whole.bad_rows):
+            self._metrics.not_finite(len(bad))
+            raise not_finite(int(bad[0]))
+        return whole
 
     def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -477,7 +519,26 @@ class Classifier:
         self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None
     ) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
-        requests = self._enqueue(_container(images), answer, timeout_s)
+        images, most = _container(images), self._queue.max_queue_size
+        if len(images) <= most:
+            return await self._await_piece(images, answer, timeout_s)
+        answers: list[T] = []
+        for start in range(0, len(images), most):
+            answers += await self._await_piece(images[start : start + most], answer, timeout_s, waits=start > 0)
+        return answers
+
+    async def _await_piece(
+        self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None, *, waits: bool = False
+    ) -> list[T]:
+        """Put images into the queue, once there is room for them if that is waited for, and wait for the answers."""
+        while True:
+            try:
+                requests = self._enqueue(images, answer, timeout_s)
+                break
+            except QueueFull:
+                if not waits:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
         try:
             return list(await asyncio.gather(*map(asyncio.wrap_future, requests)))
         finally:
@@ -486,7 +547,8 @@ class Classifier:
 
     def _enqueue(self, images: Images, answer: Callable[[Answers, int], Any], timeout_s: float | None) -> list[Request]:
         """Put images into the queue, all or none."""
-        limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")
+        self._lifecycle.check_process()
+        limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
         requests = [Request(answer, limit, link) for _ in images]
         self._metrics.request(len(requests))
@@ -497,11 +559,16 @@ class Classifier:
             self._metrics.failed(type(error).__name__, len(requests))
             raise
         for request, image in zip(requests, images, strict=True):
+            request._owner = self  # or the answer would come to nobody, where nobody else holds it
             if isinstance(image, np.ndarray) and self._is_ready(image[None]):
                 batcher.put(request, image.copy())
-            else:
-                prepare = partial(self._manifest.preprocessing, image)
-                self._decoders.do(image, partial(batcher.prepare, request, prepare))
+                continue
+            request._source = image
+            try:
+                decode = partial(request._decode, self._manifest.preprocessing)
+                self._decoders.do(image, partial(batcher.prepare, request, decode))
+            except NotAnswered as error:
+                request._fail(error)
         return requests
 
     def _started_batcher(self) -> Batcher:
@@ -509,7 +576,7 @@ class Classifier:
             if self._batcher is None:
                 self._lifecycle.check()
                 self._batcher = Batcher(self._replicas, self._make_answers, self._queue, self._lifecycle, self._metrics)
-                weakref.finalize(self, self._batcher.abandon)
+                weakref.finalize(self, self._batcher.close)
             return self._batcher
 
     def _link(self) -> Any:

@@ -6,6 +6,7 @@ import math
 import operator
 import threading
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from tnn_runtime.errors import UsageError
@@ -32,15 +33,16 @@ def at_least_one(**values: int) -> None:
             raise UsageError(f"{name} is {_shown(value)}; expected an integer of at least 1 and below {_MANY}")
 
 
-def seconds(value: Any, name: str, unit: str = "seconds") -> float:
+def seconds(value: Any, name: str, unit: str = "seconds", *, endless: bool = False) -> float:
     """Return a duration as it is, or as many years as the system can wait.
 
     Raises:
-        UsageError: If it is no finite number from 0 on.
+        UsageError: If it is no number from 0 on, or infinity where there has to be an end.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= math.inf or (number == math.inf and not endless):
         raise UsageError(f"{name} is {_shown(value)}; expected a number of {unit}, 0 or more")
-    return float(min(value, _LONGEST_S))
+    return min(number, _LONGEST_S)
 
 
 def device_list(device: str | Sequence[str]) -> tuple[str, ...]:

@@ -47,6 +47,9 @@ class ClassifierCollector(Collector):
         requests = CounterMetricFamily("tnn_requests", "Requests that came in", labels=["model"])
         images = CounterMetricFamily("tnn_images", "Images that the model was run on", labels=["model"])
         failures = CounterMetricFamily("tnn_failures", "Requests that got no answer", labels=["model", "reason"])
+        not_finite = CounterMetricFamily(
+            "tnn_not_finite_images", "Images with outputs of NaN or infinity", labels=["model"]
+        )
         queue = HistogramMetricFamily("tnn_queue_seconds", "Wait of an image for its batch", labels=["model"])
         sizes = HistogramMetricFamily("tnn_batch_size", "Images a run of the model", labels=["model"])
         inference = HistogramMetricFamily("tnn_inference_seconds", "Duration of a run of the model", labels=["model"])
@@ -59,13 +62,14 @@ class ClassifierCollector(Collector):
             images.add_metric([name], found.images)
             for reason, count in found.failures.items():
                 failures.add_metric([name, reason], count)
+            not_finite.add_metric([name], found.not_finite)
             queue.add_metric([name], *_histogram(found.queue_seconds))
             sizes.add_metric([name], *_histogram(found.batch_sizes))
             inference.add_metric([name], *_histogram(found.inference_seconds))
             waiting.add_metric([name], found.waiting)
             running.add_metric([name], found.running)
             ready.add_metric([name], classifier.health.ready)
-        yield from (requests, images, failures, queue, sizes, inference, waiting, running, ready)
+        yield from (requests, images, failures, not_finite, queue, sizes, inference, waiting, running, ready)
 
 
 def prometheus_text(**classifiers: Classifier) -> str:

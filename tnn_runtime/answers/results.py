@@ -41,6 +41,7 @@ class Answers:
     """
 
     def __init__(self, outputs: Outputs, class_names: Sequence[str], rule: Reject | None = None) -> None:
+        self.outputs = outputs
         self.logits, self.embedding = outputs
         self._class_names = class_names
         self._rule = rule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,13 +112,25 @@ def cuda_problems() -> list[str]:
     """Return what keeps the CUDA provider from working, each with its remedy; empty where it can be loaded."""
     if CUDA not in ort.get_available_providers():
         return provider_problems(CUDA)
-    with contextlib.redirect_stdout(io.StringIO()):
-        ort.preload_dlls()
+    _preload()
     major = str(getattr(ort, "cuda_version", "") or "13").partition(".")[0]
     toolkit = [f"lib{name}.so.{major}" for name in ("cudart", "cublasLt", "cublas")] + ["libcurand.so.10"]
     problems = [*missing_driver(), *missing_libraries([*toolkit, "libcudnn.so.9"], _TOOLKIT)]
     # The provider names the first library that it lacks; worth asking only where none of the known ones does.
     return problems or missing_libraries([_provider_library("cuda")], _TOOLKIT)
+
+
+def _preload() -> None:
+    """Load the CUDA libraries of installed wheels, without what ONNX Runtime prints about those that are missing.
+
+    Only its own ``print`` is replaced: to redirect the standard output would take it away from other threads, too.
+    """
+    names = ort.preload_dlls.__globals__
+    names["print"] = lambda *words, **options: None
+    try:
+        ort.preload_dlls()
+    finally:
+        names.pop("print", None)
 
 
 def _tensorrt_problems() -> list[str]:

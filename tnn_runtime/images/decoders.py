@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.errors import InputError
+from tnn_runtime.errors import InputError, ResourcesExhausted
 from tnn_runtime.images.preprocess import ImageSource, Preprocessing
 
 __all__ = ["Decoders"]
@@ -38,9 +38,18 @@ class Decoders:
         """Do work that decodes an image: in the background if it is a file, or the bytes of one.
 
         A Pillow image or an array is worked on at once, since the caller may change it afterwards.
+
+        Raises:
+            ResourcesExhausted: If the system does not allow a thread for it.
         """
         if isinstance(source, str | Path | bytes):
-            return self._pool.submit(work)
+            try:
+                return self._pool.submit(work)
+            except RuntimeError as error:
+                raise ResourcesExhausted(
+                    f"no thread can be started that decodes this image ({error}); send it later, or raise the limit of "
+                    "processes (ulimit -u, or pids of the container)"
+                ) from error
         done: Future[T] = Future()
         try:
             done.set_result(work())
@@ -88,5 +97,7 @@ def _join(start: int, futures: list[Future[_Image]]) -> _Image:
         try:
             images.append(future.result())
         except InputError as error:
-            raise InputError(f"images[{index}]: {error}") from error
+            named = InputError(f"images[{index}]: {error}")
+            named.index = index
+            raise named from error
     return np.stack(images)

@@ -55,6 +55,7 @@ class MetricsSnapshot:
         inference_seconds: Duration of each run of the model, with the copies to the device and back.
         waiting: Submitted images that wait for their batch now.
         running: Runs of the model now.
+        not_finite: Images for which the model gave values that are no finite numbers.
     """
 
     requests: int
@@ -65,6 +66,7 @@ class MetricsSnapshot:
     inference_seconds: Distribution
     waiting: int
     running: int
+    not_finite: int = 0
 
 
 class _Histogram:
@@ -90,7 +92,7 @@ class Metrics:
 
     def reset(self) -> None:
         """Start again from 0."""
-        self._requests = self._images = self._waiting = self._running = 0
+        self._requests = self._images = self._waiting = self._running = self._not_finite = 0
         self._failures: Counter[str] = Counter()
         self._queue = _Histogram(_SECONDS)
         self._batches = _Histogram(_SIZES)
@@ -105,6 +107,11 @@ class Metrics:
         """Count requests that get no answer."""
         with self._lock:
             self._failures[reason] += count
+
+    def not_finite(self, count: int) -> None:
+        """Count images for which the model gave values that are no finite numbers."""
+        with self._lock:
+            self._not_finite += count
 
     def waiting(self, change: int) -> None:
         """Count images that begin or cease to wait for their batch."""
@@ -142,4 +149,5 @@ class Metrics:
                 inference_seconds=self._inference.read(),
                 waiting=self._waiting,
                 running=self._running,
+                not_finite=self._not_finite,
             )

@@ -108,18 +108,26 @@ class Replicas:
         """The errors of the devices that were lost."""
         return [replica.lost for replica in self._replicas if replica.lost is not None]
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Run a batch on the replica that has the least to do, and whose device is not lost if there is one."""
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = ()) -> Outputs:
+        """Run a batch on the replica that has the least to do, and on another one if its device is lost.
+
+        Arguments and errors are those of `Replica.run`; `DeviceLost` if there is no device left.
+        """
         if len(self._replicas) == 1:
-            return self._replicas[0].run(images)
-        with self._lock:
-            replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
-            replica.running += 1
-        try:
-            return replica.run(images)
-        finally:
+            return self._replicas[0].run(images, links)
+        while True:
             with self._lock:
-                replica.running -= 1
+                replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
+                replica.running += 1
+            is_last = replica.lost is not None
+            try:
+                return replica.run(images, links)
+            except DeviceLost:
+                if is_last:
+                    raise
+            finally:
+                with self._lock:
+                    replica.running -= 1
 
     def close(self) -> None:
         """Release all models."""
