@@ -129,9 +129,9 @@ class Preprocessing:
         return self.height, self.width, self.channels
 
     @property
-    def steps(self) -> tuple[str, str, str]:
-        """What happens to an image before the graph, for people to read: colours, transparency, size."""
-        colours = f"turned upright (EXIF), converted to {'grey' if self.channels == 1 else 'RGB'}"
+    def steps(self) -> tuple[str, str, str, str]:
+        """What happens to an image before the graph, one after the other, for people to read."""
+        colours = f"converted to {'grey' if self.channels == 1 else 'RGB'}"
         if self.background is None:
             transparency = "transparency dropped"
         else:
@@ -142,7 +142,7 @@ class Preprocessing:
             "pad": f"scaled so that it fits into {size}, and filled up with the background",
             "squash": f"scaled to {size} without regard to its shape",
         }
-        return colours, transparency, fits[self.fit]
+        return "turned upright (EXIF)", transparency, colours, fits[self.fit]
 
     def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
         """Return one image as a uint8 array ``[height, width, channels]``.

@@ -225,8 +225,10 @@ def test_what_is_shown_is_what_the_model_sees() -> None:
 def test_manifests_say_what_happens_to_an_image() -> None:
     newest = json.loads((FIXTURES / "bundle-v4" / "manifest.json").read_text())["preprocessing"]
     assert (newest["fit"], newest["background"]) == ("crop", [255])
-    assert RGB.steps[1:] == (
+    assert RGB.steps == (
+        "turned upright (EXIF)",
         "laid on the background 255 where it is transparent",
+        "converted to RGB",
         "scaled so that it covers 6x4 pixels, and cropped at the centre",
     )
     assert dataclasses.replace(RGB, background=None).steps[1] == "transparency dropped"
