@@ -188,11 +188,12 @@ def test_options_that_cannot_be_used(
 PIXELS = [
     ("--image-size 24 48", "image_size = [24, 48]", {"image_size": (24, 48)}),
     ("--image-size 24 24", "image_size = 24", {"image_size": 24}),
-    ("--background 0 9 255 --fit pad", 'background = [0, 9, 255]\nfit = "pad"', {"background": (0, 9, 255), "fit": "pad"}),
+    ("--background 0 9 255", "background = [0, 9, 255]", {"background": (0, 9, 255)}),
+    ("--background 7 --fit pad", 'background = [7]\nfit = "pad"', {"background": (7,), "fit": "pad"}),
     ("--mean 0.5 --std 0.1 0.2 1", "mean = [0.5]\nstd = [0.1, 0.2, 1]", {"mean": (0.5,), "std": (0.1, 0.2, 1.0)}),
     ("--normalize imagenet", 'normalize = "imagenet"', {"normalize": "imagenet"}),
     ("--limit 9", "limit = 9", {"limit": 9, "fit": "crop", "background": (255,)}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("options", "content", "expected"), PIXELS)

@@ -146,6 +146,41 @@ def test_colours_are_refused_for_grey_images(options: Mapping[str, Any], message
         load_data("digits", **options)
 
 
+@pytest.mark.parametrize(
+    ("words", "options", "background"),
+    [
+        (None, {}, (255,)),
+        (["none"], {}, None),
+        (["None"], {"fit": "squash"}, None),
+        (["0", "128", "255"], {"fit": "pad"}, (0, 128, 255)),
+        (["7"], {"mean": [0.5], "std": [0.5]}, (7,)),
+    ],
+)
+def test_an_import_takes_fit_and_background(words: Any, options: dict[str, Any], background: Any) -> None:
+    made = make_preprocessing([8, 12], background=words, **options)
+    assert (made.height, made.width, made.background, made.fit) == (8, 12, background, options.get("fit", "crop"))
+    assert made.channels == (1 if "mean" in options else 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (["256"], {}, "--background is 256; expected 0 to 255, one value, or red, green and blue, or none"),
+        (["white"], {}, "--background is white; expected 0 to 255"),
+        (["1", "2"], {}, "--background is 1 2; expected 0 to 255"),
+        (
+            ["1", "2", "3"],
+            {"mean": [0.5], "std": [0.5]},
+            "--background is 1 2 3; expected 0 to 255, one value for grey",
+        ),
+        (["none"], {"fit": "pad"}, "got --fit pad and --background none; give a colour to pad with"),
+    ],
+)
+def test_an_import_refuses_other_backgrounds(words: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_preprocessing(background=words, **options)
+
+
 def test_frozen_embeddings_are_kept_by_normalisation(photos: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     recipe = dataclasses.replace(
