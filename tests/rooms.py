@@ -35,7 +35,7 @@ ROOMS = {
         model
         heads
         data
-        distributed messages
+        distributed messages statistics
         errors fields run_files text_files
     """,
     "tnn_export": """

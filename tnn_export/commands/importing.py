@@ -48,7 +48,9 @@ _OPTIONS = {**{name: source.options for name, source in IMPORTERS.items()}, LINE
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
-    preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
+    preprocessing = make_preprocessing(
+        options.image_size, options.mean, options.std, options.fit, options.background, options.backbone
+    )
     images = open_folder(options.images)
     names = read_class_names(options.class_names, images)
     samples, labels = read_samples(images, preprocessing, names)

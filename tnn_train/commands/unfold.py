@@ -34,7 +34,10 @@ _EPILOG = """examples:
 The checkpoint is written only if its logits, less their mean over the classes, are those of the linear layer, within
 1e-5 of the largest one, on the images that go into it and on random ones."""
 
-_OF_FILES = ("backbone", "class_names", "image_size", "mean", "std", "stem", "prefix", "backbone_weights")
+_OF_FILES = (
+    *("backbone", "class_names", "image_size", "mean", "std", "fit", "background", "stem", "prefix"),
+    "backbone_weights",
+)
 """Options that say what a state dict does not tell."""
 
 _RANDOM = 16
@@ -111,7 +114,9 @@ def _read(options: argparse.Namespace) -> Checkpoint:
         if (source.parent / CONFIG_FILE).is_file():
             remedy = f"give the checkpoint that it is a part of: {source.parent}"
         raise UsageError(f"{source} does not tell which classifier its weights belong to; {remedy}")
-    preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
+    preprocessing = make_preprocessing(
+        options.image_size, options.mean, options.std, options.fit, options.background, options.backbone
+    )
     images = None if options.images is None else open_folder(options.images)
     names = read_class_names(options.class_names, images)
     samples, labels = _samples(images, preprocessing, names)

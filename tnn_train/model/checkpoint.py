@@ -37,6 +37,7 @@ from tnn_train.run_files import BEST
 __all__ = [
     "CHECKPOINT",
     "CONFIG_FILE",
+    "WEIGHTS_FILE",
     "Checkpoint",
     "load_checkpoint",
     "load_trainer_state",

@@ -130,6 +130,11 @@ class RunFolder:
             versions=versions(),
             unusable_files=len(data.unusable),
             unusable={str(path): why for path, why in data.unusable.items()},
+            normalization={
+                "mean": data.preprocessing.mean,
+                "std": data.preprocessing.std,
+                "origin": data.normalization,
+            },
         )
         write_results(self.folder, results)
 

@@ -183,3 +183,23 @@ def test_options_that_cannot_be_used(
         read(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+PIXELS = [
+    ("--image-size 24 48", "image_size = [24, 48]", {"image_size": (24, 48)}),
+    ("--image-size 24 24", "image_size = 24", {"image_size": 24}),
+    ("--background 0 9 255", "background = [0, 9, 255]", {"background": (0, 9, 255)}),
+    ("--background 7 --fit pad", 'background = [7]\nfit = "pad"', {"background": (7,), "fit": "pad"}),
+    ("--mean 0.5 --std 0.1 0.2 1", "mean = [0.5]\nstd = [0.1, 0.2, 1]", {"mean": (0.5,), "std": (0.1, 0.2, 1.0)}),
+    ("--normalize imagenet", 'normalize = "imagenet"', {"normalize": "imagenet"}),
+    ("--limit 9", "limit = 9", {"limit": 9, "fit": "crop", "background": (255,)}),
+]
+
+
+@pytest.mark.parametrize(("options", "content", "expected"), PIXELS)
+def test_pixels_are_chosen_on_the_command_line_and_in_a_file(
+    options: str, content: str, expected: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "photos.toml").write_text(f'[data]\nsource = "photos"\n{content}\n')
+    given = read("--data", "photos", *options.split()).data
+    assert given == read("--config", str(tmp_path / "photos.toml")).data == DataConfig("photos", **expected)

@@ -180,7 +180,7 @@ class TestFiles:
             ({"other": torch.ones(3)}, (), "(1 unexpected: other)"),
             ({}, ("--images", "nowhere"), "nowhere has no files; expected a folder of images"),
             ({}, ("--class-names", "nowhere"), "nowhere cannot be read"),
-            ({}, ("--mean", "0.5"), "there are 1 means and 3 deviations; expected one each"),
+            ({}, ("--mean", "0.5"), "--mean is given without --std; give both"),
             (
                 {},
                 ("--backbone-weights", "nowhere"),
