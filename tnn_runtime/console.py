@@ -69,7 +69,7 @@ def tell(line: str, code: int) -> None:
 
 @contextlib.contextmanager
 def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Print what our packages log as notes on standard error.
+    """Print what our packages log as notes on standard error, each text once.
 
     Args:
         name: What to call the command.
@@ -77,7 +77,14 @@ def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[Non
     """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{name}: note: %(message)s"))
-    handler.addFilter(lambda record: is_told())
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known, text = len(told), record.getMessage()
+        told.add(text)
+        return is_told() and len(told) > known
+
+    handler.addFilter(is_new)
     loggers = [logging.getLogger(package) for package in _PACKAGES]
     for logger in loggers:
         logger.addHandler(handler)

@@ -81,7 +81,7 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files, errors = _find(options.images)
+        files, empty, errors = _find(options.images)
         total = len(files) + len(errors)
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
@@ -91,16 +91,17 @@ def _predict(options: argparse.Namespace) -> None:
                 else:
                     show(file, ranked)
                 progress.update()
-    if errors:
-        for error in errors[:-1]:
-            print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(errors)} of {total} files cannot be used" if total > 1 else ""
-        raise InputError(errors[-1] + count)
+    if problems := empty + errors:
+        for problem in problems[:-1]:
+            print(f"tnn-runtime: {problem}", file=sys.stderr)
+        count = f"; {len(errors)} of {total} files cannot be used" if errors and total > 1 else ""
+        raise InputError(problems[-1] + count)
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the files that the paths stand for, and what is wrong with what can be neither read nor followed."""
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
+    """Return the files that the paths stand for, and what is wrong with empty folders and with unusable files."""
     files: list[Path] = []
+    empty: list[str] = []
     errors: list[str] = []
     for path in paths:
         if not path.is_dir():
@@ -108,8 +109,10 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
             continue
         folder, unusable = read_tree(path)
         files += folder.below
-        errors += unusable.values() if folder.below or unusable else [f"{path} has no files; expected images"]
-    return files, errors
+        errors += unusable.values()
+        if not folder.below and not unusable:
+            empty.append(f"{path} has no files; expected images")
+    return files, empty, errors
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:

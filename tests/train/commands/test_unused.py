@@ -118,7 +118,7 @@ def test_an_option_that_does_something_has_none(
 @pytest.mark.parametrize(
     ("heads", "expected"),
     [
-        (["linear"], ["--tversky.alpha does nothing with --head linear"]),
+        (["linear"], ["--tversky.alpha does nothing with --heads linear"]),
         (["linear", "tversky"], []),
     ],
 )
