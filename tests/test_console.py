@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from waiting import FOREVER, until
 
 from tnn_runtime import TnnError
-from tnn_runtime.console import run
+from tnn_runtime.console import notes, run
 from tnn_runtime.installation import install_command
 
 
@@ -104,11 +105,21 @@ def test_what_a_user_can_cause_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["tnn_runtime", "tnn_train.training", "tnn_export.proof"])
+@pytest.mark.parametrize("texts", [["a", "a"], ["a", "b", "a"], ["a", "b", "c", "c", "b"]])
+def test_a_note_is_printed_once(name: str, texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with notes("it"):
+            for text in texts:
+                logging.getLogger(name).warning("%s", text)
+        assert capsys.readouterr().err.splitlines() == [f"it: note: {text}" for text in dict.fromkeys(texts)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_other_code_disguised_is_still_one(number: int) -> None:
     program = f"""
 import os, signal, sys
-from tnn_runtime.console import run
+from tnn_runtime.console import notes, run
 def disguise(arguments):
     try:
         exec("os.kill(os.getpid(), {int(number)})", {{"os": os}})

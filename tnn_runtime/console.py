@@ -69,7 +69,7 @@ def tell(line: str, code: int) -> None:
 
 @contextlib.contextmanager
 def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Print what our packages log as notes on standard error, each once.
+    """Print what our packages log as notes on standard error, each text once.
 
     Args:
         name: What to call the command.
@@ -80,9 +80,9 @@ def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[Non
     told: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        known = record.getMessage() in told
-        told.add(record.getMessage())
-        return is_told() and not known
+        known, text = len(told), record.getMessage()
+        told.add(text)
+        return is_told() and len(told) > known
 
     handler.addFilter(is_new)
     loggers = [logging.getLogger(package) for package in _PACKAGES]

@@ -9,6 +9,7 @@ from typing import Any
 from tnn_export.importers import IMPORTERS, LINEAR, SOURCES, import_state_dict
 from tnn_export.importers.linear import LINEAR_OPTIONS
 from tnn_export.importers.source import REQUIRED
+from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_train.model.checkpoint import CHECKPOINT, save_checkpoint
@@ -48,6 +49,7 @@ _OPTIONS = {**{name: source.options for name, source in IMPORTERS.items()}, LINE
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
+    refuse_among_images(options.out, options.images)
     preprocessing = make_preprocessing(
         options.image_size, options.mean, options.std, options.fit, options.background, options.backbone
     )

@@ -81,38 +81,38 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files, unusable, empty = _find(options.images)
-        total = len(files) + len(unusable)
+        files, empty, errors = _find(options.images)
+        total = len(files) + len(errors)
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
                 if error:
-                    unusable.append(error)
+                    errors.append(error)
                 else:
                     show(file, ranked)
                 progress.update()
-    if errors := [*(f"{path} has no files; expected images" for path in empty), *unusable]:
-        for error in errors[:-1]:
-            print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(unusable)} of {total} files cannot be used" if unusable and total > 1 else ""
-        raise InputError(errors[-1] + count)
+    if problems := empty + errors:
+        for problem in problems[:-1]:
+            print(f"tnn-runtime: {problem}", file=sys.stderr)
+        count = f"; {len(errors)} of {total} files cannot be used" if errors and total > 1 else ""
+        raise InputError(problems[-1] + count)
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[Path]]:
-    """Return the files that the paths stand for, what is wrong with others that cannot be used, and empty folders."""
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
+    """Return the files that the paths stand for, and what is wrong with empty folders and with unusable files."""
     files: list[Path] = []
-    unusable: list[str] = []
-    empty: list[Path] = []
+    empty: list[str] = []
+    errors: list[str] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        folder, errors = read_tree(path)
+        folder, unusable = read_tree(path)
         files += folder.below
-        unusable += errors.values()
-        if not folder.below and not errors:
-            empty.append(path)
-    return files, unusable, empty
+        errors += unusable.values()
+        if not folder.below and not unusable:
+            empty.append(f"{path} has no files; expected images")
+    return files, empty, errors
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:

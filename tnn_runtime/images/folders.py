@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ __all__ = [
     "TRAIN",
     "ImageFolder",
     "Part",
+    "alike_names",
     "find_images",
     "has_image_name",
     "match_names",
@@ -161,6 +162,18 @@ def match_names(names: Collection[str], known: Sequence[str]) -> dict[str, int]:
         if name not in matched and key in folded and alike[key] == 2:
             matched[name] = folded[key]
     return matched
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the names that differ in nothing but capitals and how accents are encoded, those of one spelling together.
+
+    Args:
+        names: The names of folders.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _folded(name: str) -> str:

@@ -102,7 +102,11 @@ def read_tree(path: Path) -> tuple[Folder, dict[Path, str]]:
         else:
             _enter(root, entry)
     if clutter:
-        _LOG.warning("what other programs left behind is not used: %d, the first is %s", len(clutter), clutter[0])
+        _LOG.warning(
+            "files and folders that other programs left behind are ignored: %d, the first is %s",
+            len(clutter),
+            clutter[0],
+        )
     return root, unusable
 
 

@@ -35,6 +35,7 @@ _IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
 }
 """What a newcomer needs; a command's own options are all shown."""
 
+_UNRECOGNIZED = "Unrecognized options: "
 _INDENT_OF_HELP = 8
 
 T = TypeVar("T", bound=Configuration)
@@ -157,4 +158,8 @@ def _one_line(message: str) -> str:
     lines = [line.strip("│╭╮╰╯").rstrip() for line in message.splitlines()]
     _, *lines = [line for line in lines if line.strip("─- ") and len(line) - len(line.lstrip()) < _INDENT_OF_HELP]
     text = " ".join(" ".join(lines).split())
-    return text.partition(" For full helptext")[0].rstrip(".")
+    text = text.partition(" For full helptext")[0].rstrip(".")
+    stray = text.removeprefix(_UNRECOGNIZED)
+    if stray != text and not stray.startswith("-"):
+        return f"{stray!r} belongs to no option; the option before it takes fewer values"
+    return text

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
 from tnn_runtime.console import Parser
 from tnn_runtime.errors import ArtifactError, UsageError
@@ -48,6 +49,7 @@ def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train unfold``."""
     options = make_parser().parse_args(arguments)
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
+    refuse_among_images(options.out, options.images)
     linear = _read(options)
     unfolded = unfold_checkpoint(linear, options.code, source=options.source)
     save_checkpoint(options.out, unfolded, overwrite=options.overwrite)

@@ -601,7 +601,7 @@ class TestCommand:
             ((), "a state dict of tversky does not tell model, intersection, difference"),
             ((*FORM, "--image-size", "1", "2", "3"), "--image-size got 3 numbers; expected one, or height and width"),
             ((*FORM, "--mean", "0.5"), "--mean is given without --std; give both"),
-            ((*FORM, "--images", "nowhere"), "nowhere has no files; expected a folder of images"),
+            ((*FORM, "--images", "nowhere"), "nowhere does not exist; expected a folder of images"),
             ((*FORM, "--class-names", "nowhere"), "nowhere cannot be read"),
             ((*FORM, "-o", "."), ". already exists and has no config.json"),
         ],

@@ -121,7 +121,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         (["predict", "BUNDLE", "note.txt", "--format", "xml"], "invalid choice: 'xml'"),
         (
             ["bench", "BUNDLE", "BUNDLE", "--json", "gone/x.json"],
-            "gone/x.json is a folder, or its folder does not exist",
+            "gone/x.json has no folder to lie in; make ",
         ),
         (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
         (["bench", "BUNDLE", "BUNDLE", "--plots", "note.txt"], "note.txt is a file; choose a folder for --plots"),

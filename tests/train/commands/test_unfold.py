@@ -178,7 +178,7 @@ class TestFiles:
             ({}, ("--prefix", "head"), "has no linear layer that may be its last"),
             ({"conv2.bias": None}, (), "do not fit backbone tiny (1 missing: conv2.bias)"),
             ({"other": torch.ones(3)}, (), "(1 unexpected: other)"),
-            ({}, ("--images", "nowhere"), "nowhere has no files; expected a folder of images"),
+            ({}, ("--images", "nowhere"), "nowhere does not exist; expected a folder of images"),
             ({}, ("--class-names", "nowhere"), "nowhere cannot be read"),
             ({}, ("--mean", "0.5"), "--mean is given without --std; give both"),
             (
