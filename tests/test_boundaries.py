@@ -34,6 +34,7 @@ OTHERS = {
         "tnn_runtime.images.reading",
         "tnn_runtime.installation",
         "tnn_runtime.lazy",
+        "tnn_runtime.text",
     },
     "tnn_export": {
         "tnn_runtime",

@@ -29,7 +29,6 @@ __all__ = [
     "check_pixels",
     "listed",
     "open_file",
-    "printable",
     "reason",
 ]
 
@@ -112,11 +111,6 @@ def check_pixels(image: Image.Image) -> None:
 def reason(error: BaseException) -> str:
     """Return in one short line what an error says."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """Return a text as it is, or as Python would write it where it cannot be seen on one line."""
-    return text if text and text.isprintable() else repr(text)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

@@ -25,9 +25,9 @@ from tnn_runtime.images.files import (
     REPLACE,
     check_pixels,
     open_file,
-    printable,
     reason,
 )
+from tnn_runtime.text import printable
 
 __all__ = [
     "FORMATS",

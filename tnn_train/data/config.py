@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from tnn_runtime.images.preprocess import MAX_PIXELS
-from tnn_train.fields import Field, FieldError
+from tnn_train.fields import Field, FieldError, check_utf8
 
 __all__ = ["HELD_OUT", "DataConfig"]
 
@@ -62,6 +62,7 @@ class DataConfig:
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected text")
         if not isinstance(self.groups, str | None):
             raise FieldError(Field(DataConfig, "groups"), f" is {self.groups!r}; expected text or None")
+        check_utf8(self, "source", "root", "groups")
         for name in ("download", "crop_to_boxes", "skip_unusable"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")

@@ -160,5 +160,5 @@ def _identity(source: ImageSource) -> bytes:
         return bytes(source)
     if isinstance(source, str | Path):
         status = os.stat(source)
-        return f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}".encode()
+        return os.fsencode(f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}")
     return source if isinstance(source, bytes) else f"{source.size} {source.mode}".encode() + source.tobytes()
