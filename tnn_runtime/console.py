@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,6 +31,28 @@ INTERRUPTED = 130
 """The exit code after an interrupt, as shells have it."""
 
 _FAILED = 1
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|insufficient memory|allocate (?!shared)[^.;]*memory|bad allocation|bad_alloc|alloc_failed",
+    re.IGNORECASE,
+)
+"""How libraries say that there is too little memory; a "memory access" or "shared memory" is something else."""
+
+_WRITABLE = "choose a folder that can be written and has space"
+_PERMITTED = "give yourself the right to read it, or to write there, or choose another one"
+_REMEDIES = {
+    errno.EACCES: _PERMITTED,
+    errno.EPERM: _PERMITTED,
+    errno.EMFILE: "too many are open: raise the limit, ulimit -n 65536",
+    errno.ENFILE: "too many are open on this machine: close other programs, or raise fs.file-max",
+    errno.ENOSPC: _WRITABLE,
+    errno.EDQUOT: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.EFBIG: _WRITABLE,
+    errno.ENOENT: "give one that exists",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What to do about errors of the system."""
+
 _PACKAGES = ("tnn_runtime", "tnn_train", "tnn_export")
 
 
@@ -185,12 +209,11 @@ def run(
     except ModuleNotFoundError as error:
         return end(f"error: {error.name} is not installed; run: {install_command(extra)}")
     except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
-        return end(f"error: the system refused a file ({reason}); choose a folder that can be written and has space")
+        return end(f"error: {_told(error)}")
     except TnnError as error:
         return end(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         return end(f"error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
@@ -199,6 +222,15 @@ def run(
         exec("")  # noqa: S102
         return end(f"interrupted{'; ' if str(interrupt) else ''}{interrupt}", INTERRUPTED)
     return 0
+
+
+def _told(error: OSError) -> str:
+    """Return what the system refused, and what to do."""
+    reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
+    if error.errno == errno.ENOMEM:
+        return f"out of memory ({reason}); use a smaller batch or a smaller model"
+    remedy = _REMEDIES.get(error.errno or 0, "look at the file and its disk, and try again")
+    return f"the system refused a file ({reason}); {remedy}"
 
 
 def _quiet_pillow() -> None:
