@@ -32,7 +32,8 @@ INTERRUPTED = 130
 
 _FAILED = 1
 _OUT_OF_MEMORY = re.compile(
-    "out of memory|not enough memory|insufficient memory|allocate (?!shared)[^.;]*memory|bad allocation|bad_alloc|alloc_failed",
+    "out of memory|not enough memory|insufficient memory|"
+    "allocate (?!shared)[^.;]*memory|bad allocation|bad_alloc|alloc_failed",
     re.IGNORECASE,
 )
 """How libraries say that there is too little memory; a "memory access" or "shared memory" is something else."""

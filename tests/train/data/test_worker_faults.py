@@ -32,7 +32,7 @@ def fail(error: Exception) -> Callable[[], None]:
 FAULTS = {
     "no room": (fail(RuntimeError(TORCH)), "too little shared memory.*--shm-size"),
     "older torch": (fail(RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)")), "--shm-"),
-    "bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), "too little shared memory.*--shm-size"),
+    "bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), "shared memory.*--shm-size"),
     "descriptors": (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5)), "too many files open.*ulimit -n"),
     "ancdata": (fail(RuntimeError("received 0 items of ancdata")), "too many files open.*ulimit -n"),
     "opening": (fail(OSError(errno.EMFILE, "Too many open files", "cat.png")), "too many files open.*ulimit -n"),
