@@ -28,6 +28,7 @@ OTHERS = {
         "tnn_runtime.console",
         "tnn_runtime.errors",
         "tnn_runtime.explain.attributes",
+        "tnn_runtime.file_kinds",
         "tnn_runtime.images.files",
         "tnn_runtime.images.folders",
         "tnn_runtime.images.preprocess",

@@ -22,10 +22,9 @@ from tnn_runtime.images.files import (
     FORMATS,
     MAX_BYTES,
     MAX_PIXELS,
-    REPLACE,
+    broken,
     check_pixels,
     open_file,
-    reason,
 )
 from tnn_runtime.text import printable
 
@@ -110,7 +109,7 @@ class Preprocessing:
                 if image.size != (self.width, self.height):
                     image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-                raise InputError(f"{_name(source)} cannot be decoded ({reason(error)}){REPLACE}") from error
+                raise broken(_name(source), error) from error
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
     def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:

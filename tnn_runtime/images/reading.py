@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,8 +23,6 @@ _CHUNK = 16
 """What a thread does at a time: arrays take less time to read than to hand over."""
 _WAITING = 256
 _LISTED = 20
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that say nothing of the file that was to be read."""
 
 
 def read_each(read: Callable[[int], T], count: int) -> Iterator[T | InputError]:
@@ -98,7 +95,4 @@ def _attempt(read: Callable[[int], T], index: int) -> T | InputError:
     try:
         return read(index)
     except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE):
-            raise cause from None
         return error
