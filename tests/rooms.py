@@ -24,7 +24,7 @@ ROOMS = {
         images answers
         options console
         errors lazy version
-        installation
+        file_kinds installation text
     """,
     "tnn_train": """
         __init__ __main__

@@ -88,6 +88,24 @@ def test_an_interrupted_training_ends_in_one_line(
             OSError(28, "No space left on device", "/x"),
             "it: error: the system refused a file (No space left on device: /x)",
         ),
+        (
+            OSError(24, "Too many open files", "/x"),
+            "it: error: the system refused a file (Too many open files: /x); too many",
+        ),
+        (
+            OSError(13, "Permission denied", "/x"),
+            "it: error: the system refused a file (Permission denied: /x); give your",
+        ),
+        (
+            OSError(30, "Read-only file system"),
+            "it: error: the system refused a file (Read-only file system); choose a f",
+        ),
+        (
+            OSError(5, "Input/output error", "/x"),
+            "it: error: the system refused a file (Input/output error: /x); look at",
+        ),
+        (OSError(12, "Cannot allocate memory"), "it: error: out of memory (Cannot allocate memory)"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "it: error: out of memory (CUDA out of memory."),
         (MemoryError("no room for 3 TiB"), "it: error: out of memory (no room for 3 TiB); use a smaller batch"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "it: error: out of memory (DefaultCPUAllocator"),
         (KeyboardInterrupt(), "it: interrupted"),
@@ -169,11 +187,15 @@ def test_the_version_is_told(package: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == f"{package.replace('_', '-')} {version('tnn-deploy')}\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "message",
+    ["a bug", "an illegal memory access was encountered", "unable to allocate shared memory(shm) for file </x>"],
+)
+def test_a_bug_keeps_its_traceback(message: str) -> None:
     def fail(arguments: object) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         run("it", fail, [])
 
 

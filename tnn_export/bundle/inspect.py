@@ -11,6 +11,7 @@ from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
 from tnn_runtime.bundle.storage import read_json
 from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.text import printable
 
 __all__ = ["describe_bundle", "inspect_bundle"]
 
@@ -55,10 +56,10 @@ def describe_bundle(content: dict[str, Any]) -> str:
     batch = content.get("batch", {"smallest": 1, "largest": None})
     size = "x".join(map(str, preprocessing.shape))
     lines = [
-        ("bundle", f"{content['bundle']} (schema {content['schema_version']})"),
+        ("bundle", f"{printable(content['bundle'])} (schema {content['schema_version']})"),
         ("model", f"{model['backbone']}, {model['head']} head, {content['precision']}, images {size}"),
         ("images", "; ".join((*preprocessing.steps, _normalisation(preprocessing)))),
-        ("classes", f"{len(names)}: {', '.join(names[:_MOST_CLASSES])}{more}"),
+        ("classes", f"{len(names)}: {', '.join(map(printable, names[:_MOST_CLASSES]))}{more}"),
         ("batch", f"{batch['smallest']} to {batch['largest'] or 'any'}"),
         ("outputs", ", ".join(map(_tensor, content["outputs"]))),
     ]

@@ -19,7 +19,7 @@ from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.outputs import check_file, refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
-from tnn_runtime.console import Parser, notes
+from tnn_runtime.console import Parser, notes, say
 from tnn_runtime.errors import UsageError
 from tnn_train.model.samples import open_folder, read_calibration, read_held_out
 
@@ -118,10 +118,10 @@ def _export(options: argparse.Namespace) -> None:
         sign=options.sign,
         overwrite=options.overwrite,
     )
-    print(report.table())
-    print(f"wrote {options.out}")
+    say(*report.table().split("\n"))
+    say(f"wrote {options.out}")
     if "onnx" in how.formats:
-        print(f"next: tnn-runtime predict {options.out} IMAGE...")
+        say(f"next: tnn-runtime predict {options.out} IMAGE...")
 
 
 def _check_parser() -> Parser:
@@ -146,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_file(options.json, "--json")
     report = check_bundle(options.bundle, options.device, options.public_key)
-    print(report.table())
+    say(*report.table().split("\n"))
     if options.json is not None:
         write_json(options.json, report.to_dict())
     if not report.passed:
@@ -166,7 +166,10 @@ def _inspect_parser() -> Parser:
 
 def _inspect(options: argparse.Namespace) -> None:
     content = inspect_bundle(options.bundle)
-    print(json.dumps(content, indent=2) if options.json else describe_bundle(content))
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        say(*describe_bundle(content).split("\n"))
 
 
 def _sign_parser() -> Parser:
@@ -187,7 +190,7 @@ def _sign_parser() -> Parser:
 def _sign(options: argparse.Namespace) -> None:
     from tnn_export.bundle.signing import sign_bundle
 
-    print(f"wrote {sign_bundle(options.bundle, options.key)}")
+    say(f"wrote {sign_bundle(options.bundle, options.key)}")
 
 
 EXPORT = "export"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.errors import OutputExistsError, UsageError
+from tnn_runtime.text import why_not_utf8
 
 __all__ = ["PARTIAL", "check_file", "check_folder", "naming", "refuse_among_images", "refuse_unwritable"]
 
@@ -82,8 +83,10 @@ def refuse_unwritable(target: Path, remedy: str) -> None:
         remedy: What to choose if it cannot be.
 
     Raises:
-        OutputExistsError: If nothing can be made there.
+        OutputExistsError: If nothing can be made there, or its path is not UTF-8.
     """
+    if why := why_not_utf8(os.path.abspath(target)):
+        raise OutputExistsError(f"{why}, or choose {remedy}")
     parent = next(folder for folder in Path(os.path.abspath(target)).parents if os.path.lexists(folder))
     try:
         tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL, dir=parent).cleanup()

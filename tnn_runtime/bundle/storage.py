@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tnn_runtime.bundle.claim import claimed, is_claimed
 from tnn_runtime.bundle.outputs import PARTIAL, naming, refuse_unwritable
 from tnn_runtime.errors import ArtifactError, OutputExistsError
+from tnn_runtime.text import why_not_utf8
 
 __all__ = [
     "FolderKind",
@@ -162,8 +163,10 @@ def existing_folder(target: Path, kind: FolderKind) -> Path:
         kind: What it should be.
 
     Raises:
-        ArtifactError: If there is no such folder or it lacks the marker.
+        ArtifactError: If there is no such folder, it lacks the marker, or its path is not UTF-8.
     """
+    if why := why_not_utf8(target):
+        raise ArtifactError(why)
     folder = target if os.path.lexists(target) else _previous(target)
     if (folder / kind.marker).is_file():
         return folder

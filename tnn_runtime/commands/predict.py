@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -16,9 +15,10 @@ from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
-from tnn_runtime.console import Parser, notes
+from tnn_runtime.console import Parser, any_path, notes, say
 from tnn_runtime.errors import InputError
 from tnn_runtime.images.walk import read_tree
+from tnn_runtime.text import csv_line, printable
 
 __all__ = ["build_parser", "command"]
 
@@ -57,7 +57,7 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
         "labels.csv",
     )
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
-    parser.add_argument("images", type=Path, nargs="+", help="image files or folders")
+    parser.add_argument("images", type=any_path, nargs="+", help="image files or folders")
     parser.add_argument("--top-k", type=int, default=1, help="classes to print for each image")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=int, help="CPU threads, all usable cores if not given")
@@ -93,7 +93,7 @@ def _predict(options: argparse.Namespace) -> None:
                 progress.update()
     if problems := empty + errors:
         for problem in problems[:-1]:
-            print(f"tnn-runtime: {problem}", file=sys.stderr)
+            say(f"tnn-runtime: {problem}", file=sys.stderr)
         count = f"; {len(errors)} of {total} files cannot be used" if errors and total > 1 else ""
         raise InputError(problems[-1] + count)
 
@@ -111,7 +111,7 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
         files += folder.below
         errors += unusable.values()
         if not folder.below and not unusable:
-            empty.append(f"{path} has no files; expected images")
+            empty.append(f"{printable(str(path))} has no files; expected images")
     return files, empty, errors
 
 
@@ -122,16 +122,18 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]]
             json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
         )
     if style == "text":
-        width = max((len(str(file)) for file in files), default=0)
+        width = max((len(printable(str(file))) for file in files), default=0)
         return lambda file, ranked: print(
-            f"{file!s:{width}}  "
-            + ("  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked) or _REJECTED)
+            f"{printable(str(file)):{width}}  "
+            + ("  ".join(f"{printable(best.label)} {best.score:.4f}" for best in ranked) or _REJECTED)
         )
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "score"])
-    return lambda file, ranked: writer.writerows(
-        [[file, rank, prediction.label, f"{prediction.score:.6f}"] for rank, prediction in enumerate(ranked, 1)]
-        or [[file, "", _REJECTED, ""]]
+    print(csv_line(["path", "rank", "label", "score"]))
+    return lambda file, ranked: print(
+        "\n".join(
+            csv_line(row)
+            for row in [[file, rank, best.label, f"{best.score:.6f}"] for rank, best in enumerate(ranked, 1)]
+            or [[file, "", _REJECTED, ""]]
+        )
     )
 
 
@@ -139,4 +141,4 @@ def _doctor(options: argparse.Namespace) -> None:
     findings = examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{'ok' if finding.works else '--'}  {finding.name:{width}}  {finding.detail}")
+        say(f"{'ok' if finding.works else '--'}  {finding.name:{width}}  {finding.detail}")

@@ -15,6 +15,7 @@ from tnn_runtime.errors import InputError
 from tnn_runtime.images.files import FORMATS, listed
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
+from tnn_runtime.text import why_not_utf8
 
 __all__ = [
     "SPLITS",
@@ -81,11 +82,15 @@ class ImageFolder:
         """The names of the class folders in sorted order, as torchvision's ``ImageFolder`` counts them.
 
         Raises:
-            InputError: If they do not tell the classes.
+            InputError: If they do not tell the classes, or one is not UTF-8.
         """
         if self.trouble:
             raise InputError(self.trouble)
         told = [self.parts[TRAIN]] if TRAIN in self.parts else list(self.parts.values())
+        for part in told:
+            for name in part.classes:
+                if why := why_not_utf8(part.folder / name):
+                    raise InputError(why)
         return tuple(sorted({name for part in told for name in part.classes}))
 
     def files(self, *splits: str) -> list[tuple[Path, str]]:

@@ -22,13 +22,12 @@ from tnn_runtime.images.files import (
     FORMATS,
     MAX_BYTES,
     MAX_PIXELS,
-    REPLACE,
+    broken,
     check_pixels,
     open_file,
-    printable,
-    reason,
 )
 from tnn_runtime.images.pixels import FITS, WHITE, Colour, Picture, cropped_share, fitted, picture
+from tnn_runtime.text import printable
 
 __all__ = [
     "FITS",
@@ -184,7 +183,7 @@ class Preprocessing:
                 check_pixels(opened)
                 yield picture(opened, _MODES[self.channels], self.background)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-                raise InputError(f"{_name(source)} cannot be decoded ({reason(error)}){REPLACE}") from error
+                raise broken(_name(source), error) from error
 
     def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
         """Return images as one uint8 array ``[len(sources), height, width, channels]``.

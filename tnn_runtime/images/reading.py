@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import REPLACE, printable
+from tnn_runtime.images.files import REPLACE
 from tnn_runtime.images.preprocess import Preprocessing, Traits
+from tnn_runtime.text import printable
 
 __all__ = ["list_unusable", "read_each", "read_images", "refuse_unusable", "tell_traits"]
 
@@ -27,8 +27,6 @@ _CHUNK = 16
 """What a thread does at a time: arrays take less time to read than to hand over."""
 _WAITING = 256
 _LISTED = 20
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that say nothing of the file that was to be read."""
 
 
 _TWELVE_BITS = 4095
@@ -136,7 +134,4 @@ def _attempt(read: Callable[[int], T], index: int) -> T | InputError:
     try:
         return read(index)
     except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE):
-            raise cause from None
         return error

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from tnn_runtime.console import refuse_not_utf8
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.config_file import ConfigFile, read_config_file
 from tnn_train.commands.names import Configuration, option, split_hint
@@ -61,6 +62,7 @@ def parse(
         UsageError: If an option or the file cannot be used.
         SystemExit: With the code 0, after help was printed.
     """
+    refuse_not_utf8(arguments)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--config")
     peek.add_argument("-h", "--help", action="store_true")

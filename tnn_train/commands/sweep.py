@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tnn_runtime.bundle.outputs import check_folder, refuse_among_images
 from tnn_runtime.bundle.storage import stands
+from tnn_runtime.console import say
 from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_train.commands.arguments import Configuration, note_unused, option, parse
 from tnn_train.data import ImageData, folder_of, load_data
@@ -88,8 +89,8 @@ def command(arguments: Sequence[str]) -> None:
             folders.append(folder)
     comparison = compare_runs(folders)
     write_comparison(options.out / "compare.html", comparison)
-    print(comparison.table())
-    print(f"wrote {options.out / 'compare.html'}")
+    say(*comparison.table().split("\n"))
+    say(f"wrote {options.out / 'compare.html'}")
 
 
 def _option(field: Field) -> str:
@@ -133,7 +134,7 @@ def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
         result = _train(options, data, head, recipe, options.out / "rates" / f"{head}-{_plain(rate)}")
         tried.append((max(row["val_accuracy"] for row in result.history), recipe))
     accuracy, best = max(tried, key=lambda pair: pair[0])
-    print(f"{head}: learning rate {_plain(best.learning_rate)}, validation accuracy {accuracy:.4f}")
+    say(f"{head}: learning rate {_plain(best.learning_rate)}, validation accuracy {accuracy:.4f}")
     return best
 
 

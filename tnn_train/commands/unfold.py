@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.folders import ImageFolder
 from tnn_runtime.images.preprocess import Preprocessing
@@ -53,11 +53,11 @@ def command(arguments: Sequence[str]) -> None:
     linear = _read(options)
     unfolded = unfold_checkpoint(linear, options.code, source=options.source)
     save_checkpoint(options.out, unfolded, overwrite=options.overwrite)
-    print("\n".join(describe_unfolding(unfolded)))
-    print(f"wrote {options.out}")
+    say(*describe_unfolding(unfolded))
+    say(f"wrote {options.out}")
     place = shlex.quote(str(options.out))
-    print(f"next: tnn-export {place} -o BUNDLE")
-    print(
+    say(f"next: tnn-export {place} -o BUNDLE")
+    say(
         f"or train it further: tnn-train --data FOLDER --backbone {unfolded.config.backbone} --weights {place} "
         "--keep-head --epochs 3 --learning-rate 0.0001 --out RUN"
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from tnn_runtime.images.preprocess import FITS, MAX_PIXELS, WHITE, Colour
-from tnn_train.fields import Field, FieldError, one_of
+from tnn_train.fields import Field, FieldError, check_utf8, one_of
 from tnn_train.statistics import NORMALIZE, Statistics, check_statistics
 
 __all__ = ["HELD_OUT", "DataConfig"]
@@ -77,6 +77,7 @@ class DataConfig:
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected text")
         if not isinstance(self.groups, str | None):
             raise FieldError(Field(DataConfig, "groups"), f" is {self.groups!r}; expected text or None")
+        check_utf8(self, "source", "root", "groups")
         for name in ("download", "crop_to_boxes", "skip_unusable"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import printable
 from tnn_runtime.images.preprocess import Preprocessing, Traits
 from tnn_runtime.images.reading import list_unusable, read_each, refuse_unusable, tell_traits
+from tnn_runtime.text import printable
 from tnn_train.data.config import DataConfig
 from tnn_train.data.groups import read_groups
 from tnn_train.data.images import ImageSet

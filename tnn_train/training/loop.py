@@ -18,6 +18,7 @@ import torch
 from tnn_runtime.bundle.claim import claimed
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
+from tnn_train.data.worker_faults import deaths_told
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.fields import Field, FieldError, choose
@@ -63,6 +64,7 @@ class TrainResult:
     test: Evaluation
 
 
+@deaths_told()
 def train(
     data: ImageData | DataConfig | str | Path,
     out: str | Path,
@@ -89,6 +91,7 @@ def train(
             are no part of a run; or if another process is writing to it.
         UsageError: If a configuration is unusable, or differs from the one to be resumed.
         TrainingError: If the loss is no longer a number.
+        WorkerError: If processes that decode images cannot work on this machine.
         KeyboardInterrupt: On SIGTERM or SIGINT, after the running step was saved.
     """
     folder, config = Path(out), config or TrainConfig()

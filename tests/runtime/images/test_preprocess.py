@@ -166,7 +166,9 @@ class TestBadInput:
             RGB(tmp_path / "gone.png")
         with pytest.raises(InputError, match="is a folder; expected an image file"):
             RGB(tmp_path)
-        with pytest.raises(InputError, match=r"note.txt is not an image that can be read \(expected one of JPEG, PNG"):
+        with pytest.raises(
+            InputError, match=r"note.txt is not an image that can be read \(it is a text file, not JPEG"
+        ):
             RGB(tmp_path / "note.txt")
         with pytest.raises(InputError, match=r"empty.png is not an image"):
             RGB(tmp_path / "empty.png")

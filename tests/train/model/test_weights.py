@@ -239,7 +239,7 @@ class TestRefusals:
 
     def test_a_file_that_would_run_code(self, tmp_path: Path) -> None:
         source = write(tmp_path / "model.pth", BACKBONES["tiny"]())
-        with pytest.raises(ArtifactError, match=r"cannot be read \(UnpicklingError\)"):
+        with pytest.raises(ArtifactError, match=r"objects of .*TinyNet, which are not loaded"):
             load_weights(build_model(TINY), TINY, source)
 
     @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"state_dict": {"conv1.weight": 1}}])
