@@ -231,10 +231,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.axhline(1, color="black", linewidth=1)
         axes.set_yscale("log")
         axes.set_ylabel("time / time of nn.Linear")
-        axes.set_title(title)
+        axes.set_title(title, pad=24)
         labels = [f"{', '.join(map(str, row.size))}\n{row.form}" for row in rows]
         axes.set_xticks(np.arange(len(rows)) + 0.3, labels, rotation=40, ha="right", fontsize=7)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     figure.savefig(path, dpi=120)
 
 

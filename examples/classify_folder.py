@@ -7,7 +7,6 @@ when it is complete: after an interrupt there is none.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -21,8 +20,9 @@ from tqdm import tqdm
 from tnn_runtime import Classifier, InputError, Prediction, UsageError
 from tnn_runtime.bulk import classify_files
 from tnn_runtime.bundle.outputs import check_file
-from tnn_runtime.console import Parser, positive_int, run
+from tnn_runtime.console import Parser, any_path, positive_int, run, say
 from tnn_runtime.images.walk import Kind, walk
+from tnn_runtime.text import csv_line
 
 Write = Callable[[Path, list[Prediction], str], object]
 
@@ -34,12 +34,11 @@ def find(folder: Path) -> Iterator[Path]:
 
 def csv_writer(file: TextIO) -> Write:
     """Return what writes a row for each prediction, or one with the error."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "score", "error"])
+    print(csv_line(["path", "rank", "label", "score", "error"]), file=file)
 
     def write(path: Path, ranked: list[Prediction], error: str) -> None:
         rows = [[path, rank, best.label, f"{best.score:.6f}", ""] for rank, best in enumerate(ranked, 1)]
-        writer.writerows(rows or [[path, "", "", "", error]])
+        print("\n".join(map(csv_line, rows or [[path, "", "", "", error]])), file=file)
 
     return write
 
@@ -61,7 +60,7 @@ def command(arguments: Sequence[str]) -> None:
     """Run the example."""
     parser = Parser("classify_folder", __doc__ or "")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle folder that tnn-export wrote")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of images, with subfolders")
+    parser.add_argument("folder", type=any_path, metavar="FOLDER", help="folder of images, with subfolders")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .csv or .jsonl")
     parser.add_argument("--top-k", type=positive_int, default=1, help="classes to write for each image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -94,7 +93,7 @@ def command(arguments: Sequence[str]) -> None:
         partial.replace(options.out)
     finally:
         partial.unlink(missing_ok=True)
-    print(f"wrote {options.out}: {total - failed} images classified, {failed} files with an error")
+    say(f"wrote {options.out}: {total - failed} images classified, {failed} files with an error")
     if failed == total:
         raise InputError(f"no file of {options.folder} can be used; {options.out} says why; expected images")
 

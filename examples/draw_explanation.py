@@ -17,11 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from PIL import ImageOps
+from PIL import Image
 
-from tnn_runtime import Classifier, Explanation, Part, Prediction, UsageError
+from tnn_runtime import Classifier, Explanation, Manifest, Part, Prediction, UsageError
 from tnn_runtime.console import Parser, run
-from tnn_runtime.images.preprocess import open_image
 
 PARTS = {
     "common": ("shared with the prototype", "#2a7f62"),
@@ -51,10 +50,9 @@ def percent(score: float) -> str:
     return f"{score:.1%}" if score >= 0.0005 else "<0.1%"
 
 
-def draw_image(axes: Axes, path: Path, ranked: Sequence[Prediction]) -> None:
-    """Draw the image, upright, and its best classes below it."""
-    with open_image(path) as image:
-        axes.imshow(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+def draw_image(axes: Axes, image: Image.Image, ranked: Sequence[Prediction]) -> None:
+    """Draw the image, and its best classes below it."""
+    axes.imshow(np.asarray(image.convert("RGB")))
     axes.set_axis_off()
     axes.set_anchor("N")
     axes.set_title(f"{short(ranked[0].label)}  {percent(ranked[0].score)}", fontsize=16, fontweight="bold", color=INK)
@@ -108,7 +106,7 @@ def draw_features(axes: Axes, explanation: Explanation) -> None:
     clean(axes, "Strongest features", [short(feature.title) for feature in explanation.features])
 
 
-def draw(path: Path, ranked: Sequence[Prediction], explanation: Explanation) -> Figure:
+def draw(image: Image.Image, ranked: Sequence[Prediction], explanation: Explanation) -> Figure:
     """Return the picture."""
     count = len(explanation.features)
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, wspace=0.03, hspace=0.03)
@@ -116,7 +114,7 @@ def draw(path: Path, ranked: Sequence[Prediction], explanation: Explanation) -> 
     axes = figure.subplot_mosaic(
         [["image", "parts"], ["image", "features"]], width_ratios=(1, 1.1), height_ratios=(3, max(3, 0.8 * count))
     )
-    draw_image(axes["image"], path, ranked)
+    draw_image(axes["image"], image, ranked)
     draw_parts(axes["parts"], explanation)
     draw_features(axes["features"], explanation)
     return figure
@@ -135,7 +133,8 @@ def command(arguments: Sequence[str]) -> None:
     with Classifier.load(options.bundle, "cpu") as classifier:
         (ranked,) = classifier.predict([options.image], top_k=3)
         ((explanation,),) = classifier.explain([options.image], top_k=1, num_features=options.features)
-    draw(options.image, ranked, explanation).savefig(options.out)
+    image = Manifest.read(options.bundle)[0].preprocessing.picture(options.image)
+    draw(image, ranked, explanation).savefig(options.out)
     print(f"wrote {options.out}: {explanation.label}, {percent(ranked[0].score)}\n{explanation.summary}")
 
 

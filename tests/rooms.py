@@ -24,7 +24,7 @@ ROOMS = {
         images answers
         options console
         errors lazy version
-        installation
+        file_kinds installation text
     """,
     "tnn_train": """
         __init__ __main__
@@ -35,7 +35,7 @@ ROOMS = {
         model
         heads
         data
-        distributed messages
+        distributed messages statistics
         errors fields run_files text_files
     """,
     "tnn_export": """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from waiting import FOREVER, until
 
 from tnn_runtime import TnnError
-from tnn_runtime.console import run
+from tnn_runtime.console import notes, run
 from tnn_runtime.installation import install_command
 
 
@@ -87,6 +88,24 @@ def test_an_interrupted_training_ends_in_one_line(
             OSError(28, "No space left on device", "/x"),
             "it: error: the system refused a file (No space left on device: /x)",
         ),
+        (
+            OSError(24, "Too many open files", "/x"),
+            "it: error: the system refused a file (Too many open files: /x); too many",
+        ),
+        (
+            OSError(13, "Permission denied", "/x"),
+            "it: error: the system refused a file (Permission denied: /x); give your",
+        ),
+        (
+            OSError(30, "Read-only file system"),
+            "it: error: the system refused a file (Read-only file system); choose a f",
+        ),
+        (
+            OSError(5, "Input/output error", "/x"),
+            "it: error: the system refused a file (Input/output error: /x); look at",
+        ),
+        (OSError(12, "Cannot allocate memory"), "it: error: out of memory (Cannot allocate memory)"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "it: error: out of memory (CUDA out of memory."),
         (MemoryError("no room for 3 TiB"), "it: error: out of memory (no room for 3 TiB); use a smaller batch"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "it: error: out of memory (DefaultCPUAllocator"),
         (KeyboardInterrupt(), "it: interrupted"),
@@ -104,11 +123,21 @@ def test_what_a_user_can_cause_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["tnn_runtime", "tnn_train.training", "tnn_export.proof"])
+@pytest.mark.parametrize("texts", [["a", "a"], ["a", "b", "a"], ["a", "b", "c", "c", "b"]])
+def test_a_note_is_printed_once(name: str, texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with notes("it"):
+            for text in texts:
+                logging.getLogger(name).warning("%s", text)
+        assert capsys.readouterr().err.splitlines() == [f"it: note: {text}" for text in dict.fromkeys(texts)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_that_other_code_disguised_is_still_one(number: int) -> None:
     program = f"""
 import os, signal, sys
-from tnn_runtime.console import run
+from tnn_runtime.console import notes, run
 def disguise(arguments):
     try:
         exec("os.kill(os.getpid(), {int(number)})", {{"os": os}})
@@ -158,11 +187,15 @@ def test_the_version_is_told(package: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == f"{package.replace('_', '-')} {version('tnn-deploy')}\n"
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "message",
+    ["a bug", "an illegal memory access was encountered", "unable to allocate shared memory(shm) for file </x>"],
+)
+def test_a_bug_keeps_its_traceback(message: str) -> None:
     def fail(arguments: object) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         run("it", fail, [])
 
 

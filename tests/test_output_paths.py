@@ -29,6 +29,21 @@ FILES = {
     "compare": (["train", "compare", "RUN", "--out"], "tnn_train.commands.compare.compare_runs"),
 }
 
+AMONG_IMAGES = {
+    "train": (["train", "--data", "images", "--out"], "tnn_train.commands.train.load_data"),
+    "sweep": (["train", "sweep", "--data", "images", "--out"], "tnn_train.commands.sweep.load_data"),
+    "unfold": (
+        ["train", "unfold", "net.pth", "--backbone", "resnet18", "--images", "images", "-o"],
+        "tnn_train.commands.unfold.open_folder",
+    ),
+    "export": (["export", "RUN", "--images", "images", "-o"], "tnn_export.commands.export.load_with_results"),
+    "calibration": (["export", "RUN", "--calibration", "images", "-o"], "tnn_export.commands.export.load_with_results"),
+    "import": (
+        ["export", "import", "net.pth", "--from", "linear", "--backbone", "resnet18", "--images", "images", "-o"],
+        "tnn_export.commands.importing.open_folder",
+    ),
+}
+
 
 def fail(*arguments: Any, **options: Any) -> NoReturn:
     raise AssertionError("the work has begun")
@@ -74,3 +89,16 @@ def test_a_file_is_checked_first(
     assert path in error
     assert f"choose another file for {words[-1]}" in error
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("command", AMONG_IMAGES)
+@pytest.mark.parametrize("path", ["images/out", "images/cat/out", "images/train/out", "./images/../images/out"])
+def test_nothing_is_written_among_images(
+    command: str, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images/cat").mkdir(parents=True)
+    words, work = AMONG_IMAGES[command]
+    error = refusal(words, work, path, capsys, monkeypatch)
+    assert "lies among the images, in images, where it would be taken for a class; choose another one" in error
+    assert [file.name for file in Path("images").rglob("*")] == ["cat"]

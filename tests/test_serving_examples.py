@@ -445,7 +445,7 @@ class TestDrawing:
         path = folder / "dog" / "0.png"
         with Classifier.load(BUNDLE, "cpu") as classifier:
             (ranked,), ((explanation,),) = classifier.predict([path]), classifier.explain([path], top_k=1)
-        parts, features = example.draw(path, ranked, explanation).axes[1:]
+        parts, features = example.draw(Image.open(path), ranked, explanation).axes[1:]
         widths = [bar.get_width() for bar in parts.patches]
         assert widths == pytest.approx([part.signed for part in explanation.parts])
         assert sum(widths) == pytest.approx(explanation.logit)
@@ -458,11 +458,11 @@ class TestDrawing:
 
     def test_parts_of_any_head_are_drawn_and_the_bias(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         example = load("draw_explanation", monkeypatch)
-        path = folder / "dog" / "0.png"
+        picture = Image.open(folder / "dog" / "0.png")
         feature = FeatureParts(7, (Part("opposing", -1, 0.75),))
         shares = (Part("supporting", 1, 2.0), Part("far_away", -1, 0.75))
         explanation = Explanation("dog", 0, 0.8, 1.5, shares, 0.25, (feature,))
-        parts, features = example.draw(path, [Prediction("dog", 0.8, 0)], explanation).axes[1:]
+        parts, features = example.draw(picture, [Prediction("dog", 0.8, 0)], explanation).axes[1:]
         assert [bar.get_width() for bar in parts.patches] == [2.0, -0.75, 0.25]
         assert [label.get_text() for label in parts.get_yticklabels()] == ["for the class", "far away", "bias"]
         assert [bar.get_width() for bar in features.patches] == [-0.75]

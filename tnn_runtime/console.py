@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.installation import install_command
+from tnn_runtime.text import one_line, why_not_utf8
 
-__all__ = ["INTERRUPTED", "Parser", "notes", "positive_int", "run", "tell"]
+__all__ = ["INTERRUPTED", "Parser", "any_path", "notes", "positive_int", "refuse_not_utf8", "run", "say", "tell"]
 
 Command: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -26,6 +31,29 @@ INTERRUPTED = 130
 """The exit code after an interrupt, as shells have it."""
 
 _FAILED = 1
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|not enough memory|insufficient memory|"
+    "allocate (?!shared)[^.;]*memory|bad allocation|bad_alloc|alloc_failed",
+    re.IGNORECASE,
+)
+"""How libraries say that there is too little memory; a "memory access" or "shared memory" is something else."""
+
+_WRITABLE = "choose a folder that can be written and has space"
+_PERMITTED = "give yourself the right to read it, or to write there, or choose another one"
+_REMEDIES = {
+    errno.EACCES: _PERMITTED,
+    errno.EPERM: _PERMITTED,
+    errno.EMFILE: "too many are open: raise the limit, ulimit -n 65536",
+    errno.ENFILE: "too many are open on this machine: close other programs, or raise fs.file-max",
+    errno.ENOSPC: _WRITABLE,
+    errno.EDQUOT: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.EFBIG: _WRITABLE,
+    errno.ENOENT: "give one that exists",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What to do about errors of the system."""
+
 _PACKAGES = ("tnn_runtime", "tnn_train", "tnn_export")
 
 
@@ -39,6 +67,19 @@ class Parser(argparse.ArgumentParser):
         """Raise the message as a `UsageError`."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse arguments; refuse text and paths that are not UTF-8, but for the paths of `any_path`.
+
+        Raises:
+            UsageError: If an argument cannot be used.
+        """
+        found, others = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            given = getattr(found, action.dest, None)
+            if action.type is not any_path:
+                refuse_not_utf8(given if isinstance(given, list) else [given])
+        return found, others
+
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help that shows the defaults that say something."""
@@ -48,6 +89,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
             return action.help
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         return f"{action.help} (default: {default})".replace("%", "%%")
+
+
+class _OneLine(logging.Formatter):
+    """Log records on one line each."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
 
 
 def positive_int(text: str) -> int:
@@ -62,6 +110,28 @@ def positive_int(text: str) -> int:
     raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer of at least 1")
 
 
+def any_path(text: str) -> Path:
+    """Return a path whose name may be other than UTF-8: the ``type`` of an argument for files that are only read."""
+    return Path(text)
+
+
+def refuse_not_utf8(values: Iterable[object]) -> None:
+    """Make sure that the text and the paths among some values are UTF-8.
+
+    Raises:
+        UsageError: If one is not; the message names it.
+    """
+    for value in values:
+        if isinstance(value, str | Path) and (why := why_not_utf8(value)):
+            raise UsageError(why)
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines for people to read, on standard output if no file is given; controls in them are escaped."""
+    for line in lines:
+        print(one_line(line), file=file)
+
+
 def tell(line: str, code: int) -> None:
     """Print the line that ends a command, which exits with ``code``, on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -69,15 +139,22 @@ def tell(line: str, code: int) -> None:
 
 @contextlib.contextmanager
 def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Print what our packages log as notes on standard error.
+    """Print what our packages log as notes on standard error, each text once.
 
     Args:
         name: What to call the command.
         is_told: Whether this process is to print them.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{name}: note: %(message)s"))
-    handler.addFilter(lambda record: is_told())
+    handler.setFormatter(_OneLine(f"{name}: note: %(message)s"))
+    told: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known, text = len(told), record.getMessage()
+        told.add(text)
+        return is_told() and len(told) > known
+
+    handler.addFilter(is_new)
     loggers = [logging.getLogger(package) for package in _PACKAGES]
     for logger in loggers:
         logger.addHandler(handler)
@@ -108,7 +185,7 @@ def run(
     """
 
     def end(line: str, code: int = _FAILED) -> int:
-        tell(" ".join(f"{name}: {line}".split()), code)
+        tell(one_line(f"{name}: {line}"), code)
         return code
 
     def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
@@ -119,6 +196,9 @@ def run(
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
         return end("error: standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     if list(words) == ["--version"]:
         print(name, importlib.import_module("tnn_runtime.version").__version__)
@@ -137,12 +217,11 @@ def run(
     except ModuleNotFoundError as error:
         return end(f"error: {error.name} is not installed; run: {install_command(extra)}")
     except OSError as error:
-        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
-        return end(f"error: the system refused a file ({reason}); choose a folder that can be written and has space")
+        return end(f"error: {_told(error)}")
     except TnnError as error:
         return end(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
         return end(f"error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
@@ -151,6 +230,15 @@ def run(
         exec("")  # noqa: S102
         return end(f"interrupted{'; ' if str(interrupt) else ''}{interrupt}", INTERRUPTED)
     return 0
+
+
+def _told(error: OSError) -> str:
+    """Return what the system refused, and what to do."""
+    reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or error
+    if error.errno == errno.ENOMEM:
+        return f"out of memory ({reason}); use a smaller batch or a smaller model"
+    remedy = _REMEDIES.get(error.errno or 0, "look at the file and its disk, and try again")
+    return f"the system refused a file ({reason}); {remedy}"
 
 
 def _quiet_pillow() -> None:

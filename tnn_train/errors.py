@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tnn_runtime.errors import TnnError
 
-__all__ = ["DataError", "TrainingError", "UnfoldingError"]
+__all__ = ["DataError", "TrainingError", "UnfoldingError", "WorkerError"]
 
 
 class DataError(TnnError):
@@ -17,3 +17,7 @@ class TrainingError(TnnError):
 
 class UnfoldingError(TnnError):
     """An unfolded head that does not give the predictions of its linear layer."""
+
+
+class WorkerError(TnnError):
+    """Worker processes for images that this machine does not let work: for want of shared memory, or of open files."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import why_not_utf8
 
-__all__ = ["SMALLEST", "Field", "FieldError", "Part", "at_least", "choose", "one_of", "repeated", "told"]
+__all__ = ["SMALLEST", "Field", "FieldError", "Part", "at_least", "check_utf8", "choose", "one_of", "repeated", "told"]
 
 T = TypeVar("T")
 
@@ -100,6 +101,18 @@ def at_least(config: Any, lowest: float, *names: str) -> None:
                 f" is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at least "
                 f"{lowest}",
             )
+
+
+def check_utf8(config: Any, *names: str) -> None:
+    """Refuse fields whose text is not UTF-8.
+
+    Raises:
+        FieldError: With the name and the value of the first of them.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, str) and (why := why_not_utf8(value)):
+            raise FieldError(Field(type(config), name), f": {why}")
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -23,6 +23,7 @@ from tnn_runtime.bundle.manifest import (
 )
 from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.explain.attributes import attribute_description
+from tnn_runtime.text import one_line
 from tnn_train.heads import HEADS
 
 __all__ = ["write_card"]
@@ -73,8 +74,8 @@ def write_card(
         trim_blocks=False,
     )
     text = environment.get_template("card.md.jinja").render(
-        title=name,
-        folder=name,
+        title=one_line(name),
+        folder=one_line(name),
         manifest=manifest,
         meanings={**_MEANINGS, **HEADS[manifest.model["head"]].evidence_meanings},
         purposes=_PURPOSES,
@@ -111,7 +112,9 @@ def _attributes(manifest: Manifest) -> list[str]:
     """Return the first attributes of the features, each with its classes where a person named it."""
     form = _tversky(manifest)
     return [
-        attribute_description(attribute["name"], [manifest.class_names[index] for index in attribute["classes"]])
+        one_line(
+            attribute_description(attribute["name"], [manifest.class_names[index] for index in attribute["classes"]])
+        )
         for attribute in (form.get("attributes", ())[:_MOST_ATTRIBUTES] if form.get("opposites") else ())
     ]
 
@@ -127,7 +130,7 @@ def _data(training: Mapping[str, Any]) -> str:
     if not isinstance(data, Mapping):
         return ""
     settings = [f"{key} {value}" for key, value in data.items() if key in _DATA and value not in (None, False)]
-    source = str(data.get("source", "unknown"))
+    source = one_line(str(data.get("source", "unknown")))
     return f"{source} ({', '.join(settings)})" if settings else source
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tnn_export.formats.opsets import oldest_runtime
+from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
 from tnn_runtime.bundle.reading import read_json
+from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.text import printable
 
 __all__ = ["describe_bundle", "inspect_bundle"]
 
@@ -47,15 +50,16 @@ def _graph(path: Path) -> dict[str, Any]:
 
 def describe_bundle(content: dict[str, Any]) -> str:
     """Return what `inspect_bundle` found as lines to read."""
-    model, preprocessing = content["model"], content["preprocessing"]
+    model, preprocessing = content["model"], decode(Preprocessing, content["preprocessing"], "preprocessing")
     names = content["class_names"]
     more = f" and {len(names) - _MOST_CLASSES} more" if len(names) > _MOST_CLASSES else ""
     batch = content.get("batch", {"smallest": 1, "largest": None})
-    size = f"{preprocessing['height']}x{preprocessing['width']}x{preprocessing['channels']}"
+    size = "x".join(map(str, preprocessing.shape))
     lines = [
-        ("bundle", f"{content['bundle']} (schema {content['schema_version']})"),
+        ("bundle", f"{printable(content['bundle'])} (schema {content['schema_version']})"),
         ("model", f"{model['backbone']}, {model['head']} head, {content['precision']}, images {size}"),
-        ("classes", f"{len(names)}: {', '.join(names[:_MOST_CLASSES])}{more}"),
+        ("images", "; ".join((*preprocessing.steps, _normalisation(preprocessing)))),
+        ("classes", f"{len(names)}: {', '.join(map(printable, names[:_MOST_CLASSES]))}{more}"),
         ("batch", f"{batch['smallest']} to {batch['largest'] or 'any'}"),
         ("outputs", ", ".join(map(_tensor, content["outputs"]))),
     ]
@@ -83,6 +87,11 @@ def describe_bundle(content: dict[str, Any]) -> str:
         lines.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _normalisation(preprocessing: Preprocessing) -> str:
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
+    return f"mean {mean}, std {std}"
 
 
 def _tensor(spec: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.bundle.reading import read_json
-from tnn_train.model.checkpoint import Checkpoint, load_checkpoint
+from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, refuse_run
 from tnn_train.run_files import BEST, RESULTS_FILE, RESULTS_SCHEMA
 
 __all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]
@@ -21,8 +21,10 @@ def load_with_results(folder: Path) -> Checkpoint:
     """Read a checkpoint, and into its metrics the results of the run, if it is the best one of a finished run.
 
     Raises:
+        UsageError: If the folder is a run.
         ArtifactError: If the checkpoint or the results cannot be read.
     """
+    refuse_run(folder)
     checkpoint = load_checkpoint(folder)
     return dataclasses.replace(checkpoint, metrics={**checkpoint.metrics, **_results(folder)})
 

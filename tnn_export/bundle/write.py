@@ -43,6 +43,7 @@ from tnn_runtime.explain import open_explainer
 from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.fields import repeated
 from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint
+from tnn_train.model.state_dicts import check_values
 
 __all__ = ["export_bundle"]
 
@@ -95,6 +96,8 @@ def export_bundle(
     options = options or ExportOptions(tuple(formats), precision)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_with_results(Path(checkpoint))
+    else:
+        check_values(checkpoint.model.state_dict(), "the checkpoint")
     if images is None:
         images, labels = checkpoint.samples, checkpoint.labels
     if (name := repeated(checkpoint.class_names)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from tnn_export.bundle.options import PROOF_BYTES, PROOF_IMAGES, ExportOptions
 from tnn_export.formats import FORMATS
@@ -16,6 +17,7 @@ from tnn_train.heads import HEADS
 
 __all__ = ["add_export_options", "export_options"]
 
+_logger = logging.getLogger(__name__)
 
 _DEFAULTS = ExportOptions()
 
@@ -59,13 +61,13 @@ def add_export_options(parser: Parser) -> None:
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
-    """Return what was given for them.
+    """Return what was given for them; what does nothing beside the others is told in a note.
 
     Raises:
         UsageError: As `ExportOptions`.
         ExportError: As `ExportOptions`.
     """
-    return ExportOptions(
+    how = ExportOptions(
         tuple(options.formats),
         options.precision,
         tuple(options.outputs),
@@ -75,3 +77,6 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         options.coverage,
         options.proof_images,
     )
+    if "onnx" not in how.formats and how.opset != _DEFAULTS.opset:
+        _logger.warning("--opset does nothing with --formats %s", " ".join(how.formats))
+    return how

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
-from tnn_runtime.bundle.outputs import check_file
+from tnn_runtime.bundle.outputs import check_file, refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
-from tnn_runtime.console import Parser, notes
+from tnn_runtime.console import Parser, notes, say
 from tnn_runtime.errors import UsageError
 from tnn_train.model.samples import open_folder, read_calibration, read_held_out
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
+
+_logger = logging.getLogger(__name__)
 
 _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-bundle
@@ -95,11 +98,14 @@ def _export_parser() -> Parser:
 def _export(options: argparse.Namespace) -> None:
     how = export_options(options)
     refuse_existing(options.out, BUNDLE, overwrite=options.overwrite)
+    refuse_among_images(options.out, options.images, options.calibration)
     checkpoint = load_with_results(options.checkpoint)
     images, labels, calibration = None, None, None
     if options.images is not None:
         images, labels = read_held_out(open_folder(options.images), checkpoint.preprocessing, checkpoint.class_names)
-    if options.calibration is not None:
+    if options.calibration is not None and how.precision != "int8":
+        _logger.warning("--calibration does nothing with --precision %s", how.precision)
+    elif options.calibration is not None:
         calibration = read_calibration(open_folder(options.calibration), checkpoint.preprocessing)
     report = export_bundle(
         checkpoint,
@@ -112,10 +118,10 @@ def _export(options: argparse.Namespace) -> None:
         sign=options.sign,
         overwrite=options.overwrite,
     )
-    print(report.table())
-    print(f"wrote {options.out}")
+    say(*report.table().split("\n"))
+    say(f"wrote {options.out}")
     if "onnx" in how.formats:
-        print(f"next: tnn-runtime predict {options.out} IMAGE...")
+        say(f"next: tnn-runtime predict {options.out} IMAGE...")
 
 
 def _check_parser() -> Parser:
@@ -140,7 +146,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.json is not None:
         check_file(options.json, "--json")
     report = check_bundle(options.bundle, options.device, options.public_key)
-    print(report.table())
+    say(*report.table().split("\n"))
     if options.json is not None:
         write_json(options.json, report.to_dict())
     if not report.passed:
@@ -160,7 +166,10 @@ def _inspect_parser() -> Parser:
 
 def _inspect(options: argparse.Namespace) -> None:
     content = inspect_bundle(options.bundle)
-    print(json.dumps(content, indent=2) if options.json else describe_bundle(content))
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        say(*describe_bundle(content).split("\n"))
 
 
 def _sign_parser() -> Parser:
@@ -181,7 +190,7 @@ def _sign_parser() -> Parser:
 def _sign(options: argparse.Namespace) -> None:
     from tnn_export.bundle.signing import sign_bundle
 
-    print(f"wrote {sign_bundle(options.bundle, options.key)}")
+    say(f"wrote {sign_bundle(options.bundle, options.key)}")
 
 
 EXPORT = "export"

@@ -9,8 +9,9 @@ from typing import Any
 from tnn_export.importers import IMPORTERS, LINEAR, SOURCES, import_state_dict
 from tnn_export.importers.linear import LINEAR_OPTIONS
 from tnn_export.importers.source import REQUIRED
+from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 from tnn_train.model.checkpoint import CHECKPOINT, save_checkpoint
 from tnn_train.model.inputs import add_file_options, make_preprocessing, read_class_names
 from tnn_train.model.samples import open_folder, read_samples
@@ -48,7 +49,10 @@ _OPTIONS = {**{name: source.options for name, source in IMPORTERS.items()}, LINE
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export import``."""
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
-    preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
+    refuse_among_images(options.out, options.images)
+    preprocessing = make_preprocessing(
+        options.image_size, options.mean, options.std, options.fit, options.background, options.backbone
+    )
     images = open_folder(options.images)
     names = read_class_names(options.class_names, images)
     samples, labels = read_samples(images, preprocessing, names)
@@ -68,14 +72,14 @@ def run(options: argparse.Namespace) -> None:
     )
     save_checkpoint(options.out, checkpoint, overwrite=options.overwrite)
     if options.source == LINEAR:
-        print("\n".join(describe_unfolding(checkpoint)))
+        say(*describe_unfolding(checkpoint))
     elif metrics := checkpoint.metrics:
-        print(
+        say(
             f"on {metrics['import_samples']} images the logits differ from those of {IMPORTERS[options.source].layer} "
             f"by at most {metrics['import_max_abs_diff']:.1e}"
         )
-    print(f"wrote {options.out}")
-    print(f"next: tnn-export {options.out} -o BUNDLE")
+    say(f"wrote {options.out}")
+    say(f"next: tnn-export {options.out} -o BUNDLE")
 
 
 def make_parser() -> Parser:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tnn_export.bundle.pair import PAIR, export_pair
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime.bundle.storage import refuse_existing
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 from tnn_runtime.errors import UsageError
 from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
@@ -71,9 +71,9 @@ def run(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     for head, report in reports.items():
-        print(f"{options.out / head}\n{report.table()}")
+        say(str(options.out / head), *report.table().split("\n"))
     if "onnx" in how.formats:
-        print(f"next: tnn-runtime bench {' '.join(str(options.out / head) for head in reports)} --threads 1")
+        say(f"next: tnn-runtime bench {' '.join(str(options.out / head) for head in reports)} --threads 1")
 
 
 def make_parser() -> Parser:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tnn_export.bundle.slim import MODELS, slim_bundle
 from tnn_runtime.bundle.manifest import SIGNATURE_FILE
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 
 __all__ = ["make_parser", "run"]
 
@@ -37,8 +37,8 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace) -> None:
     """Run ``tnn-export slim``."""
     left_out = slim_bundle(options.bundle, options.out, options.formats, overwrite=options.overwrite)
-    print(f"left out: {', '.join(left_out) or 'nothing'}")
+    say(f"left out: {', '.join(left_out) or 'nothing'}")
     size = sum(path.stat().st_size for path in options.out.iterdir())
-    print(f"wrote {options.out} ({size:,} bytes)")
+    say(f"wrote {options.out} ({size:,} bytes)")
     if SIGNATURE_FILE in left_out:
-        print(f"the manifest is another one; sign it again: tnn-export sign {options.out} --key KEY.pem")
+        say(f"the manifest is another one; sign it again: tnn-export sign {options.out} --key KEY.pem")

@@ -143,5 +143,5 @@ def _check(layer: Mapping[str, Tensor], shapes: Mapping[str, str], place: str) -
                 + (f"[{', '.join(letters)}]" if letters else "a single number")
                 + (f" with {known}" if known and letters else "")
             )
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise UsageError(f"{name} of {_quoted(place)} holds values that are not finite numbers; train it again")
+        if not value.is_floating_point():
+            raise UsageError(f"{name} of {_quoted(place)} is of {value.dtype}; expected floating-point numbers")

@@ -20,6 +20,7 @@ _OUTCOMES = {"shown": "#009e73", "not shown": "#a04000", "too noisy": "#777777"}
 _LINES = {"A": "o-", "B": "s--"}
 _BESIDE = {"A": 0.97, "B": 1.03}
 _LONGEST_NAME = 48
+_TITLE_POINTS, _TITLE_SHARE = 9, 0.96
 _DPI = 144
 
 
@@ -72,7 +73,7 @@ def _latency_figure(report: Report) -> Any:
     panels[0].set_ylabel("milliseconds a call")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.suptitle(_title(report), fontsize=9)
+    _add_title(figure, report)
     return figure
 
 
@@ -135,7 +136,7 @@ def _ratio_figure(report: Report) -> Any:
     axes.grid(alpha=0.3, axis="x")
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(_title(report), fontsize=9)
+    _add_title(figure, report)
     return figure
 
 
@@ -151,6 +152,13 @@ def _draw_ratio(axes: Any, place: float, found: Estimate, name: str, marker: str
         capsize=3,
         label=label,
     )
+
+
+def _add_title(figure: Any, report: Report) -> None:
+    """Write above a figure what it compares, in letters that are small enough for it."""
+    title = figure.suptitle(_title(report), fontsize=_TITLE_POINTS)
+    share = title.get_window_extent().width / figure.bbox.width
+    title.set_fontsize(_TITLE_POINTS * min(1, _TITLE_SHARE / share))
 
 
 def _title(report: Report) -> str:

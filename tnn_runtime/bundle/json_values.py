@@ -17,11 +17,12 @@ T = TypeVar("T")
 def decode(kind: type[T], value: Any, where: str) -> T:
     """Build a dataclass from the dictionary that ``dataclasses.asdict`` and JSON made of it.
 
-    A field that is missing has its default, so that a class may grow without losing the files written before.
+    A field that is missing has its default, so that a class may grow without losing the files written before. Where
+    such files mean something else than the default, the metadata of the field has it as ``absent``.
 
     Args:
         kind: The dataclass. Its fields may be dataclasses, ``tuple[X, ...]``, ``dict[str, X]``, ``str``, ``int``,
-            ``float``, ``bool``, a union of one of these with ``None``, and ``Any``.
+            ``float``, ``bool``, a union of one of these, and of a tuple, with ``None``, and ``Any``.
         value: What was read.
         where: What to call it in an error.
 
@@ -45,7 +46,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
                 )
         for field in dataclasses.fields(kind):
             _expect(field.name in value or not _has_no_default(field), where, f"a value for {field.name}", value)
-        fields = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+        fields = {
+            field.name: field.metadata["absent"] for field in dataclasses.fields(kind) if "absent" in field.metadata
+        }
+        fields |= {name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     if origin is tuple:
         _expect(isinstance(value, list), where, "a list", value)
@@ -57,8 +61,11 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         _expect(type(value) in (int, float) and abs(value) < _HUGE, where, "a number", value)
         return float(value)
     if NoneType in arguments:
-        (other,) = (item for item in arguments if item is not NoneType)
-        return None if value is None else _decode(other, value, where)
+        if value is None:
+            return None
+        others = [item for item in arguments if item is not NoneType]
+        lists = [item for item in others if typing.get_origin(item) is tuple]
+        return _decode((lists if lists and isinstance(value, list) else others)[0], value, where)
     _expect(type(value) is kind, where, kind.__name__, value)
     return value
 

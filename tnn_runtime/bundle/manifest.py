@@ -89,8 +89,9 @@ class Manifest:
 
     The JSON Schema of each version of the file is in the folder ``schemas`` beside this module. Version 2 added
     ``batch``, ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32;
-    version 3 added ``reject``; version 4 added ``optional`` and ``notes``, and thresholds, opposites, feature-space
-    prototypes, the difference excess, smooth ratios and attributes to the form of a Tversky head.
+    version 3 added ``reject``; version 4 added ``optional`` and ``notes``, fit and background of ``preprocessing``, and
+    thresholds, opposites, feature-space prototypes, the difference excess, smooth ratios and attributes to the form of
+    a Tversky head.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.errors import OutputExistsError
+from tnn_runtime.errors import OutputExistsError, UsageError
+from tnn_runtime.text import why_not_utf8
 
-__all__ = ["PARTIAL", "check_file", "check_folder", "naming", "refuse_unwritable"]
+__all__ = ["PARTIAL", "check_file", "check_folder", "naming", "refuse_among_images", "refuse_unwritable"]
 
 PARTIAL = ".partial"
 """How the names of files and folders end that are not finished."""
@@ -28,8 +29,12 @@ def check_file(target: Path, option: str, *, overwrite: bool = True) -> None:
     Raises:
         OutputExistsError: If it exists and must not be overwritten, is something else, or cannot be made.
     """
-    if target.is_dir() or not target.parent.is_dir():
-        raise OutputExistsError(f"{target} is a folder, or its folder does not exist; choose another file for {option}")
+    if target.is_dir():
+        raise OutputExistsError(f"{target} is a folder; choose another file for {option}")
+    if not target.parent.is_dir():
+        raise OutputExistsError(
+            f"{target} has no folder to lie in; make {target.parent}, or choose another file for {option}"
+        )
     if target.exists() and not target.is_file():
         raise OutputExistsError(f"{target} is a device or a pipe; choose another file for {option}")
     if os.path.lexists(target) and not overwrite:
@@ -52,6 +57,24 @@ def check_folder(target: Path, option: str) -> None:
     refuse_unwritable(target / "file" if target.is_dir() else target, f"another folder for {option}")
 
 
+def refuse_among_images(target: Path, *folders: Path | None) -> None:
+    """Make sure that a folder of ours is not made where the next command would take it for a class.
+
+    Args:
+        target: The folder to be made.
+        folders: Folders of images; ``None`` for one that was not given.
+
+    Raises:
+        UsageError: If it lies in one of them.
+    """
+    for images in folders:
+        if images is not None and target.resolve().is_relative_to(images.resolve()):
+            raise UsageError(
+                f"the output folder {target} lies among the images, in {images}, where it would be taken for a class; "
+                "choose another one"
+            )
+
+
 def refuse_unwritable(target: Path, remedy: str) -> None:
     """Make something for a moment where a file or folder is to be made, under a name that is longer than its own.
 
@@ -60,8 +83,10 @@ def refuse_unwritable(target: Path, remedy: str) -> None:
         remedy: What to choose if it cannot be.
 
     Raises:
-        OutputExistsError: If nothing can be made there.
+        OutputExistsError: If nothing can be made there, or its path is not UTF-8.
     """
+    if why := why_not_utf8(os.path.abspath(target)):
+        raise OutputExistsError(f"{why}, or choose {remedy}")
     parent = next(folder for folder in Path(os.path.abspath(target)).parents if os.path.lexists(folder))
     try:
         tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=PARTIAL, dir=parent).cleanup()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.bundle.storage import FolderKind, previous_of
 from tnn_runtime.errors import ArtifactError
+from tnn_runtime.text import why_not_utf8
 
 __all__ = ["OpenFolder", "read_arrays", "read_folder", "read_json"]
 
@@ -190,8 +191,10 @@ def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T])
         read: Reads from the open folder; it is called again if the folder was replaced before it had read all.
 
     Raises:
-        ArtifactError: If there is no such folder, or ``read`` raises it for a folder that nobody has replaced.
+        ArtifactError: If there is no such folder, its path is not UTF-8, or ``read`` raises it for a folder that nobody has replaced.
     """
+    if why := why_not_utf8(target):
+        raise ArtifactError(why)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             folder = OpenFolder(_there(target, kind), kind)

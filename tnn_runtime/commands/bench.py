@@ -9,7 +9,7 @@ from tnn_runtime.bench.comparison import compare_bundles
 from tnn_runtime.bench.plots import require_matplotlib, write_plots
 from tnn_runtime.bench.report import table, write_report
 from tnn_runtime.bundle.outputs import check_file, check_folder
-from tnn_runtime.console import Parser, positive_int
+from tnn_runtime.console import Parser, positive_int, say
 from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["add_bench"]
@@ -84,8 +84,8 @@ def _bench(options: argparse.Namespace) -> None:
             seed=options.seed,
             progress=progress.update,
         )
-    print(table(report))
+    say(*table(report).split("\n"))
     if options.json is not None:
         write_report(report, options.json)
     if options.plots is not None:
-        print("\n" + "\n".join(f"wrote {path}" for path in write_plots(report, options.plots)))
+        say("", *(f"wrote {path}" for path in write_plots(report, options.plots)))

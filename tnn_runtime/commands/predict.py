@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import sys
@@ -16,9 +15,10 @@ from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
-from tnn_runtime.console import Parser, notes
+from tnn_runtime.console import Parser, any_path, notes, say
 from tnn_runtime.errors import InputError
 from tnn_runtime.images.walk import read_tree
+from tnn_runtime.text import csv_line, printable
 
 __all__ = ["build_parser", "command"]
 
@@ -57,7 +57,7 @@ def _add_predict(commands: argparse._SubParsersAction[Parser]) -> None:
         "labels.csv",
     )
     parser.add_argument("bundle", type=Path, help="bundle folder that tnn-export wrote")
-    parser.add_argument("images", type=Path, nargs="+", help="image files or folders")
+    parser.add_argument("images", type=any_path, nargs="+", help="image files or folders")
     parser.add_argument("--top-k", type=int, default=1, help="classes to print for each image")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=int, help="CPU threads, all usable cores if not given")
@@ -81,38 +81,38 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files, unusable, empty = _find(options.images)
-        total = len(files) + len(unusable)
+        files, empty, errors = _find(options.images)
+        total = len(files) + len(errors)
         show = _printer(options.format, files)
         with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
             for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
                 if error:
-                    unusable.append(error)
+                    errors.append(error)
                 else:
                     show(file, ranked)
                 progress.update()
-    if errors := [*(f"{path} has no files; expected images" for path in empty), *unusable]:
-        for error in errors[:-1]:
-            print(f"tnn-runtime: {error}", file=sys.stderr)
-        count = f"; {len(unusable)} of {total} files cannot be used" if unusable and total > 1 else ""
-        raise InputError(errors[-1] + count)
+    if problems := empty + errors:
+        for problem in problems[:-1]:
+            say(f"tnn-runtime: {problem}", file=sys.stderr)
+        count = f"; {len(errors)} of {total} files cannot be used" if errors and total > 1 else ""
+        raise InputError(problems[-1] + count)
 
 
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[Path]]:
-    """Return the files that the paths stand for, what is wrong with others that cannot be used, and empty folders."""
+def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
+    """Return the files that the paths stand for, and what is wrong with empty folders and with unusable files."""
     files: list[Path] = []
-    unusable: list[str] = []
-    empty: list[Path] = []
+    empty: list[str] = []
+    errors: list[str] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        folder, errors = read_tree(path)
+        folder, unusable = read_tree(path)
         files += folder.below
-        unusable += errors.values()
-        if not folder.below and not errors:
-            empty.append(path)
-    return files, unusable, empty
+        errors += unusable.values()
+        if not folder.below and not unusable:
+            empty.append(f"{printable(str(path))} has no files; expected images")
+    return files, empty, errors
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:
@@ -122,16 +122,18 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]]
             json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
         )
     if style == "text":
-        width = max((len(str(file)) for file in files), default=0)
+        width = max((len(printable(str(file))) for file in files), default=0)
         return lambda file, ranked: print(
-            f"{file!s:{width}}  "
-            + ("  ".join(f"{prediction.label} {prediction.score:.4f}" for prediction in ranked) or _REJECTED)
+            f"{printable(str(file)):{width}}  "
+            + ("  ".join(f"{printable(best.label)} {best.score:.4f}" for best in ranked) or _REJECTED)
         )
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "score"])
-    return lambda file, ranked: writer.writerows(
-        [[file, rank, prediction.label, f"{prediction.score:.6f}"] for rank, prediction in enumerate(ranked, 1)]
-        or [[file, "", _REJECTED, ""]]
+    print(csv_line(["path", "rank", "label", "score"]))
+    return lambda file, ranked: print(
+        "\n".join(
+            csv_line(row)
+            for row in [[file, rank, best.label, f"{best.score:.6f}"] for rank, best in enumerate(ranked, 1)]
+            or [[file, "", _REJECTED, ""]]
+        )
     )
 
 
@@ -139,4 +141,4 @@ def _doctor(options: argparse.Namespace) -> None:
     findings = examine()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{'ok' if finding.works else '--'}  {finding.name:{width}}  {finding.detail}")
+        say(f"{'ok' if finding.works else '--'}  {finding.name:{width}}  {finding.detail}")

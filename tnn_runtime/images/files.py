@@ -7,11 +7,13 @@ before Pillow decodes anything.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import stat
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +22,17 @@ from typing import IO
 from PIL import Image
 
 from tnn_runtime.errors import InputError
+from tnn_runtime.file_kinds import HEAD, kind_of
 
 __all__ = [
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
     "REPLACE",
+    "broken",
     "check_pixels",
     "listed",
     "open_file",
-    "printable",
     "reason",
 ]
 
@@ -45,13 +48,19 @@ MAX_BYTES = 4 * MAX_PIXELS
 REPLACE = "; replace or remove it"
 """How an error of a file ends that nothing else helps against."""
 
+_COPY_AGAIN = "copy or download it again, or remove it"
+_OURS = ("a JPEG", "a PNG", "a WebP picture", "a BMP picture", "a TIFF")
+_ENDS_EARLY = re.compile(r"truncated|unexpected end|ends? of file|\bEOF\b|not enough (image )?data", re.IGNORECASE)
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors that say nothing of the file that was to be read."""
+
 _MAX_SCANS = 100
 _MAX_SEGMENTS = 10_000
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
 _ALONE = (b"\xff\x01", b"\xff\xd8")
 
-_PNG = b"\x89PNG"
+_PNG, _PNG_START = b"\x89PNG", b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 1 << 17
 _SMALLEST_CHUNK = 12
 
@@ -61,6 +70,7 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _CLASSIC, _BIG = 42, 43
 _BYTES_AND_TEXT = (1, 2, 7)
 _BITS, _PHOTOMETRIC = 258, 262
+_SUBFILE, _DNG = 254, 50706
 
 
 class _TooMuch(ValueError):
@@ -80,13 +90,13 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     """
     size = len(source) if isinstance(source, bytes) else _size(source, name)
     if size == 0:
-        raise _unreadable(name, "it has 0 bytes")
+        raise _unreadable(name, "it has 0 bytes", _COPY_AGAIN)
     if size > MAX_BYTES:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
         file = _stream(source)
     except OSError as error:
-        raise _unreadable(name, reason(error)) from error
+        raise broken(name, error) from error
     # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
     with file, _identify(file, name) as image:
         yield image
@@ -99,6 +109,8 @@ def check_pixels(image: Image.Image) -> None:
         ValueError: If it does not; the message says why.
     """
     tags = getattr(image, "tag_v2", {})
+    if tags.get(_SUBFILE, 0) & 1 or _DNG in tags:
+        raise ValueError("a camera RAW file, of which only a preview can be read; convert it to JPEG or PNG")
     if image.mode.startswith("I;16") and (tags.get(_BITS, 16) not in (16, (16,)) or tags.get(_PHOTOMETRIC) == 0):
         raise ValueError("grey of 12 bits, or of 16 bits where 0 is white; expected 8 bits, or 16 where 0 is black")
     file = getattr(image, "fp", None)
@@ -114,11 +126,6 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def printable(text: str) -> str:
-    """Return a text as it is, or as Python would write it where it cannot be seen on one line."""
-    return text if text and text.isprintable() else repr(text)
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -130,8 +137,10 @@ def _size(path: str | Path, name: str) -> int:
         found = os.stat(path)
     except FileNotFoundError:
         raise InputError(f"{name} does not exist; expected an image file") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise _unreadable(name, reason(error)) from error
+    except OSError as error:
+        raise broken(name, error) from error
     if stat.S_ISDIR(found.st_mode):
         raise InputError(f"{name} is a folder; expected an image file")
     if not stat.S_ISREG(found.st_mode):
@@ -155,12 +164,75 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
         ) from error
     except _TooMuch as error:
         raise _unreadable(name, reason(error)) from error
+    except OSError as error:
+        if error.errno is not None:
+            raise broken(name, error) from error
+        raise _other_kind(file, name) from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-        raise _unreadable(name, f"expected one of {', '.join(FORMATS)}") from error
+        raise _other_kind(file, name) from error
 
 
-def _unreadable(name: str, why: str) -> InputError:
-    return InputError(f"{name} is not an image that can be read ({why}){REPLACE}")
+def broken(name: str, error: Exception) -> Exception:
+    """Return what to raise for an image that an error kept from being read: an `InputError`, or a fault of the machine.
+
+    Args:
+        name: What to call the image.
+        error: What opening or decoding it raised.
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(error, MemoryError) or number in _OF_THE_MACHINE:
+        return error
+    if number in (errno.EACCES, errno.EPERM):
+        return InputError(f"{name} cannot be read (permission denied); make it readable, or remove it")
+    if isinstance(error, OSError) and number is not None:
+        return _unreadable(name, error.strerror or reason(error))
+    told = reason(error)
+    if isinstance(error, EOFError | struct.error) or _ENDS_EARLY.search(told):
+        return InputError(f"{name} cannot be decoded ({told}): the file ends early; {_COPY_AGAIN}")
+    return InputError(f"{name} cannot be decoded ({told}){REPLACE}")
+
+
+def _other_kind(file: IO[bytes], name: str) -> InputError:
+    """Return the error for what Pillow does not take, which says what the file is and what to do."""
+    file.seek(0)
+    kind = kind_of(file.read(HEAD))
+    expected = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
+    if kind is None:
+        file.seek(0)
+        found = file.read(4).hex(" ")
+        return _unreadable(name, f"its first bytes, {found}, are those of no image; expected {expected}")
+    if kind.name == "a PNG" and (why := _damage(file)):
+        return _unreadable(name, f"it is a damaged PNG: {why}", _COPY_AGAIN)
+    if kind.name in _OURS:
+        return _unreadable(name, f"it is {kind.name}, but damaged or not whole", _COPY_AGAIN)
+    remedy = kind.remedy or ("convert it to JPEG or PNG" if kind.is_picture else "remove it")
+    return _unreadable(name, f"it is {kind.name}, not {expected}", remedy)
+
+
+def _damage(file: IO[bytes]) -> str:
+    """Return what is wrong with the first chunk of a PNG that is damaged; empty if none is."""
+    file.seek(len(_PNG_START))
+    for _ in range(_MAX_CHUNKS):
+        head = file.read(8)
+        size = int.from_bytes(head[:4], "big")
+        if len(head) < 8:
+            return "the file ends early"
+        if size > MAX_BYTES or not head[4:].isalpha():
+            return "it has bytes where a chunk should begin"
+        content, checksum = file.read(size), file.read(4)
+        if len(checksum) < 4:
+            return "the file ends early"
+        if zlib.crc32(head[4:] + content) != int.from_bytes(checksum, "big"):
+            return f"the checksum of its {head[4:].decode()} chunk is wrong"
+        if head[4:] == b"IEND":
+            break
+    return ""
+
+
+def _unreadable(name: str, why: str, remedy: str = REPLACE.removeprefix("; ")) -> InputError:
+    return InputError(f"{name} is not an image that can be read ({why}); {remedy}")
 
 
 def _check_scans(content: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from tnn_runtime.errors import InputError
 from tnn_runtime.images.files import FORMATS, listed
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
+from tnn_runtime.text import why_not_utf8
 
 __all__ = [
     "SPLITS",
     "TRAIN",
     "ImageFolder",
     "Part",
+    "alike_names",
     "find_images",
     "has_image_name",
     "match_names",
@@ -80,11 +82,15 @@ class ImageFolder:
         """The names of the class folders in sorted order, as torchvision's ``ImageFolder`` counts them.
 
         Raises:
-            InputError: If they do not tell the classes.
+            InputError: If they do not tell the classes, or one is not UTF-8.
         """
         if self.trouble:
             raise InputError(self.trouble)
         told = [self.parts[TRAIN]] if TRAIN in self.parts else list(self.parts.values())
+        for part in told:
+            for name in part.classes:
+                if why := why_not_utf8(part.folder / name):
+                    raise InputError(why)
         return tuple(sorted({name for part in told for name in part.classes}))
 
     def files(self, *splits: str) -> list[tuple[Path, str]]:
@@ -161,6 +167,18 @@ def match_names(names: Collection[str], known: Sequence[str]) -> dict[str, int]:
         if name not in matched and key in folded and alike[key] == 2:
             matched[name] = folded[key]
     return matched
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Return the names that differ in nothing but capitals and how accents are encoded, those of one spelling together.
+
+    Args:
+        names: The names of folders.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        groups.setdefault(_folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _folded(name: str) -> str:

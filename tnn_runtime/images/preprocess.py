@@ -1,7 +1,7 @@
 """From an image file to the uint8 array that a model takes: one definition for training, evaluation and serving.
 
-Decoding, orientation, colour conversion and resizing happen here, with Pillow. Casting to float and normalising
-happen inside the model's graph.
+Decoding, orientation, transparency, colour conversion and resizing happen here, with Pillow. Casting to float and
+normalising happen inside the model's graph.
 """
 
 from __future__ import annotations
@@ -9,32 +9,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from tnn_runtime.errors import ArtifactError, InputError
 from tnn_runtime.images.files import (
     FORMATS,
     MAX_BYTES,
     MAX_PIXELS,
-    REPLACE,
+    broken,
     check_pixels,
     open_file,
-    printable,
-    reason,
 )
+from tnn_runtime.images.pixels import FITS, WHITE, Colour, Picture, cropped_share, fitted, picture
+from tnn_runtime.text import printable
 
 __all__ = [
+    "FITS",
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "WHITE",
+    "Colour",
     "ImageSource",
     "Preprocessing",
+    "Traits",
     "open_image",
 ]
 
@@ -42,17 +46,29 @@ ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 _SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
-_TURNED = frozenset(range(2, 9))
-"""The values of EXIF's orientation with which the rows are not from the top to the bottom, or the columns not from the
-left to the right."""
+_LEVELS = range(256)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What decoding an image told of it.
+
+    Args:
+        peak: The largest value of an image of more than 8 bits, 0 to 65535; ``None`` for one of 8 bits.
+        cropped: The share of the image, 0 to 1, that was cropped away.
+    """
+
+    peak: int | None
+    cropped: float
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """What happens to an image before the backbone sees it.
 
-    The image is turned upright (EXIF), converted to grey or RGB, scaled so that it covers ``height`` x ``width``
-    and cropped at the centre (bilinear); then, inside the graph, ``(pixel / 255 - mean) / std`` per channel.
+    The image is turned upright (EXIF), laid on the background where it is transparent, converted to grey or RGB, and
+    brought to ``height`` x ``width`` (bilinear); then, inside the graph, ``(pixel / 255 - mean) / std`` per channel.
+    Values of 16 bits are divided by 256. Colour profiles are not applied.
 
     Args:
         height: Rows of the model's input, in pixels.
@@ -60,6 +76,11 @@ class Preprocessing:
         channels: 1 (grey) or 3 (RGB).
         mean: One value a channel, in the unit of ``pixel / 255``.
         std: One positive value a channel, in the same unit.
+        fit: One of `FITS`. ``"crop"``: scaled to cover the size, and cropped at the centre; ``"pad"``: scaled to fit
+            inside, and filled up with the background; ``"squash"``: scaled without regard to its shape.
+        background: What transparent pixels are laid on, 0 to 255: one value, or one a channel. ``None`` drops the
+            transparency, which shows the colours stored below it: so it is in files written before there was this
+            field.
 
     Raises:
         ArtifactError: If a value is out of its range.
@@ -70,6 +91,8 @@ class Preprocessing:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fit: str = "crop"
+    background: Colour | None = field(default=WHITE, metadata={"absent": None})
 
     def __post_init__(self) -> None:
         if not (self.height > 0 and self.width > 0 and self.height * self.width <= MAX_PIXELS):
@@ -88,11 +111,37 @@ class Preprocessing:
                 f"preprocessing has mean {self.mean} and std {self.std}; "
                 f"expected finite numbers and a std of at least {_SMALLEST_STD}"
             )
+        if self.fit not in FITS:
+            raise ArtifactError(f"preprocessing has the fit {self.fit!r}; expected one of {', '.join(FITS)}")
+        if self.background is None:
+            if self.fit == "pad":
+                raise ArtifactError("preprocessing has the fit 'pad' and no background; expected a colour to pad with")
+        elif len(self.background) not in (1, self.channels) or not set(self.background) <= set(_LEVELS):
+            raise ArtifactError(
+                f"preprocessing has the background {self.background}; expected 0 to 255, one value or one for each of "
+                f"{self.channels} channels"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape ``(height, width, channels)`` of one model input."""
         return self.height, self.width, self.channels
+
+    @property
+    def steps(self) -> tuple[str, str, str, str]:
+        """What happens to an image before the graph, one after the other, for people to read."""
+        colours = f"converted to {'grey' if self.channels == 1 else 'RGB'}"
+        if self.background is None:
+            transparency = "transparency dropped"
+        else:
+            transparency = f"laid on the background {' '.join(map(str, self.background))} where it is transparent"
+        size = f"{self.height}x{self.width} pixels"
+        fits = {
+            "crop": f"scaled so that it covers {size}, and cropped at the centre",
+            "pad": f"scaled so that it fits into {size}, and filled up with the background",
+            "squash": f"scaled to {size} without regard to its shape",
+        }
+        return "turned upright (EXIF)", transparency, colours, fits[self.fit]
 
     def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
         """Return one image as a uint8 array ``[height, width, channels]``.
@@ -100,18 +149,41 @@ class Preprocessing:
         Raises:
             InputError: If the source is no image, is empty, or is over `MAX_PIXELS` or `MAX_BYTES`.
         """
+        return self.decode(source)[0]
+
+    def decode(self, source: ImageSource) -> tuple[NDArray[np.uint8], Traits]:
+        """Return one image as ``__call__`` does, and what decoding it told of it.
+
+        Raises:
+            InputError: As `__call__`.
+        """
+        with self._picture(source) as whole:
+            size = self.width, self.height
+            image = fitted(whole.image, size, self.fit, self.background or WHITE)
+            cropped = cropped_share(whole.image, size) if self.fit == "crop" else 0.0
+        return np.asarray(image, dtype=np.uint8).reshape(self.shape), Traits(whole.peak, cropped)
+
+    def picture(self, source: ImageSource) -> Image.Image:
+        """Return the whole picture as the model sees it before it is brought to the model's size: to be shown.
+
+        Raises:
+            InputError: As `__call__`.
+        """
+        with self._picture(source) as whole:
+            return whole.image.copy()
+
+    @contextmanager
+    def _picture(self, source: ImageSource) -> Iterator[Picture]:
+        """Decode a picture; what fails in the meantime, the source is to blame for."""
         with open_image(source) as opened:
             # Phone cameras write MPO: a JPEG, followed by previews or a second view.
             if getattr(opened, "is_animated", False) and opened.format != "MPO":
                 raise InputError(f"{_name(source)} has several frames; expected a single picture")
             try:
                 check_pixels(opened)
-                image = _converted(_eight_bit(_upright(opened)), _MODES[self.channels])
-                if image.size != (self.width, self.height):
-                    image = ImageOps.fit(image, (self.width, self.height), method=Image.Resampling.BILINEAR)
+                yield picture(opened, _MODES[self.channels], self.background)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-                raise InputError(f"{_name(source)} cannot be decoded ({reason(error)}){REPLACE}") from error
-        return np.asarray(image, dtype=np.uint8).reshape(self.shape)
+                raise broken(_name(source), error) from error
 
     def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
         """Return images as one uint8 array ``[len(sources), height, width, channels]``.
@@ -169,39 +241,6 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     if array.size == 0:
         raise InputError(f"got an array of shape {list(array.shape)}; expected at least one pixel")
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
-
-
-# Where there is nothing to do, Pillow's functions return copies, which cost as much as the work of others. The image is
-# returned as it is instead; it may be the caller's own, so that nothing here changes one.
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF data says."""
-    image.load()  # PNG may have the data after the pixels
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to a mode without transparency."""
-    if image.mode == mode:
-        return image
-    if "transparency" in image.info:
-        image = image.copy()
-        del image.info["transparency"]  # It is dropped in any case; for palettes, Pillow warns of that.
-    return image.convert(mode)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which Pillow's own conversion would clip instead."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, expected 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values from {values.min()} to {values.max()}, expected 0 to 65535")
-    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def _name(source: ImageSource) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError
 from tnn_runtime.images.files import REPLACE
-from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import Preprocessing, Traits
+from tnn_runtime.text import printable
 
-__all__ = ["list_unusable", "read_each", "read_images", "refuse_unusable"]
+__all__ = ["list_unusable", "read_each", "read_images", "refuse_unusable", "tell_traits"]
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -24,8 +27,38 @@ _CHUNK = 16
 """What a thread does at a time: arrays take less time to read than to hand over."""
 _WAITING = 256
 _LISTED = 20
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that say nothing of the file that was to be read."""
+
+
+_TWELVE_BITS = 4095
+_MUCH_CROPPED = 0.25
+
+
+def tell_traits(traits: Sequence[Traits], name: Callable[[int], str]) -> None:
+    """Log what people should know of the images of a data set, as notes: nearly black ones, and much that is cropped.
+
+    Args:
+        traits: Of each image.
+        name: From the place of an image to what it is called.
+    """
+    deep = [place for place, one in enumerate(traits) if one.peak is not None]
+    dark = [place for place in deep if 0 < (traits[place].peak or 0) <= _TWELVE_BITS]
+    if dark:
+        _logger.warning(
+            "%d of %d images of more than 8 bits never pass the value %d, and come out nearly black, as 65535 is "
+            "white; the first is %s: scale their values to 0 to 65535, or save them with 8 bits",
+            len(dark),
+            len(deep),
+            _TWELVE_BITS,
+            min(map(name, dark)),
+        )
+    cropped = float(np.median([one.cropped for one in traits])) if traits else 0.0
+    if cropped > _MUCH_CROPPED:
+        _logger.warning(
+            "half of the images lose %.0f%% or more at their sides, as each is scaled to cover the model's input and "
+            "cropped at the centre; to keep all of them, train or import with --fit pad (fit='pad') or --fit squash, "
+            "or with an --image-size HEIGHT WIDTH of their shape",
+            100 * cropped,
+        )
 
 
 def read_each(read: Callable[[int], T], count: int) -> Iterator[T | InputError]:
@@ -54,18 +87,21 @@ def read_each(read: Callable[[int], T], count: int) -> Iterator[T | InputError]:
 
 
 def read_images(paths: Sequence[Path], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Return image files as one array, uint8 ``[len(paths), height, width, channels]``.
+    """Return image files as one array, uint8 ``[len(paths), height, width, channels]``; see `tell_traits` for notes.
 
     Raises:
         InputError: If any cannot be used; the message lists them.
     """
     images = np.empty((len(paths), *preprocessing.shape), np.uint8)
 
-    def read(index: int) -> None:
-        images[index] = preprocessing(paths[index])
+    def read(index: int) -> Traits:
+        images[index], traits = preprocessing.decode(paths[index])
+        return traits
 
-    results = zip(paths, read_each(read, len(paths)), strict=True)
-    refuse_unusable({path: str(error) for path, error in results if error is not None}, len(paths))
+    results = list(read_each(read, len(paths)))
+    errors = {path: str(one) for path, one in zip(paths, results, strict=True) if isinstance(one, InputError)}
+    refuse_unusable(errors, len(paths))
+    tell_traits([one for one in results if isinstance(one, Traits)], lambda place: printable(str(paths[place])))
     return images
 
 
@@ -98,7 +134,4 @@ def _attempt(read: Callable[[int], T], index: int) -> T | InputError:
     try:
         return read(index)
     except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _OF_THE_MACHINE):
-            raise cause from None
         return error

@@ -14,7 +14,8 @@ from fnmatch import translate
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from tnn_runtime.images.files import REPLACE, printable, reason
+from tnn_runtime.images.files import REPLACE, reason
+from tnn_runtime.text import printable
 
 __all__ = ["CLUTTER", "Entry", "Folder", "Kind", "read_tree", "walk"]
 
@@ -102,7 +103,11 @@ def read_tree(path: Path) -> tuple[Folder, dict[Path, str]]:
         else:
             _enter(root, entry)
     if clutter:
-        _LOG.warning("what other programs left behind is not used: %d, the first is %s", len(clutter), clutter[0])
+        _LOG.warning(
+            "files and folders that other programs left behind are ignored: %d, the first is %s",
+            len(clutter),
+            printable(str(clutter[0])),
+        )
     return root, unusable
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from tnn_runtime.console import refuse_not_utf8
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.config_file import ConfigFile, read_config_file
 from tnn_train.commands.names import Configuration, option, split_hint
@@ -35,6 +36,7 @@ _IN_SHORT_HELP: dict[type, tuple[str, ...]] = {
 }
 """What a newcomer needs; a command's own options are all shown."""
 
+_UNRECOGNIZED = "Unrecognized options: "
 _INDENT_OF_HELP = 8
 
 T = TypeVar("T", bound=Configuration)
@@ -60,6 +62,7 @@ def parse(
         UsageError: If an option or the file cannot be used.
         SystemExit: With the code 0, after help was printed.
     """
+    refuse_not_utf8(arguments)
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--config")
     peek.add_argument("-h", "--help", action="store_true")
@@ -157,4 +160,8 @@ def _one_line(message: str) -> str:
     lines = [line.strip("│╭╮╰╯").rstrip() for line in message.splitlines()]
     _, *lines = [line for line in lines if line.strip("─- ") and len(line) - len(line.lstrip()) < _INDENT_OF_HELP]
     text = " ".join(" ".join(lines).split())
-    return text.partition(" For full helptext")[0].rstrip(".")
+    text = text.partition(" For full helptext")[0].rstrip(".")
+    stray = text.removeprefix(_UNRECOGNIZED)
+    if stray != text and not stray.startswith("-"):
+        return f"{stray!r} belongs to no option; the option before it takes fewer values"
+    return text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnn_runtime.bundle.outputs import check_file
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 from tnn_train.report.compare import compare_runs, write_comparison
 
 __all__ = ["command"]
@@ -31,7 +31,7 @@ def command(arguments: Sequence[str]) -> None:
     if options.out is not None:
         check_file(options.out, "--out", overwrite=options.overwrite)
     comparison = compare_runs(options.runs)
-    print(comparison.table())
+    say(*comparison.table().split("\n"))
     if options.out is not None:
         write_comparison(options.out, comparison)
-        print(f"\nopen in a browser: {options.out}")
+        say("", f"open in a browser: {options.out}")

@@ -61,4 +61,4 @@ def _embeddings(best: Checkpoint, images: ImageSet, indices: NDArray[np.int64], 
         whole = recall(best.model.backbone, images, cache_folder(recipe["embedding_cache"]))
         if whole is not None:
             return whole.embeddings[torch.from_numpy(indices)]
-    return embed(best.model.backbone, images.subset(indices), device, cache=None).embeddings
+    return embed(best.model.backbone, images.subset(indices), device, None, recipe["workers"]).embeddings

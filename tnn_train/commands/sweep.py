@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tnn_runtime.bundle.outputs import check_folder
+from tnn_runtime.bundle.outputs import check_folder, refuse_among_images
 from tnn_runtime.bundle.storage import stands
+from tnn_runtime.console import say
 from tnn_runtime.errors import OutputExistsError, UsageError
 from tnn_train.commands.arguments import Configuration, note_unused, option, parse
-from tnn_train.data import ImageData, load_data
-from tnn_train.fields import Field, FieldError, choose
+from tnn_train.data import ImageData, folder_of, load_data
+from tnn_train.fields import Field, FieldError, choose, repeated
 from tnn_train.heads import BASELINE, DEFAULT, HEADS
 from tnn_train.model.config import ModelConfig
 from tnn_train.report.compare import compare_runs, write_comparison
@@ -68,6 +69,7 @@ def command(arguments: Sequence[str]) -> None:
     _check(options)
     check_machine(options.train)
     check_folder(options.out, "--out")
+    refuse_among_images(options.out, folder_of(options.data))
     if options.out.exists() and not options.resume:
         raise OutputExistsError(
             f"{options.out} already exists; pass --resume to go on, or choose another output folder"
@@ -87,8 +89,8 @@ def command(arguments: Sequence[str]) -> None:
             folders.append(folder)
     comparison = compare_runs(folders)
     write_comparison(options.out / "compare.html", comparison)
-    print(comparison.table())
-    print(f"wrote {options.out / 'compare.html'}")
+    say(*comparison.table().split("\n"))
+    say(f"wrote {options.out / 'compare.html'}")
 
 
 def _option(field: Field) -> str:
@@ -103,10 +105,12 @@ def _check(options: _Sweep) -> None:
     """
     for head in options.heads:
         choose("head", head, HEADS)
-    if options.seeds < 1 or not options.heads or len(set(options.heads)) < len(options.heads):
-        raise UsageError(
-            f"got {options.seeds} seeds and the heads {options.heads}; expected at least 1 and each head once"
-        )
+    if options.seeds < 1:
+        raise UsageError(f"--seeds is {options.seeds}; expected how many seeds to train from, at least 1")
+    if not options.heads:
+        raise UsageError(f"--heads names no head; choose from {', '.join(HEADS)}")
+    if (twice := repeated(options.heads)) is not None:
+        raise UsageError(f"--heads has {twice!r} twice; expected each head once")
     dataclasses.replace(options.train, seed=options.train.seed + options.seeds - 1)
     rates = options.learning_rates
     try:
@@ -114,8 +118,8 @@ def _check(options: _Sweep) -> None:
             dataclasses.replace(options.train, learning_rate=rate)
     except FieldError as error:
         raise UsageError(error.told(lambda field: "--learning-rates")) from error
-    if twice := [rate for place, rate in enumerate(rates) if rate in rates[:place]]:
-        raise UsageError(f"--learning-rates has {twice[0]!r} twice; expected each rate once")
+    if same := [rate for place, rate in enumerate(rates) if rate in rates[:place]]:
+        raise UsageError(f"--learning-rates has {same[0]!r} twice; expected each rate once")
     if rates and options.train.learning_rate != TrainConfig().learning_rate:
         _logger.warning("--learning-rate is not used: each head gets one of --learning-rates")
 
@@ -130,7 +134,7 @@ def _with_best_rate(options: _Sweep, data: ImageData, head: str) -> TrainConfig:
         result = _train(options, data, head, recipe, options.out / "rates" / f"{head}-{_plain(rate)}")
         tried.append((max(row["val_accuracy"] for row in result.history), recipe))
     accuracy, best = max(tried, key=lambda pair: pair[0])
-    print(f"{head}: learning rate {_plain(best.learning_rate)}, validation accuracy {accuracy:.4f}")
+    say(f"{head}: learning rate {_plain(best.learning_rate)}, validation accuracy {accuracy:.4f}")
     return best
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tnn_runtime.bundle.json_values import nearest
-from tnn_runtime.console import notes
+from tnn_runtime.console import notes, say
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.arguments import Configuration, note_unused, options_named, parse
 from tnn_train.commands.reporting import report_on
@@ -84,7 +84,7 @@ def _train(arguments: Sequence[str]) -> None:
     model = resolve(options.model, data, options.train)
     note_unused(options, [model])
     if is_first():
-        print(
+        say(
             f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
             f"{len(data.class_names)} classes, {data.preprocessing.height}x{data.preprocessing.width}; "
             f"{model.backbone}, {model.stem} stem, {model.head} head"
@@ -98,10 +98,10 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _conclude(result: TrainResult) -> None:
-    print(
+    say(
         f"test accuracy {result.test.accuracy:.4f} on {len(result.test.labels)} images; see {result.folder}/report.html"
     )
-    print(f"next: tnn-export {result.best} -o {result.folder}-bundle")
+    say(f"next: tnn-export {result.best} -o {result.folder}-bundle")
 
 
 def _sweep(arguments: Sequence[str]) -> None:

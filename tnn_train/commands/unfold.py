@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
-from tnn_runtime.console import Parser
+from tnn_runtime.console import Parser, say
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.folders import ImageFolder
 from tnn_runtime.images.preprocess import Preprocessing
@@ -34,7 +35,10 @@ _EPILOG = """examples:
 The checkpoint is written only if its logits, less their mean over the classes, are those of the linear layer, within
 1e-5 of the largest one, on the images that go into it and on random ones."""
 
-_OF_FILES = ("backbone", "class_names", "image_size", "mean", "std", "stem", "prefix", "backbone_weights")
+_OF_FILES = (
+    *("backbone", "class_names", "image_size", "mean", "std", "fit", "background", "stem", "prefix"),
+    "backbone_weights",
+)
 """Options that say what a state dict does not tell."""
 
 _RANDOM = 16
@@ -45,14 +49,15 @@ def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train unfold``."""
     options = make_parser().parse_args(arguments)
     refuse_existing(options.out, CHECKPOINT, overwrite=options.overwrite)
+    refuse_among_images(options.out, options.images)
     linear = _read(options)
     unfolded = unfold_checkpoint(linear, options.code, source=options.source)
     save_checkpoint(options.out, unfolded, overwrite=options.overwrite)
-    print("\n".join(describe_unfolding(unfolded)))
-    print(f"wrote {options.out}")
+    say(*describe_unfolding(unfolded))
+    say(f"wrote {options.out}")
     place = shlex.quote(str(options.out))
-    print(f"next: tnn-export {place} -o BUNDLE")
-    print(
+    say(f"next: tnn-export {place} -o BUNDLE")
+    say(
         f"or train it further: tnn-train --data FOLDER --backbone {unfolded.config.backbone} --weights {place} "
         "--keep-head --epochs 3 --learning-rate 0.0001 --out RUN"
     )
@@ -111,7 +116,9 @@ def _read(options: argparse.Namespace) -> Checkpoint:
         if (source.parent / CONFIG_FILE).is_file():
             remedy = f"give the checkpoint that it is a part of: {source.parent}"
         raise UsageError(f"{source} does not tell which classifier its weights belong to; {remedy}")
-    preprocessing = make_preprocessing(options.image_size, options.mean, options.std)
+    preprocessing = make_preprocessing(
+        options.image_size, options.mean, options.std, options.fit, options.background, options.backbone
+    )
     images = None if options.images is None else open_folder(options.images)
     names = read_class_names(options.class_names, images)
     samples, labels = _samples(images, preprocessing, names)

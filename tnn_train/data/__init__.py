@@ -8,7 +8,7 @@ result is `images`, which `augment` changes at random and `loader` puts into bat
 from tnn_train.data.augment import AUGMENTATIONS, AugmentedSet, check_augmentations, mixing, seeded
 from tnn_train.data.config import DataConfig
 from tnn_train.data.images import ImageData, ImageSet
-from tnn_train.data.load import DATASETS, load_data
+from tnn_train.data.load import DATASETS, folder_of, load_data
 from tnn_train.data.loader import EpochBatches, evaluation_loader, training_loader
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ImageSet",
     "check_augmentations",
     "evaluation_loader",
+    "folder_of",
     "load_data",
     "mixing",
     "seeded",

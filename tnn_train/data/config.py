@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from tyro.conf import arg
 
-from tnn_runtime.images.preprocess import MAX_PIXELS
-from tnn_train.fields import Field, FieldError
+from tnn_runtime.images.preprocess import FITS, MAX_PIXELS, WHITE, Colour
+from tnn_train.fields import Field, FieldError, check_utf8, one_of
+from tnn_train.statistics import NORMALIZE, Statistics, check_statistics
 
 __all__ = ["HELD_OUT", "DataConfig"]
 
@@ -27,8 +28,9 @@ class DataConfig:
             valid, validation, dev, testing and eval are other names of these.
         root: The folder in which data sets lie: MNIST, FashionMNIST, cifar-10-batches-py and cifar-100-python as
             torchvision lays them out, and nabirds.
-        image_size: Height and width of the model's input in pixels; None for 16 with digits, 28 with mnist and
-            fashion-mnist, 32 with cifar10 and cifar100, 224 with fake, and else the images' own size up to 224.
+        image_size: Height and width of the model's input in pixels, one number if they are equal; None for 16 with
+            digits, 28 with mnist and fashion-mnist, 32 with cifar10 and cifar100, 224 with fake, and else the images'
+            own size up to 224.
         limit: Use at most so many images of the training and validation set together, and of the test set.
         seed: Decides the splits, the subset, and the images of fake.
         test_share: The share of the images to test on, if they come without a test set; None for a fifth.
@@ -39,6 +41,14 @@ class DataConfig:
         skip_unusable: Go on without the files that cannot be used, and list them in results.json.
         download: Let torchvision download what is not on disk.
         crop_to_boxes: Crop images to the bounding boxes that come with nabirds.
+        fit: How an image gets to the input's size. crop: scaled to cover it, and cropped at the centre; pad: scaled to
+            fit inside, and filled up with the background; squash: scaled without regard to its shape.
+        background: What transparent pixels are laid on, 0 to 255, one value or red, green and blue; None to drop the
+            transparency.
+        normalize: imagenet, or dataset for mean and deviation of the training set; None for those of the weights that
+            the training starts from, or else of the training set.
+        mean: Mean of the normalisation in the unit of pixel / 255, one value or one a channel, in place of normalize.
+        std: Deviation of the normalisation, likewise.
 
     Raises:
         FieldError: If a value is out of its range.
@@ -46,7 +56,7 @@ class DataConfig:
 
     source: Annotated[str, arg(name="data")]
     root: Annotated[str, arg(name="data-root")] = "data"
-    image_size: int | None = None
+    image_size: int | tuple[int, ...] | None = None
     limit: int | None = None
     seed: Annotated[int, arg(name="split-seed")] = 0
     download: bool = False
@@ -55,6 +65,11 @@ class DataConfig:
     val_share: float | None = None
     groups: str | None = None
     skip_unusable: bool = False
+    fit: str = "crop"
+    background: Colour | None = field(default=WHITE, metadata={"earlier": None})
+    normalize: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("source", "root"):
@@ -62,12 +77,18 @@ class DataConfig:
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected text")
         if not isinstance(self.groups, str | None):
             raise FieldError(Field(DataConfig, "groups"), f" is {self.groups!r}; expected text or None")
+        check_utf8(self, "source", "root", "groups")
         for name in ("download", "crop_to_boxes", "skip_unusable"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         _in_range("seed", self.seed, 0, 2**32 - 1)
-        if self.image_size is not None:
-            _in_range("image_size", self.image_size, 1, math.isqrt(MAX_PIXELS))
+        for name in ("background", "mean", "std"):
+            if isinstance(values := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(values))
+        self._check_size()
+        one_of(self, "fit", FITS)
+        self._check_background()
+        self._check_normalization()
         if self.limit is not None:
             _in_range("limit", self.limit, 1, None)
         for name in ("test_share", "val_share"):
@@ -80,6 +101,62 @@ class DataConfig:
                 *(Field(DataConfig, "test_share"), f" is {test} and ", Field(DataConfig, "val_share")),
                 f" is {self.val_share}; expected less than 1 together, so that there are images to train on",
             )
+
+    def size(self, usual: int) -> tuple[int, int]:
+        """Return height and width of the model's input in pixels.
+
+        Args:
+            usual: Both, where no size was asked for.
+        """
+        asked = self.image_size or usual
+        height, width = (asked, asked) if isinstance(asked, int) else asked
+        return height, width
+
+    def statistics(self, channels: int) -> Statistics | None:
+        """Return the mean and the deviation that were given; ``None`` if none were.
+
+        Args:
+            channels: Of the images, 1 (grey) or 3 (RGB).
+
+        Raises:
+            FieldError: If there are other numbers of values.
+        """
+        return check_statistics(self.mean, self.std, Field(DataConfig, "mean"), Field(DataConfig, "std"), channels)
+
+    def _check_size(self) -> None:
+        size = self.image_size
+        if isinstance(size, tuple | list):
+            if len(size) not in (1, 2):
+                raise FieldError(
+                    Field(DataConfig, "image_size"), f" has {len(size)} numbers; expected one, or height and width"
+                )
+            sides = tuple(size)
+            object.__setattr__(self, "image_size", sides[0] if len(set(sides)) == 1 else sides)
+        else:
+            sides = () if size is None else (size,)
+        for side in sides:
+            _in_range("image_size", side, 1, math.isqrt(MAX_PIXELS))
+
+    def _check_background(self) -> None:
+        name = Field(DataConfig, "background")
+        if self.background is None:
+            if self.fit == "pad":
+                raise FieldError(name, " is None with ", Field(DataConfig, "fit"), " pad; give a colour to pad with")
+            return
+        levels = self.background
+        if len(levels) not in (1, 3) or not all(type(level) is int and 0 <= level <= 255 for level in levels):
+            raise FieldError(
+                name, f" is {' '.join(map(str, levels))}; expected 0 to 255, one value or red, green and blue"
+            )
+
+    def _check_normalization(self) -> None:
+        normalize = Field(DataConfig, "normalize")
+        if self.normalize is not None:
+            one_of(self, "normalize", NORMALIZE)
+            for name in ("mean", "std"):
+                if getattr(self, name) is not None:
+                    raise FieldError(normalize, " and ", Field(DataConfig, name), " are given; give one of them")
+        self.statistics(channels=3)
 
 
 def _in_range(name: str, value: int, lowest: int, highest: int | None) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tnn_runtime.images.folders import TRAIN, ImageFolder, has_image_name, match_names, read_image_folder
+from tnn_runtime.images.files import listed
+from tnn_runtime.images.folders import TRAIN, ImageFolder, alike_names, has_image_name, match_names, read_image_folder
 from tnn_train.data.sources import Found, Labelled, read_headers, usual_size
 from tnn_train.errors import DataError
 
@@ -59,11 +60,17 @@ def _classes(images: ImageFolder) -> Sequence[str]:
             f"{part.folder} has {len(part.classes)} class folders and {len(part.beside)} files beside them; "
             "expected at least 2 folders, each with the images of one class"
         )
-    for name, files in part.classes.items():
-        if not files and not images.unusable:  # else these are told first
-            raise DataError(
-                f"class folder {part.folder / name} is missing or has no images; add some, or remove the class"
-            )
+    empty = [name for name, files in part.classes.items() if not files]
+    if empty and not images.unusable:  # else these are told first
+        raise DataError(
+            f"{part.folder} has class folders without images: {listed(empty)}; add images to them, or remove them"
+        )
+    if alike := alike_names(part.classes):
+        _logger.warning(
+            "class folders of %s have names that look alike: %s; put the images of one class into one folder",
+            part.folder,
+            listed([" and ".join(names) for names in alike]),
+        )
     return images.class_names
 
 
@@ -74,13 +81,16 @@ def _match(images: ImageFolder, split: str, classes: Sequence[str]) -> dict[str,
     if not names:
         raise DataError(
             f"{part} has no class folders and {len(images.parts[split].beside)} files; expected a folder for each "
-            f"class, as in {train}: add them, or give {train} alone, to split that"
+            f"class, as in {train}: add them, or give {train} alone, which is then split"
         )
     labels = match_names(names, classes)
     if unknown := sorted(set(names) - set(labels)):
-        raise DataError(f"{part} has classes that {train} lacks: {', '.join(unknown)}")
-    if others := [f"{name} is {classes[label]}" for name, label in labels.items() if name != classes[label]]:
-        _logger.warning("%s names classes in another way than %s: %s", part, train, ", ".join(others))
+        raise DataError(
+            f"{part} has classes that {train} lacks: {listed(unknown)}; add images of them to {train}, or remove them "
+            f"from {part}"
+        )
+    if others := [f"{name!r} counts as {classes[label]!r}" for name, label in labels.items() if name != classes[label]]:
+        _logger.warning("%s spells class names differently from %s: %s", part, train, listed(others))
     return labels
 
 

@@ -82,9 +82,10 @@ class ImageData:
         val: Validation images.
         test: Test images.
         class_names: One name for each label.
-        preprocessing: What turns an image file into a model input, with the training set's mean and deviation.
+        preprocessing: What turns an image file into a model input.
         config: What `tnn_train.load_data` was asked for.
         unusable: What is wrong with each file that was left out because it cannot be used.
+        normalization: Where mean and deviation of the preprocessing come from, for people to read.
     """
 
     name: str
@@ -95,13 +96,15 @@ class ImageData:
     preprocessing: Preprocessing
     config: DataConfig
     unusable: Mapping[Path, str] = field(default_factory=dict)
+    normalization: str = ""
 
-    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageData:
+    def normalized(self, mean: tuple[float, ...], std: tuple[float, ...], origin: str = "given") -> ImageData:
         """Return the same images, to be normalised with other statistics: those that pretrained weights expect.
 
         Args:
             mean: One value a channel, in the unit of ``pixel / 255``.
             std: One positive value a channel, in the same unit.
+            origin: Where they come from, for people to read.
 
         Raises:
             ArtifactError: If there is not one usable value for each channel.
@@ -111,7 +114,9 @@ class ImageData:
             ImageSet(images.sources, images.labels, preprocessing, images.pixels)
             for images in (self.train, self.val, self.test)
         )
-        return dataclasses.replace(self, train=train, val=val, test=test, preprocessing=preprocessing)
+        return dataclasses.replace(
+            self, train=train, val=val, test=test, preprocessing=preprocessing, normalization=origin
+        )
 
 
 def even_sample(total: int, limit: int = 5000) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import torchvision
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.images.preprocess import WHITE, Colour, Preprocessing
 from tnn_train.data.config import DataConfig
 from tnn_train.data.folder import read_folder
 from tnn_train.data.images import ImageData
@@ -20,7 +20,8 @@ from tnn_train.data.readers import read_digits, read_fake, torchvision_reader
 from tnn_train.data.sets import read_sets
 from tnn_train.data.sources import Found
 from tnn_train.errors import DataError
-from tnn_train.fields import repeated
+from tnn_train.fields import Field, FieldError, repeated
+from tnn_train.statistics import IMAGENET, Statistics
 
 __all__ = ["DATASETS", "folder_of", "load_data"]
 
@@ -49,7 +50,7 @@ def load_data(
     source: str | Path | DataConfig,
     *,
     root: str | Path = "data",
-    image_size: int | None = None,
+    image_size: int | tuple[int, ...] | None = None,
     limit: int | None = None,
     seed: int = 0,
     download: bool = False,
@@ -58,6 +59,11 @@ def load_data(
     val_share: float | None = None,
     groups: str | Path | None = None,
     skip_unusable: bool = False,
+    fit: str = "crop",
+    background: Colour | None = WHITE,
+    normalize: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> ImageData:
     """Load a data set and split it; the same arguments give the same split.
 
@@ -68,7 +74,7 @@ def load_data(
     Args:
         source: A key of `DATASETS`, a folder of images, or a configuration, which carries all the other options.
         root: As in `DataConfig`, and so are the others.
-        image_size: Height and width of the model's input in pixels.
+        image_size: Height and width of the model's input in pixels, one number if they are equal.
         limit: Use at most so many images of the training and validation set together, and of the test set.
         seed: Decides the splits and the subset.
         download: Whether torchvision may download what is not on disk.
@@ -78,6 +84,11 @@ def load_data(
             is left of them for training if ``None``.
         groups: CSV file of images and the groups that are not to be divided among the sets.
         skip_unusable: Whether to go on without the files that cannot be used.
+        fit: How an image gets to the input's size: ``"crop"``, ``"pad"`` or ``"squash"``.
+        background: What transparent pixels are laid on, 0 to 255; ``None`` to drop the transparency.
+        normalize: ``"imagenet"``, ``"dataset"``, or ``None`` for the data set's where no weights bring others.
+        mean: Mean of the normalisation, in the unit of ``pixel / 255``, one value or one a channel.
+        std: Deviation of the normalisation, likewise.
 
     Raises:
         DataError: If the data is missing, empty, damaged, or too small to split, or a group would have to be divided.
@@ -97,6 +108,11 @@ def load_data(
         val_share,
         None if groups is None else str(groups),
         skip_unusable,
+        fit,
+        background,
+        normalize,
+        mean,
+        std,
     )
     if isinstance(source, DataConfig):
         if config != DataConfig(name):
@@ -104,11 +120,24 @@ def load_data(
         config = source
     found = _find(config)
     _check(name, found)
-    size, channels = config.image_size or found.image_size, found.channels
-    plain = Preprocessing(size, size, channels, (0.0,) * channels, (1.0,) * channels)
+    channels = found.channels
+    if channels == 1 and len(config.background or WHITE) > 1:
+        raise FieldError(Field(DataConfig, "background"), " has 3 values; expected one value for grey images")
+    asked = config.statistics(channels)
+    plain = Preprocessing(
+        *config.size(found.image_size),
+        channels,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        fit=config.fit,
+        background=config.background,
+    )
     (train, val, test), unusable = read_sets(found, config, plain, CACHE_BYTES)
     data = ImageData(name, train, val, test, found.class_names, plain, config, unusable)
-    return data.normalized(*_statistics(train.sample(_MEASURED_IMAGES)))
+    if asked is None and config.normalize == "imagenet":
+        asked = IMAGENET if channels == len(IMAGENET.mean) else IMAGENET.grey()
+    statistics = asked or _measured(train.sample(_MEASURED_IMAGES))
+    return data.normalized(statistics.mean, statistics.std, statistics.origin)
 
 
 def folder_of(config: DataConfig) -> Path | None:
@@ -155,7 +184,7 @@ def _check(name: str, found: Found) -> None:
             )
 
 
-def _statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _measured(images: NDArray[np.uint8]) -> Statistics:
     """Return mean and standard deviation of each channel, in the unit of pixel / 255."""
     levels = np.arange(256) / 255
     means, deviations = [], []
@@ -164,4 +193,4 @@ def _statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[flo
         mean = np.average(levels, weights=counts)
         means.append(float(mean))
         deviations.append(max(float(np.sqrt(np.average((levels - mean) ** 2, weights=counts))), _SMALLEST_STD))
-    return tuple(means), tuple(deviations)
+    return Statistics(tuple(means), tuple(deviations), "the training set's")

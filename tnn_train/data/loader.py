@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from tnn_runtime.errors import TnnError, UsageError
+from tnn_train.data.worker_faults import worker_fault
 
 __all__ = ["EpochBatches", "Items", "evaluation_loader", "training_loader"]
 
@@ -134,12 +136,15 @@ def training_loader(items: Items, batches: EpochBatches, workers: int | None = N
 
     Raises:
         InputError: While iterating, if an image cannot be decoded; the message names it.
+        WorkerError: While iterating, if workers cannot work on this machine.
     """
     workers = _default_workers(items) if workers is None else workers
     return _loader(items, batches, workers, persistent=workers > 0)
 
 
-def evaluation_loader(items: Items, batch_size: int, rank: int = 0, world_size: int = 1) -> DataLoader[Any]:
+def evaluation_loader(
+    items: Items, batch_size: int, rank: int = 0, world_size: int = 1, workers: int | None = None
+) -> DataLoader[Any]:
     """Return batches `Batch` of a set in its own order; over all processes, every image comes exactly once.
 
     Args:
@@ -147,13 +152,15 @@ def evaluation_loader(items: Items, batch_size: int, rank: int = 0, world_size: 
         batch_size: Images a step, of this process.
         rank: Which process this is: it gets every ``world_size``-th image.
         world_size: How many processes evaluate together.
+        workers: As for `training_loader`.
 
     Raises:
         InputError: While iterating, if an image cannot be decoded; the message names it.
+        WorkerError: While iterating, if workers cannot work on this machine.
     """
     indices = range(rank, len(items), world_size)
     batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return _loader(items, batches, _default_workers(items), persistent=False)
+    return _loader(items, batches, _default_workers(items) if workers is None else workers, persistent=False)
 
 
 class _Batches(Dataset[Batch | TnnError]):
@@ -166,10 +173,17 @@ class _Batches(Dataset[Batch | TnnError]):
         self._items = items
 
     def __getitem__(self, keys: list[Any]) -> Batch | TnnError:
+        is_worker = get_worker_info() is not None
         try:
             images, labels = default_collate([self._items[key] for key in keys])
+            if is_worker:
+                labels.share_memory_()  # Later, an error would be printed, and the batch never arrive.
         except TnnError as error:
             return error
+        except (OSError, RuntimeError) as error:
+            if is_worker and (fault := worker_fault(error)) is not None:
+                return fault
+            raise
         return images, labels
 
 
@@ -177,12 +191,23 @@ class _Loader(DataLoader[Any]):
     """A loader of `_Batches` that raises the errors among them, and whose workers are ended by this process alone."""
 
     def __iter__(self) -> Any:
-        with _shielding():
-            batches = super().__iter__()
-        for batch in batches:
+        batches = self._attempt(self._start)
+        while (batch := self._attempt(partial(next, batches, None))) is not None:
             if isinstance(batch, TnnError):
                 raise batch
             yield batch
+
+    def _start(self) -> Any:
+        with _shielding():
+            return super().__iter__()
+
+    def _attempt(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except (OSError, RuntimeError) as error:
+            if self.num_workers and (fault := worker_fault(error)) is not None:
+                raise fault from error
+            raise
 
 
 def _loader(items: Items, batches: Any, workers: int, *, persistent: bool) -> DataLoader[Any]:

@@ -10,9 +10,9 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from PIL import Image
 
-from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import REPLACE
+from tnn_runtime.images.files import broken
 from tnn_runtime.images.preprocess import ImageSource, open_image
+from tnn_runtime.text import printable
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import Found, Labelled, LazyImages, read_headers, usual_size
 from tnn_train.errors import DataError
@@ -81,7 +81,7 @@ class _Crops:
             try:
                 return image.crop(self.boxes[number])
             except (OSError, SyntaxError, ValueError) as error:
-                raise InputError(f"{path} cannot be decoded ({error}){REPLACE}") from error
+                raise broken(printable(str(path)), error) from error
 
 
 def _find(root: Path) -> Path:

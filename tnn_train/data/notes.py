@@ -40,6 +40,7 @@ def tell_missing(parts: Mapping[str, Members], class_names: Sequence[str]) -> No
 def tell_duplicates(found: Found, parts: Mapping[str, Members], digests: Mapping[Key, bytes]) -> None:
     """Tell which images, as the model sees them, are in two sets."""
     told = []
+    is_shared_out = False
     seen: dict[bytes, tuple[str, Key]] = {}
     for name in CALLED:
         keys = [(parts[name].origin, place) for place in parts[name].places.tolist()]
@@ -51,10 +52,12 @@ def tell_duplicates(found: Found, parts: Mapping[str, Members], digests: Mapping
         for other, pairs in again.items():
             files = [str(part.paths[place]) for origin, place in pairs[0] if (part := found.splits[origin]).paths]
             example = f" ({' and '.join(files)})" if files else ""
-            told.append(f"{len(pairs)} images of the {CALLED[name]} set are in the {CALLED[other]} set{example}")
+            told.append(f"{len(pairs)} of the {CALLED[name]} set are also in the {CALLED[other]} set{example}")
+            is_shared_out |= any(ours[0] == theirs[0] for ours, theirs in pairs)
     if told:
         _logger.warning(
-            "%s, pixel for pixel: what is known from one set says nothing in another; remove them from one, or put "
-            "them into one group with --groups",
+            "two sets hold the same images, pixel for pixel, so that the accuracy says less about new images: %s; "
+            "remove them from one set%s",
             "; ".join(told),
+            ", or put them into one group with --groups" if is_shared_out else "",
         )

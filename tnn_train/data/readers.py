@@ -66,19 +66,20 @@ def torchvision_reader(kind: Any, channels: int, image_size: int) -> Callable[[D
 
 def read_fake(config: DataConfig) -> Found:
     """Return random RGB images for benchmarks: stripes whose direction and colour tell the class, in noise."""
-    size = config.image_size or _FAKE_SIZE
+    height, width = config.size(_FAKE_SIZE)
     splits = {}
     for stream, (name, count) in enumerate(_FAKE_IMAGES.items()):
-        sources = LazyImages(_Stripes(size, config.seed, stream), range(count))
+        sources = LazyImages(_Stripes(height, width, config.seed, stream), range(count))
         splits[name] = Labelled(sources, np.arange(count) % _FAKE_CLASSES)
-    return Found(splits, tuple(f"stripes {label}" for label in range(_FAKE_CLASSES)), channels=3, image_size=size)
+    return Found(splits, tuple(f"stripes {label}" for label in range(_FAKE_CLASSES)), channels=3, image_size=_FAKE_SIZE)
 
 
 @dataclass(frozen=True)
 class _Stripes:
-    """Images by number, uint8 ``[size, size, 3]``; the last digit of the number is the class."""
+    """Images by number, uint8 ``[height, width, 3]``; the last digit of the number is the class."""
 
-    size: int
+    height: int
+    width: int
     seed: int
     stream: int
 
@@ -86,9 +87,9 @@ class _Stripes:
         random = np.random.default_rng([self.seed, self.stream, number])
         label = number % _FAKE_CLASSES
         angle = np.pi * label / _FAKE_CLASSES
-        y, x = np.ogrid[0 : 1 : self.size * 1j, 0 : 1 : self.size * 1j]
+        y, x = np.ogrid[0 : 1 : self.height * 1j, 0 : 1 : self.width * 1j]
         wave = np.sin(8 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) + random.uniform(0, 2 * np.pi))
         colour = np.cos(2 * np.pi * (label / _FAKE_CLASSES + np.arange(3) / 3))
-        noise: NDArray[np.uint8] = random.integers(0, 100, (self.size, self.size, 3), dtype=np.uint8)
+        noise: NDArray[np.uint8] = random.integers(0, 100, (self.height, self.width, 3), dtype=np.uint8)
         noise += (78 + 50 * wave[..., None] + 25 * colour).astype(np.uint8)
         return noise

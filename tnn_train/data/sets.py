@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.preprocess import Preprocessing
-from tnn_runtime.images.reading import list_unusable, read_each, refuse_unusable
+from tnn_runtime.images.preprocess import Preprocessing, Traits
+from tnn_runtime.images.reading import list_unusable, read_each, refuse_unusable, tell_traits
+from tnn_runtime.text import printable
 from tnn_train.data.config import DataConfig
 from tnn_train.data.groups import read_groups
 from tnn_train.data.images import ImageSet
@@ -39,12 +40,12 @@ class _Decoded:
 
     Args:
         pixels: Of each set, uint8 ``[N, H, W, C]``; ``None`` where they are not kept.
-        digests: A digest of the pixels of each image.
+        seen: Of each image a digest of its pixels, and what its file told.
         unusable: What is wrong with the images that cannot be decoded.
     """
 
     pixels: dict[str, NDArray[np.uint8] | None]
-    digests: dict[Key, bytes]
+    seen: dict[Key, tuple[bytes, Traits]]
     unusable: dict[Key, InputError]
 
 
@@ -53,7 +54,7 @@ def read_sets(
 ) -> tuple[list[ImageSet], dict[Path, str]]:
     """Split a data set, and decode the images of all sets, by threads: what cannot be used is told at once.
 
-    Classes that a set lacks, and images that are in two sets, are told in notes.
+    Classes that a set lacks, images that are in two sets, and what `tell_traits` has of them are told in notes.
 
     Args:
         found: The data set.
@@ -71,7 +72,7 @@ def read_sets(
     unusable = dict(found.unusable)
     total = len(unusable) + sum(len(part.labels) for part in found.splits.values())
     members = _members(found, config)
-    done: dict[Key, bytes] = {}
+    done: dict[Key, tuple[bytes, Traits]] = {}
     while True:
         try:
             parts = _split(found, members, config)
@@ -87,14 +88,16 @@ def read_sets(
             refuse_unusable(unusable, total, _HINT)
         if not decoded.unusable:
             break
-        done = decoded.digests
+        done = decoded.seen
         members = {name: _without(part, decoded.unusable) for name, part in members.items()}
     if unusable:
         _logger.warning(
             "%d of %d files cannot be used and are left out: %s", len(unusable), total, list_unusable(unusable)
         )
     tell_missing(parts, found.class_names)
-    tell_duplicates(found, parts, decoded.digests)
+    tell_duplicates(found, parts, {key: digest for key, (digest, _) in decoded.seen.items()})
+    keys = list(decoded.seen)
+    tell_traits([traits for _, traits in decoded.seen.values()], lambda place: _called(found, keys[place]))
     taken = {name: found.splits[part.origin].take(part.places) for name, part in parts.items()}
     sets = [ImageSet(taken[name].sources, taken[name].labels, preprocessing, decoded.pixels[name]) for name in CALLED]
     return sets, dict(sorted(unusable.items()))
@@ -153,7 +156,7 @@ def _decode(
     parts: Mapping[str, Members],
     preprocessing: Preprocessing,
     cache_bytes: int,
-    done: Mapping[Key, bytes],
+    done: Mapping[Key, tuple[bytes, Traits]],
     *,
     is_needed: bool,
 ) -> _Decoded:
@@ -162,16 +165,16 @@ def _decode(
     is_kept = len(keys) * int(np.prod(preprocessing.shape)) <= cache_bytes
     pixels = np.empty((len(keys) if is_kept else 0, *preprocessing.shape), np.uint8)
 
-    def decode(index: int) -> bytes:
+    def decode(index: int) -> tuple[bytes, Traits]:
         origin, place = keys[index]
         if not is_kept and keys[index] in done:
             return done[keys[index]]
-        image = preprocessing(found.splits[origin].sources[place])
+        image, traits = preprocessing.decode(found.splits[origin].sources[place])
         if is_kept:
             pixels[index] = image
-        return hashlib.blake2b(image.tobytes(), digest_size=_DIGEST_BYTES).digest()
+        return hashlib.blake2b(image.tobytes(), digest_size=_DIGEST_BYTES).digest(), traits
 
-    digests: dict[Key, bytes] = {}
+    seen: dict[Key, tuple[bytes, Traits]] = {}
     unusable: dict[Key, InputError] = {}
     if is_kept or is_needed:
         results = tqdm(read_each(decode, len(keys)), "decoding", len(keys), unit="image", disable=None, delay=1)
@@ -179,7 +182,13 @@ def _decode(
             if isinstance(result, InputError):
                 unusable[key] = result
             else:
-                digests[key] = result
+                seen[key] = result
     ends = np.cumsum([len(part.places) for part in parts.values()])
     views = [part if is_kept else None for part in np.split(pixels, ends[:-1])]
-    return _Decoded(dict(zip(parts, views, strict=True)), digests, unusable)
+    return _Decoded(dict(zip(parts, views, strict=True)), seen, unusable)
+
+
+def _called(found: Found, key: Key) -> str:
+    origin, place = key
+    paths = found.splits[origin].paths
+    return printable(str(paths[place])) if paths else f"image {place} of the {CALLED[origin]} set"

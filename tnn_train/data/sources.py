@@ -14,6 +14,7 @@ from tqdm import tqdm
 from tnn_runtime.errors import InputError
 from tnn_runtime.images.preprocess import ImageSource, open_image
 from tnn_runtime.images.reading import read_each
+from tnn_runtime.text import printable
 
 __all__ = ["Found", "Headers", "Labelled", "LazyImages", "read_headers", "usual_size"]
 
@@ -110,7 +111,9 @@ def read_headers(paths: Sequence[Path], name: str) -> Headers:
             return image.size
 
     headers = Headers({}, {})
-    results = tqdm(read_each(size, len(paths)), f"checking {name}", len(paths), unit="image", disable=None, delay=1)
+    results = tqdm(
+        read_each(size, len(paths)), f"checking {printable(name)}", len(paths), unit="image", disable=None, delay=1
+    )
     for path, result in zip(paths, results, strict=True):
         if isinstance(result, InputError):
             headers.unusable[path] = str(result)

@@ -28,7 +28,12 @@ def evaluate(model: ImageModel, images: ImageSet, *, batch_size: int = 64) -> Ev
 
 
 def score(
-    learner: nn.Module, prepare: nn.Module, items: Items, processes: Processes, batch_size: int = 64
+    learner: nn.Module,
+    prepare: nn.Module,
+    items: Items,
+    processes: Processes,
+    batch_size: int = 64,
+    workers: int | None = None,
 ) -> Evaluation:
     """Return the answers of a model, or of a part of one, each process computing its share.
 
@@ -38,10 +43,11 @@ def score(
         items: Pairs of an item and its label.
         processes: Who shares the work.
         batch_size: Items at a time.
+        workers: Processes that decode images; ``None`` for none if they are in memory, else up to four.
     """
     learner.eval()
     logits, labels = [], []
-    loader = evaluation_loader(items, batch_size, processes.rank, processes.count)
+    loader = evaluation_loader(items, batch_size, processes.rank, processes.count, workers)
     hidden = None if processes.is_first else True
     with torch.inference_mode():
         for batch, target in tqdm(loader, desc="evaluating", unit="batch", disable=hidden, leave=False, delay=1):

@@ -24,11 +24,13 @@ from tnn_runtime.errors import ArtifactError, TnnError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
+from tnn_train.model.state_dicts import check_values
 from tnn_train.run_files import BEST
 
 __all__ = [
     "CHECKPOINT",
     "CONFIG_FILE",
+    "WEIGHTS_FILE",
     "Checkpoint",
     "load_checkpoint",
     "load_trainer_state",
@@ -143,7 +145,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint folder and build its model.
 
     Raises:
-        ArtifactError: If a file is missing, truncated, altered, or of a newer schema.
+        ArtifactError: If a file is missing, truncated, altered, or of a newer schema, or a weight is no finite number.
     """
     path, raw, (samples, weights) = _read(folder, SAMPLES_FILE, WEIGHTS_FILE)
     arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL, content=samples)
@@ -171,6 +173,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} is not a checkpoint that this version can read ({reason}); train again or copy it again"
         ) from error
+    check_values(model.state_dict(), str(path))
     return Checkpoint(
         model.eval(),
         config,

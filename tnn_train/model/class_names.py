@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import why_not_utf8
 from tnn_train.fields import repeated
 from tnn_train.text_files import read_lines
 
@@ -22,14 +23,17 @@ _logger = logging.getLogger(__name__)
 
 
 def check_class_names(names: Iterable[str]) -> None:
-    """Make sure that each class has a name of its own, since bundles and predictions tell classes by their names.
+    """Make sure that each class has a name of its own, in UTF-8: bundles and predictions tell classes by their names.
 
     Args:
         names: The names.
 
     Raises:
-        UsageError: If two classes have the same name.
+        UsageError: If two classes have the same name, or one is not UTF-8.
     """
+    names = list(names)
+    if why := next(filter(None, map(why_not_utf8, names)), ""):
+        raise UsageError(why)
     if (twice := repeated(names)) is not None:
         raise UsageError(f"class_names has two classes called {twice!r}; expected a name of its own for each")
 

@@ -118,9 +118,8 @@ def read_classifier(
         backbone_weights: The state dict of the backbone if ``source`` holds the last layer alone.
 
     Raises:
-        UsageError: If the last layer, the backbone or the class names do not fit together, or a value is no finite
-            number.
-        ArtifactError: If a file does not exist, cannot be read or holds no state dict.
+        UsageError: If the last layer, the backbone or the class names do not fit together.
+        ArtifactError: If a file does not exist, cannot be read or holds no state dict, or a value is no finite number.
     """
     published = isinstance(source, Published)
     name = f"torchvision's {source.backbone}" if isinstance(source, Published) else str(source)
@@ -149,12 +148,6 @@ def read_classifier(
             "--class-names FILE with one a line, in the order of the logits"
         )
     check_class_names(class_names)
-    for tensor in (weight, bias):
-        if tensor is not None and not bool(tensor.value.isfinite().all()):
-            raise UsageError(
-                f"{tensor.name} of {name} has {int((~tensor.value.isfinite()).sum())} values that are no finite "
-                "numbers; train it again"
-            )
     config = ModelConfig(
         backbone,
         head=BASELINE,

@@ -26,11 +26,14 @@ def open_folder(path: Path) -> ImageFolder:
     """Return how a folder of images is laid out.
 
     Raises:
-        InputError: If it is no folder, there is no file, or something in it can be neither read nor followed.
+        InputError: If there is no such folder, there is no file in it, or something in it can be neither read nor
+            followed.
     """
+    if not path.is_dir():
+        raise InputError(f"{path} {'is a file' if path.exists() else 'does not exist'}; expected a folder of images")
     folder = read_image_folder(path)
     count = len(folder.files(*folder.parts)) + len(folder.unusable)
-    if count == 0 or not path.is_dir():
+    if count == 0:
         raise InputError(f"{path} has no files; expected a folder of images")
     refuse_unusable(folder.unusable, count)
     return folder
@@ -95,6 +98,8 @@ def read_calibration(folder: ImageFolder, preprocessing: Preprocessing) -> NDArr
     Raises:
         InputError: If files cannot be used; the message lists them.
     """
+    if folder.trouble:
+        _logger.warning("all images of %s are used, as its splits are not clear: %s", folder.folder, folder.trouble)
     splits = [TRAIN] if TRAIN in folder.parts else list(folder.parts)
     return read_images([path for path, _ in _files(folder, splits)], preprocessing)
 
@@ -121,8 +126,10 @@ def _labels(
     """Return the class of each file, int64 ``[n]``, -1 where it is not known, and why that is."""
     names = sorted({name for _, name in files} - {""})
     places = match_names(names, class_names)
-    if renamed := [f"{name} is {class_names[place]}" for name, place in places.items() if name != class_names[place]]:
-        _logger.warning("%s names classes in another way than the model: %s", folder.folder, listed(renamed))
+    if renamed := [
+        f"{name!r} counts as {class_names[place]!r}" for name, place in places.items() if name != class_names[place]
+    ]:
+        _logger.warning("%s spells class names differently from the model: %s", folder.folder, listed(renamed))
     labels = np.array([places.get(name, -1) for _, name in files], np.int64)
     if (labels >= 0).all():
         return labels, ""
@@ -130,8 +137,8 @@ def _labels(
         return labels, folder.trouble
     strange = [name for name in names if name not in places]
     if not strange:
-        return labels, f"they lie in no class folder of {folder.folder}"
+        return labels, f"images of {folder.folder} lie in no class folder"
     return labels, (
-        f"the folders {listed(strange)} of {folder.folder} have the name of no class; the classes are "
+        f"{folder.folder} has folders that are not named after a class: {listed(strange)}; the classes are "
         f"{listed(class_names)}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_train.model.weight_files import SAVE, refused
 
 __all__ = [
     "check_fit",
+    "check_values",
     "last_layer",
     "load_tensors",
     "read_state",
@@ -32,18 +35,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Read a file that holds nothing but tensors, as `unwrap` returns them.
 
     Raises:
-        ArtifactError: If it cannot be read, would run code, or holds no state dict.
+        ArtifactError: If it cannot be read, would run code, or holds no state dict, or as `check_values`.
     """
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # what torch warns of is in the error
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # A damaged pickle can raise anything.
-        raise ArtifactError(
-            f"{path} cannot be read ({type(error).__name__}); expected a .pth, .pt or .safetensors file that holds "
-            "nothing but tensors"
-        ) from error
+        raise refused(path, error) from error
     return unwrap(content, str(path))
 
 
@@ -56,7 +58,7 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
         source: What to call it in an error.
 
     Raises:
-        ArtifactError: If it is no state dict.
+        ArtifactError: If it is no state dict, or as `check_values`.
     """
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -66,12 +68,41 @@ def unwrap(content: Any, source: str) -> dict[str, Tensor]:
         or not content
         or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
     ):
-        raise ArtifactError(f"{source} holds no state dict; expected tensors by name, at the top or below 'state_dict'")
+        raise ArtifactError(
+            f"{source} holds no state dict; expected tensors by name, at the top or below 'state_dict': {SAVE}"
+        )
     state = dict(content)
     if any(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
+    check_values(state, source)
     # DenseNets of 2017 wrote norm.1 for norm1.
     return {re.sub(r"(denselayer\d+\.[a-z]+)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
+
+
+def check_values(state: Mapping[str, Tensor], source: str) -> None:
+    """Make sure that weights can be computed with: all are finite in float32, and no running variance is below 0.
+
+    Args:
+        state: The tensors by their names, buffers among them.
+        source: What to call the state dict in an error.
+
+    Raises:
+        ArtifactError: If they are not; the message names the first tensor with such values, and counts them.
+    """
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        values = value.detach().float()
+        if broken := int((~values.isfinite()).sum()):
+            what = "NaN or infinite in float32"
+        elif broken := int((values < 0).sum()) if name.endswith("running_var") else 0:
+            what = "below 0, which no variance is"
+        else:
+            continue
+        raise ArtifactError(
+            f"{source} cannot be used: {broken} of {values.numel()} values of {name} are {what}; train it again, or "
+            "give the weights of an earlier epoch"
+        )
 
 
 def last_layer(backbone: nn.Module) -> str:

@@ -23,6 +23,7 @@ from tnn_train.heads.tversky.start import resolve_start
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.model.inputs import random_images
+from tnn_train.model.state_dicts import check_values
 
 __all__ = ["TOLERANCE", "Difference", "Unfolding", "compare_heads", "describe_unfolding", "unfold_checkpoint"]
 
@@ -83,7 +84,8 @@ def unfold_checkpoint(checkpoint: Checkpoint, code: str = "hierarchy", *, source
         source: What to call the checkpoint in an error.
 
     Raises:
-        UsageError: If the head is of another family, a weight is no finite number, or the attributes cannot be used.
+        UsageError: If the head is of another family, or the attributes cannot be used.
+        ArtifactError: If a weight is no finite number.
         UnfoldingError: If the predictions differ by more than `TOLERANCE`.
     """
     linear, names = checkpoint.model.head, checkpoint.class_names
@@ -92,6 +94,7 @@ def unfold_checkpoint(checkpoint: Checkpoint, code: str = "hierarchy", *, source
             f"{source} has a {linear.family} head, which is no linear map of the embedding; expected a {BASELINE} head"
             + ("; it can be exported and trained further as it is" if isinstance(linear, TverskyHead) else "")
         )
+    check_values(checkpoint.model.state_dict(), source)
     form = resolve_start(TverskyConfig(start=LINEAR, code=code), names, is_frozen=False)
     head = TverskyHead.from_linear(linear, form)
     images = np.concatenate([checkpoint.samples, random_images(checkpoint.preprocessing, _RANDOM)])
@@ -166,11 +169,7 @@ def _embed(backbone: nn.Module, normalize: Normalize, images: NDArray[np.uint8])
     batches = torch.split(torch.from_numpy(images), _BATCH)
     embeddings: Tensor = torch.cat([backbone(normalize(batch)) for batch in batches])
     if not bool(embeddings.isfinite().all()):
-        broken = [name for name, value in backbone.state_dict().items() if not bool(value.isfinite().all())]
-        reason = (
-            f"{broken[0]} of the backbone has such values" if broken else "the weights of the backbone are too large"
-        )
-        raise UsageError(f"embeddings are no finite numbers: {reason}; train it again")
+        raise UsageError("embeddings are no finite numbers: the weights of the backbone are too large; train it again")
     return embeddings
 
 

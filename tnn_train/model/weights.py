@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -12,34 +12,20 @@ from torchvision.models import WeightsEnum
 
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_train.model.backbones import check_backbone, has_resnet_stem
-from tnn_train.model.checkpoint import load_checkpoint, refuse_run
+from tnn_train.model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, refuse_run
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.model.state_dicts import last_layer, load_tensors, read_state, stem_of, unwrap
+from tnn_train.statistics import IMAGENET as OF_IMAGENET
+from tnn_train.statistics import Statistics
 
-__all__ = ["IMAGENET", "SMALL_IMAGE", "Statistics", "imagenet_weights", "load_weights", "resolve_stem"]
+__all__ = ["IMAGENET", "SMALL_IMAGE", "imagenet_weights", "load_weights", "published_statistics", "resolve_stem"]
 
 IMAGENET = "imagenet"
 """The source that stands for torchvision's weights, trained on ImageNet."""
 
 SMALL_IMAGE = 96
 """Images of fewer pixels a side get the small stem, unless weights decide."""
-
-_LUMA = (0.299, 0.587, 0.114)
-"""How much of a grey pixel is red, green and blue (ITU-R BT.601), as Pillow makes it."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """How the images were normalised with which weights were trained, ``(pixel / 255 - mean) / std``.
-
-    Args:
-        mean: One value a channel.
-        std: One value a channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statistics | None:
@@ -57,9 +43,8 @@ def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statist
             or ``backbone.``; or a checkpoint folder of this project with the same backbone.
 
     Returns:
-        The normalisation that belongs to the weights, or ``None`` for a file, which does not tell. For grey images the
-        channels are averaged by their share in a grey pixel; this is exact for the mean, and for the deviation where
-        the channels rise and fall together, as they nearly do.
+        The normalisation that belongs to the weights: that of a checkpoint, or torchvision's for this backbone.
+        ``None`` for a state dict of a backbone of grey images: torchvision has none, and the file does not tell.
 
     Raises:
         UsageError: If there are no such weights, or they do not fit the backbone and its stem.
@@ -74,12 +59,14 @@ def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statist
     found, statistics = _read(config, source)
     last = last_layer(backbone)
     found = {name: value for name, value in found.items() if name.rpartition(".")[0] != last}
-    own: dict[str, Tensor] = backbone.state_dict()
     first = next(f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
-    if first in found and own[first].shape[1] == 1 and found[first].shape[1:2] == (3,):
+    channels = found[first].shape[1:2] if first in found else (3,)
+    if config.in_channels == 1 and channels == (3,):
         found[first] = found[first].float().sum(1, keepdim=True)
     load_tensors(backbone, found, f"weights of {source} do not fit backbone {config.backbone}")
-    return statistics if statistics is None or config.in_channels == 3 else _grey(statistics)
+    if channels == (1,) and len(statistics.mean) == 3:
+        return None
+    return statistics if config.in_channels == 3 else statistics.grey()
 
 
 def resolve_stem(config: ModelConfig, height: int, width: int, source: str | None = None) -> str:
@@ -104,13 +91,11 @@ def resolve_stem(config: ModelConfig, height: int, width: int, source: str | Non
     return "small" if max(height, width) < SMALL_IMAGE and has_resnet_stem(config.backbone) else "imagenet"
 
 
-def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statistics | None]:
+def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statistics]:
     """Return weights by their names in the backbone, and their statistics."""
     path = Path(source)
     if source == IMAGENET:
-        state, preset = imagenet_weights(config.backbone)
-        transforms = preset.transforms()
-        return state, Statistics(tuple(transforms.mean), tuple(transforms.std))
+        return imagenet_weights(config.backbone)[0], published_statistics(config.backbone)
     refuse_run(path)
     if path.is_dir():
         checkpoint = load_checkpoint(path)
@@ -118,14 +103,30 @@ def _read(config: ModelConfig, source: str) -> tuple[dict[str, Tensor], Statisti
             raise UsageError(
                 f"{path} has the backbone {checkpoint.config.backbone}; expected {config.backbone}, as the model has"
             )
-        statistics = Statistics(checkpoint.preprocessing.mean, checkpoint.preprocessing.std)
-        return dict(checkpoint.model.backbone.state_dict()), statistics
+        return dict(checkpoint.model.backbone.state_dict()), _statistics_of(path, checkpoint)
     if not path.exists():
         raise UsageError(
             f"weights {source!r} do not exist; expected {IMAGENET}, a .pth, .pt or .safetensors file, or a checkpoint "
             "folder"
         )
-    return _without_prefix(read_state(path)), None
+    state = _without_prefix(read_state(path))
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        return state, _statistics_of(path.parent, load_checkpoint(path.parent))
+    usual = published_statistics(config.backbone)
+    return state, dataclasses.replace(usual, origin=f"{usual.origin}, as {path} does not tell", is_guess=True)
+
+
+def published_statistics(name: str) -> Statistics:
+    """Return how images are normalised for torchvision's weights of a backbone: ImageNet's, but for a few of them.
+
+    Args:
+        name: torchvision's name of it; ImageNet's where torchvision has no weights for it.
+    """
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return OF_IMAGENET
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    found = Statistics(tuple(transforms.mean), tuple(transforms.std), f"torchvision's for {name}")
+    return OF_IMAGENET if found == OF_IMAGENET else found
 
 
 def imagenet_weights(name: str) -> tuple[dict[str, Tensor], WeightsEnum]:
@@ -155,17 +156,12 @@ def imagenet_weights(name: str) -> tuple[dict[str, Tensor], WeightsEnum]:
     return unwrap(content, preset.url), preset
 
 
+def _statistics_of(folder: Path, checkpoint: Checkpoint) -> Statistics:
+    preprocessing = checkpoint.preprocessing
+    return Statistics(preprocessing.mean, preprocessing.std, f"those of the checkpoint {folder}")
+
+
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("backbone.") for name in state):
         return {name.removeprefix("backbone."): value for name, value in state.items() if name[:5] != "head."}
     return state
-
-
-def _grey(statistics: Statistics) -> Statistics:
-    if len(statistics.mean) == 1:
-        return statistics
-    mean, std = (
-        sum(share * value for share, value in zip(_LUMA, values, strict=True))
-        for values in (statistics.mean, statistics.std)
-    )
-    return Statistics((mean,), (std,))

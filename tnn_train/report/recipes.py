@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_train.data import DATASETS
+from tnn_train.data import DATASETS, DataConfig
 from tnn_train.model.checkpoint import CONFIG_FILE
 from tnn_train.model.weights import IMAGENET
 from tnn_train.run_files import BEST
@@ -61,17 +61,18 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "train.head_learning_rate": settings.get("train.learning_rate"),
         "model.tversky.prototype_init": settings.get("model.tversky.init"),
+        "data.fit": DataConfig.fit,
     }
     given = {name: sorted(value) if name == "train.augment" and value else value for name, value in settings.items()}
     return given | {name: None for name, value in usual.items() if given.get(name) == value}
 
 
-def _input_size(folder: Path) -> int | None:
-    """Return height and width of the model's input in pixels; ``None`` if they differ, or the checkpoint is gone."""
+def _input_size(folder: Path) -> int | list[int] | None:
+    """Return height and width of the model's input in pixels, one number if equal; ``None`` without a checkpoint."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         content = json.loads((folder / BEST / CONFIG_FILE).read_text(encoding="utf-8"))["preprocessing"]
-        if content["height"] == content["width"]:
-            return int(content["height"])
+        height, width = int(content["height"]), int(content["width"])
+        return height if height == width else [height, width]
     return None
 
 

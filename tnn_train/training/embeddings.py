@@ -55,7 +55,9 @@ class EmbeddingSet(Dataset[tuple[Tensor, int]]):
         return self.embeddings[index], int(self.labels[index])
 
 
-def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Path | None) -> EmbeddingSet:
+def embed(
+    backbone: nn.Module, images: ImageSet, device: torch.device, cache: Path | None, workers: int | None = None
+) -> EmbeddingSet:
     """Return the embeddings of a set of images, from ``cache`` if they are there.
 
     Args:
@@ -64,12 +66,13 @@ def embed(backbone: nn.Module, images: ImageSet, device: torch.device, cache: Pa
         device: Where to compute.
         cache: A folder for files named by what they depend on: the backbone's weights and structure, the images, their
             preprocessing. ``None`` keeps nothing.
+        workers: Processes that decode images; ``None`` for none if they are in memory, else up to four.
     """
     file = None if cache is None else _file(backbone, images, cache)
     embeddings = None if file is None else _read(file)
     if embeddings is not None:
         return EmbeddingSet(embeddings, images)
-    embeddings = _compute(backbone.to(device).eval(), images, device)
+    embeddings = _compute(backbone.to(device).eval(), images, device, workers)
     if file is not None:
         _write(file, embeddings)
     return EmbeddingSet(embeddings, images)
@@ -131,9 +134,9 @@ def _write(file: Path, embeddings: Tensor) -> None:
         )
 
 
-def _compute(backbone: nn.Module, images: ImageSet, device: torch.device) -> Tensor:
+def _compute(backbone: nn.Module, images: ImageSet, device: torch.device, workers: int | None) -> Tensor:
     normalize = Normalize(images.preprocessing).to(device)
-    loader = evaluation_loader(images, _BATCH_SIZE)
+    loader = evaluation_loader(images, _BATCH_SIZE, workers=workers)
     with torch.inference_mode():
         rows = [
             backbone(normalize(batch.to(device))).float().cpu()
@@ -160,5 +163,5 @@ def _identity(source: ImageSource) -> bytes:
         return bytes(source)
     if isinstance(source, str | Path):
         status = os.stat(source)
-        return f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}".encode()
+        return os.fsencode(f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}")
     return source if isinstance(source, bytes) else f"{source.size} {source.mode}".encode() + source.tobytes()

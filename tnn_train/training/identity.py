@@ -30,6 +30,9 @@ def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
 
 
 _FIELDS = {**dict(_fields(TrainConfig)), **dict(_fields(DataConfig, "data.")), **dict(_fields(ModelConfig, "model."))}
+_OF_PREPROCESSING = {name: Field(DataConfig, name, "data.") for name in ("fit", "background", "mean", "std")}
+"""Options of the data that the preprocessing has as well, where they stand for what follows from the weights, too."""
+_FIELDS |= {f"preprocessing.{name}": field for name, field in _OF_PREPROCESSING.items()}
 
 
 def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
@@ -38,7 +41,8 @@ def identity(data: ImageData, model: ModelConfig, config: TrainConfig) -> str:
     for name in INCIDENTAL:
         del recipe[name]
     labels = hashlib.sha256(data.train.labels.tobytes() + data.val.labels.tobytes()).hexdigest()
-    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in INCIDENTAL_DATA}
+    left_out = (*INCIDENTAL_DATA, "normalize", *_OF_PREPROCESSING)
+    options = {name: value for name, value in dataclasses.asdict(data.config).items() if name not in left_out}
     names = {name: Path(path).name for name in ("source", "groups") if (path := options[name]) is not None}
     images = {
         "data": {**options, **names},
@@ -78,6 +82,12 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
 
 
 def _default(named: str | Field) -> Any:
-    """Return the value of an option in a run of a version that had no such option, as JSON has it."""
-    value = getattr(named.config, named.name, None) if isinstance(named, Field) else None
+    """Return the value of an option in a run of a version that had no such option, as JSON has it.
+
+    That is its default, or what its ``metadata`` has as ``earlier``.
+    """
+    if not isinstance(named, Field):
+        return None
+    kept = next(field for field in dataclasses.fields(named.config) if field.name == named.name)
+    value = kept.metadata.get("earlier", None if kept.default is dataclasses.MISSING else kept.default)
     return list(value) if isinstance(value, tuple) else value

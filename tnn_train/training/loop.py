@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 from tnn_runtime.bundle.claim import claimed
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
+from tnn_train.data.worker_faults import deaths_told
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.fields import Field, FieldError, choose
@@ -28,6 +30,7 @@ from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.kept_head import keep_head, with_kept_head
 from tnn_train.model.weights import load_weights, resolve_stem
 from tnn_train.run_files import BEST, LAST
+from tnn_train.statistics import Statistics
 from tnn_train.training.loggers import open_logs
 from tnn_train.training.recipe import TrainConfig
 from tnn_train.training.run_folder import RunFolder, check_run_folder
@@ -36,6 +39,8 @@ from tnn_train.training.stopping import listen
 from tnn_train.training.trainer import Trainer
 
 __all__ = ["TrainResult", "check_machine", "pick_device", "resolve", "train"]
+
+_logger = logging.getLogger(__name__)
 
 _MOST_PER_CORE = 4
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
@@ -59,6 +64,7 @@ class TrainResult:
     test: Evaluation
 
 
+@deaths_told()
 def train(
     data: ImageData | DataConfig | str | Path,
     out: str | Path,
@@ -85,6 +91,7 @@ def train(
             are no part of a run; or if another process is writing to it.
         UsageError: If a configuration is unusable, or differs from the one to be resumed.
         TrainingError: If the loss is no longer a number.
+        WorkerError: If processes that decode images cannot work on this machine.
         KeyboardInterrupt: On SIGTERM or SIGINT, after the running step was saved.
     """
     folder, config = Path(out), config or TrainConfig()
@@ -190,9 +197,30 @@ def _prepare(data: ImageData, model: ModelConfig, config: TrainConfig) -> tuple[
         statistics = load_weights(network, model, config.weights)
         if config.keep_head:
             keep_head(network, config.weights)
-        if statistics is not None:
-            data = data.normalized(statistics.mean, statistics.std)
+        data = _normalized(data, statistics, config.weights)
     return network, data, model
+
+
+def _normalized(data: ImageData, statistics: Statistics | None, weights: str) -> ImageData:
+    """Return the images as the weights want them, unless a person asked for something else; tell what that is.
+
+    Args:
+        data: The images.
+        statistics: What belongs to the weights; ``None`` if that is not known.
+        weights: Where they come from.
+    """
+    asked, is_guess, origin = data.config, False, data.normalization
+    if asked.mean is None and asked.normalize is None:
+        if statistics is None:
+            is_guess, origin = True, f"{origin}, as {weights} does not tell"
+            data = data.normalized(data.preprocessing.mean, data.preprocessing.std, origin)
+        else:
+            is_guess, origin = statistics.is_guess, statistics.origin
+            data = data.normalized(statistics.mean, statistics.std, origin)
+    used = Statistics(data.preprocessing.mean, data.preprocessing.std)
+    hint = "; if it was trained with others, give --mean and --std (mean=, std=), or --normalize" if is_guess else ""
+    _logger.warning("images are normalised with %s (%s)%s", used, origin, hint)
+    return data
 
 
 @contextmanager

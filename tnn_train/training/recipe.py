@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tnn_train.data.augment import check_augmentations
-from tnn_train.fields import Field, FieldError, at_least, one_of
+from tnn_train.fields import Field, FieldError, at_least, check_utf8, one_of
 
 __all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig", "speed_unit"]
 
@@ -121,6 +121,7 @@ class TrainConfig:
                 *(_field("epochs"), ", so that the rate never gets to "),
                 *(_field("learning_rate"), "; choose a shorter warm-up, or more epochs"),
             )
+        check_utf8(self, "weights", "embedding_cache")
         if self.augment is not None:
             check_augmentations(self.augment)
         if self.keep_head and self.weights is None:

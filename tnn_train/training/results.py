@@ -47,6 +47,8 @@ class Results:
         versions: Of Python and of packages.
         unusable_files: How many files of the data were left out because they cannot be used.
         unusable: What is wrong with each of them, by its path.
+        normalization: The ``mean`` and ``std`` that images are normalised with, and their ``origin`` in words; empty in
+            runs of versions that did not tell.
     """
 
     config: dict[str, Any]
@@ -67,6 +69,7 @@ class Results:
     versions: dict[str, str]
     unusable_files: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
+    normalization: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

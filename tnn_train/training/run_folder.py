@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tnn_runtime.bundle.outputs import refuse_unwritable
+from tnn_runtime.bundle.outputs import refuse_among_images, refuse_unwritable
 from tnn_runtime.bundle.storage import is_empty, refuse_existing, remove, stands, write_text
 from tnn_runtime.errors import ArtifactError, OutputExistsError, UsageError
 from tnn_train.data.config import DataConfig
@@ -130,6 +130,11 @@ class RunFolder:
             versions=versions(),
             unusable_files=len(data.unusable),
             unusable={str(path): why for path, why in data.unusable.items()},
+            normalization={
+                "mean": data.preprocessing.mean,
+                "std": data.preprocessing.std,
+                "origin": data.normalization,
+            },
         )
         write_results(self.folder, results)
 
@@ -178,12 +183,7 @@ def check_run_folder(folder: Path, *, overwrite: bool, resume: bool, data: DataC
     """
     if resume and overwrite:
         raise UsageError("got both --resume and --overwrite; give the one that you mean")
-    images = folder_of(data)
-    if images is not None and folder.resolve().is_relative_to(images.resolve()):
-        raise UsageError(
-            f"the output folder {folder} lies among the images, in {images}, where it would be taken for a class; "
-            "choose another one"
-        )
+    refuse_among_images(folder, folder_of(data))
     if not resume and not overwrite and stands(folder / LAST):
         raise OutputExistsError(
             f"{folder} already exists; pass --resume (resume=True) to go on with its training, --overwrite "

@@ -71,5 +71,7 @@ def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: t
         return Stage(model, model, Normalize(data.preprocessing).to(device), images, data.val, data.test)
     model.backbone.requires_grad_(False)
     cache = cache_folder(config.embedding_cache)
-    train, val, test = (embed(model.backbone, images, device, cache) for images in (data.train, data.val, data.test))
+    train, val, test = (
+        embed(model.backbone, images, device, cache, config.workers) for images in (data.train, data.val, data.test)
+    )
     return Stage(model, model.head, nn.Identity(), train, val, test)

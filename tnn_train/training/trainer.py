@@ -197,7 +197,9 @@ class Trainer:
     def evaluate(self, model: ImageModel, part: str) -> Evaluation:
         """Evaluate a model made by `Stage.whole` on the part ``"val"`` or ``"test"`` of the data."""
         learner = model if self.stage.learner is self.stage.model else model.head
-        return score(learner, self.stage.prepare, getattr(self.stage, part), self.processes)
+        return score(
+            learner, self.stage.prepare, getattr(self.stage, part), self.processes, workers=self.config.workers
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs beside the saved model."""

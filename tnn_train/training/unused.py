@@ -31,6 +31,8 @@ def unused_options(
         resolved: The same with what follows from the data and the recipe, for each head that is trained.
     """
     yield from _of_data(data)
+    if data.normalize == "dataset" and config.weights is None:
+        yield from _given(data, ["normalize"], (" without ", Field(TrainConfig, "weights")))
     yield from _of_recipe(config)
     yield from _of_heads(model, config, resolved)
 

@@ -249,15 +249,26 @@ STRANGE_NAMES = (
 )
 
 
-def test_the_classes_of_a_card_can_be_read_back(runs: dict[str, TrainResult], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        STRANGE_NAMES,
+        ("cat, dog", "cat", " dog"),
+        ("| a |", "```", "## Classes"),
+        ("\u2028", "a\u0085b", "é", "e\u0301"),
+    ],
+)
+def test_the_classes_of_a_card_can_be_read_back(
+    names: tuple[str, ...], runs: dict[str, TrainResult], tmp_path: Path
+) -> None:
     checkpoint = load_checkpoint(runs["linear"].best)
-    config = dataclasses.replace(checkpoint.config, num_classes=len(STRANGE_NAMES))
+    config = dataclasses.replace(checkpoint.config, num_classes=len(names))
     strange = dataclasses.replace(
-        checkpoint, model=build_model(config).eval(), config=config, class_names=STRANGE_NAMES, labels=None
+        checkpoint, model=build_model(config).eval(), config=config, class_names=names, labels=None
     )
     export_bundle(strange, tmp_path / "bundle", ("onnx",))
     card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
-    lines = card.split("## Classes\n")[1].split("```\n")[1].split("\n")[:-1]
-    assert tuple(json.loads(line) if line.startswith('"') else line for line in lines) == STRANGE_NAMES
+    lines = card.split("## Classes\n", 1)[1].split("```\n")[1].split("\n")[:-1]
+    assert tuple(json.loads(line) if line.startswith('"') else line for line in lines) == names
     assert "a line in quotes is a JSON string" in card
-    assert Manifest.read(tmp_path / "bundle")[0].class_names == STRANGE_NAMES
+    assert Manifest.read(tmp_path / "bundle")[0].class_names == names

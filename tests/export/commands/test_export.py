@@ -33,7 +33,9 @@ def test_it_exports_and_prints_the_proof(
             "unknown format 'coreml'; choose from onnx, torchscript",
         ),
         (["BEST", "-o", "out", "--precision", "fp8"], "unknown precision 'fp8'; choose from fp32"),
-        (["BEST", "-o", "out", "--images", "nowhere"], "nowhere has no files; expected a folder of images"),
+        (["BEST", "-o", "out", "--images", "nowhere"], "nowhere does not exist; expected a folder of images"),
+        (["BEST", "-o", "out", "--images", "BEST/config.json"], "config.json is a file; expected a folder of images"),
+        (["RUN", "-o", "out"], "is a run; give one of its checkpoints: "),
         (
             ["BEST", "-o", "."],
             ". already exists; choose another output folder or pass --overwrite",
@@ -49,12 +51,40 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([argument.replace("BEST", str(runs["linear"].best)) for argument in arguments]) == 1
+    run = runs["linear"]
+    words = [word.replace("BEST", str(run.best)).replace("RUN", str(run.folder)) for word in arguments]
+    assert main(words) == 1
     error = capsys.readouterr().err
     assert error.startswith("tnn-export: error: ")
     assert error.count("\n") == 1
     assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (["--opset", "13", "--formats", "torchscript"], ["--opset does nothing with --formats torchscript"]),
+        (["--calibration", "PHOTOS"], ["--calibration does nothing with --precision fp32"]),
+        (["--calibration", "PHOTOS", "--precision", "fp16"], ["--calibration does nothing with --precision fp16"]),
+        (["--opset", "13", "--formats", "onnx"], []),
+        (["--opset", "20", "--formats", "torchscript"], []),
+    ],
+)
+def test_options_that_do_nothing_are_told(
+    options: list[str],
+    notes: list[str],
+    runs: dict[str, TrainResult],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tnn_export.commands.export.export_bundle", lambda *arguments, **others: 1 / 0)
+    words = [str(photos) if word == "PHOTOS" else word for word in options]
+    with pytest.raises(ZeroDivisionError):
+        main([str(runs["linear"].best), "-o", str(tmp_path / "out"), *words])
+    assert capsys.readouterr().err.splitlines() == [f"tnn-export: note: {note}" for note in notes]
 
 
 @pytest.mark.parametrize(

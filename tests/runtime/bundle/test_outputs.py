@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tnn_runtime import OutputExistsError
-from tnn_runtime.bundle.outputs import check_file, check_folder
+from tnn_runtime import OutputExistsError, UsageError
+from tnn_runtime.bundle.outputs import check_file, check_folder, refuse_among_images
 from tnn_runtime.bundle.storage import FolderKind, new_folder, write_bytes, write_json
 
 KIND = FolderKind("thing", "marker", ())
@@ -25,10 +25,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("folder", "folder is a folder, or its folder does not exist; choose another file for --json"),
-        ("", "is a folder, or its folder does not exist"),
-        ("nowhere/x.json", "x.json is a folder, or its folder does not exist"),
-        ("file/x.json", "x.json is a folder, or its folder does not exist"),
+        ("folder", "folder is a folder; choose another file for --json"),
+        ("", "is a folder; choose another file"),
+        ("nowhere/x.json", "x.json has no folder to lie in; make .*nowhere, or choose another file for --json"),
+        ("file/x.json", "x.json has no folder to lie in; make .*file, or"),
         ("pipe", "pipe is a device or a pipe; choose another file for --json"),
         ("/dev/null", "null is a device or a pipe"),
         ("/proc/x.json", r"x.json cannot be made in /proc \(.*\); choose another file for --json"),
@@ -54,6 +54,15 @@ def test_a_file_that_cannot_be_written_is_refused(place: str, message: str, fold
 def test_a_folder_that_cannot_be_written_to_is_refused(place: str, message: str, folder: Path) -> None:
     with pytest.raises(OutputExistsError, match=message):
         check_folder(folder / place, "--plots")
+
+
+@pytest.mark.parametrize("place", ["images", "images/run", "images/cat/run", "images/../images/run", "link/run"])
+def test_a_folder_among_images_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    with pytest.raises(UsageError, match="lies among the images, in .*images, where it would be taken for a class"):
+        refuse_among_images(tmp_path / place, None, tmp_path / "images")
+    refuse_among_images(tmp_path / "images-bundle", None, tmp_path / "images")
 
 
 def test_a_check_leaves_everything_as_it_was(folder: Path) -> None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,7 +124,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         (["predict", "BUNDLE", "note.txt", "--format", "xml"], "invalid choice: 'xml'"),
         (
             ["bench", "BUNDLE", "BUNDLE", "--json", "gone/x.json"],
-            "gone/x.json is a folder, or its folder does not exist",
+            "gone/x.json has no folder to lie in; make ",
         ),
         (["bench", "BUNDLE", "nowhere"], "nowhere does not exist; expected a bundle folder"),
         (["bench", "BUNDLE", "BUNDLE", "--plots", "note.txt"], "note.txt is a file; choose a folder for --plots"),
@@ -160,3 +163,63 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert f"tnn-runtime {command} runs/" in capsys.readouterr().out
+
+
+STRANGE_FILES = (
+    b"caf\xe9.png",
+    b"a\rb.png",
+    b"\x1b[31mred\nline.png",
+    "abc\u202egnp.png".encode(),
+    "naïve 猫.png".encode(),
+)
+
+
+@pytest.fixture(scope="module")
+def strangely_named(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    folder = tmp_path_factory.mktemp("strange")
+    for name in STRANGE_FILES:
+        shutil.copy(photos / "cat" / "0.png", folder / os.fsdecode(name))
+    return folder
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1", "utf-8"])
+@pytest.mark.parametrize("style", ["text", "csv", "jsonl"])
+def test_files_of_any_name_are_classified_on_a_terminal_of_any_encoding(
+    encoding: str, style: str, small_bundle: Path, strangely_named: Path
+) -> None:
+    named = strangely_named / os.fsdecode(STRANGE_FILES[0])
+    command = [sys.executable, "-m", "tnn_runtime", "predict", small_bundle, named, strangely_named, "--format", style]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    out = done.stdout.decode(encoding.partition(":")[0])
+    paths = [str(named), *sorted(str(strangely_named / os.fsdecode(name)) for name in STRANGE_FILES)]
+    if style == "jsonl":
+        assert [json.loads(line)["path"] for line in out.splitlines()] == paths
+    elif style == "csv":
+        found = [row["path"] for row in csv.DictReader(io.StringIO(out, newline=""))]
+        codec = encoding.partition(":")[0]
+        assert found == [path.encode(codec, "backslashreplace").decode(codec) for path in paths]
+    else:
+        assert len(out.split("\n")) == len(paths) + 1
+        assert all(character.isprintable() for line in out.split("\n") for character in line)
+        assert all(word in out for word in (r"caf\udce9.png", r"a\rb.png", r"\x1b[31mred\nline.png"))
+
+
+@pytest.mark.parametrize("label", ["\x1b[31mred", "two\nlines", "a\rb", "\u202etac"])
+def test_labels_and_errors_reach_the_terminal_escaped(
+    label: str, small_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((small_bundle / "manifest.json").read_text())
+    manifest["class_names"] = [f"{label}{place}" for place, _ in enumerate(manifest["class_names"])]
+    (small_bundle / "manifest.json").write_text(json.dumps(manifest))
+    photo = str(photos / "cat" / "0.png")
+    assert main(["predict", str(small_bundle), photo, f"{label}.png"]) == 1
+    captured = capsys.readouterr()
+    (line,), (error,) = captured.out.splitlines(), captured.err.splitlines()
+    assert all(character.isprintable() for character in line + error)
+    assert repr(label)[1:-1] in line
+    assert repr(label)[1:-1] in error
+    assert main(["predict", str(small_bundle), photo, "--format", "csv"]) == 0
+    row = list(csv.reader(io.StringIO(capsys.readouterr().out, newline="")))[1]
+    assert row[2][:-1] == label

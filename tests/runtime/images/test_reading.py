@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tnn_runtime import InputError
 from tnn_runtime.images.folders import find_images
@@ -48,9 +49,14 @@ def test_all_that_cannot_be_used_is_listed(count: int, listed: int, photos: Path
 @pytest.mark.parametrize(
     "fault", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "no memory")]
 )
-def test_a_fault_of_the_machine_is_not_told_of_a_file(fault: Exception) -> None:
-    def read(index: int) -> None:
-        raise InputError("0.png cannot be read") from fault
+@pytest.mark.parametrize("step", ["tnn_runtime.images.files._stream", "PIL.Image.open", "PIL.Image.Image.convert"])
+def test_a_fault_of_the_machine_is_not_told_of_a_file(
+    fault: Exception, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise fault
 
+    Image.new("L", (4, 4)).save(tmp_path / "0.png")
+    monkeypatch.setattr(step, fail)
     with pytest.raises(type(fault)):
-        list(read_each(read, 1))
+        read_images([tmp_path / "0.png"], RGB)

@@ -56,7 +56,9 @@ def test_clutter_is_left_out_with_one_note(place: str, tmp_path: Path, caplog: p
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     first = tmp_path / "a" / Path(place).parts[0]
-    assert record.getMessage() == f"what other programs left behind is not used: 2, the first is {first}"
+    assert (
+        record.getMessage() == f"files and folders that other programs left behind are ignored: 2, the first is {first}"
+    )
 
 
 @pytest.mark.parametrize("name", ["Thumbs.db.png", "desktop", "MACOSX", "eaDir", "notes.txt"])

@@ -170,6 +170,9 @@ def test_a_file_that_cannot_be_used(content: str, message: str, tmp_path: Path) 
         (["--config"], "expected one argument; see tnn-train --help"),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read (No such file or directory); expected a TOML file"),
         (["--data", "x", "--epocs", "3"], "Unrecognized options: --epocs, 3 Perhaps you meant: --epochs INT; see"),
+        (["--data", "x", "--epochs", "3", "4"], "'4' belongs to no option; the option before it takes fewer values"),
+        (["--data", "x", "y z"], "'y z' belongs to no option"),
+        (["--data", "x", "--limit", "5", "6", "7"], "'6, 7' belongs to no option"),
         (["--data", "x", "--alpha", "3"], "Perhaps you meant: --tversky.alpha"),
         ([], "Missing from tnn-train: --data STR; see tnn-train --help"),
     ],
@@ -183,3 +186,23 @@ def test_options_that_cannot_be_used(
         read(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+PIXELS = [
+    ("--image-size 24 48", "image_size = [24, 48]", {"image_size": (24, 48)}),
+    ("--image-size 24 24", "image_size = 24", {"image_size": 24}),
+    ("--background 0 9 255", "background = [0, 9, 255]", {"background": (0, 9, 255)}),
+    ("--background 7 --fit pad", 'background = [7]\nfit = "pad"', {"background": (7,), "fit": "pad"}),
+    ("--mean 0.5 --std 0.1 0.2 1", "mean = [0.5]\nstd = [0.1, 0.2, 1]", {"mean": (0.5,), "std": (0.1, 0.2, 1.0)}),
+    ("--normalize imagenet", 'normalize = "imagenet"', {"normalize": "imagenet"}),
+    ("--limit 9", "limit = 9", {"limit": 9, "fit": "crop", "background": (255,)}),
+]
+
+
+@pytest.mark.parametrize(("options", "content", "expected"), PIXELS)
+def test_pixels_are_chosen_on_the_command_line_and_in_a_file(
+    options: str, content: str, expected: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "photos.toml").write_text(f'[data]\nsource = "photos"\n{content}\n')
+    given = read("--data", "photos", *options.split()).data
+    assert given == read("--config", str(tmp_path / "photos.toml")).data == DataConfig("photos", **expected)

@@ -60,8 +60,10 @@ def test_it_goes_on_with_what_is_missing(
     ("more", "message"),
     [
         (["--heads", "linear", "cosine"], "unknown head 'cosine'; choose from linear, tversky"),
-        (["--seeds", "0"], "got 0 seeds and the heads ('linear', 'tversky'); expected at least 1 and each head once"),
-        (["--heads", "linear", "linear"], "expected at least 1 and each head once"),
+        (["--seeds", "0"], "--seeds is 0; expected how many seeds to train from, at least 1"),
+        (["--heads"], "--heads names no head; choose from linear, tversky"),
+        (["--heads", "linear", "linear"], "--heads has 'linear' twice; expected each head once"),
+        (["--seeds", "0", "1", "2"], "'1, 2' belongs to no option; the option before it takes fewer values"),
         (["--learning-rates", "0.1", "nan"], "--learning-rates is nan; expected a finite number of at least 0.0"),
         (["--learning-rates", "0.01", "0.01"], "--learning-rates has 0.01 twice; expected each rate once"),
         (["--learning-rates", "0.01", "0.1", "1e-2"], "--learning-rates has 0.01 twice; expected each rate once"),

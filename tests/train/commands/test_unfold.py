@@ -161,8 +161,16 @@ class TestFiles:
                 "a single logit; expected a row for each of",
             ),
             ({"fc.bias": torch.ones(5)}, (), "fc.bias of {file} is [5], and fc.weight [2, 24]; expected one value for"),
-            ({"fc.weight": torch.full((2, 24), torch.nan)}, (), "fc.weight of {file} has 48 values that are no finite"),
-            ({"fc.bias": torch.full((2,), torch.inf)}, (), "fc.bias of {file} has 2 values that are no finite numbers"),
+            (
+                {"fc.weight": torch.full((2, 24), torch.nan)},
+                (),
+                "48 of 48 values of fc.weight are NaN",
+            ),
+            (
+                {"fc.bias": torch.full((2,), torch.inf)},
+                (),
+                "2 of 2 values of fc.bias are NaN",
+            ),
             (
                 {"fc.weight": None},
                 (),
@@ -178,9 +186,9 @@ class TestFiles:
             ({}, ("--prefix", "head"), "has no linear layer that may be its last"),
             ({"conv2.bias": None}, (), "do not fit backbone tiny (1 missing: conv2.bias)"),
             ({"other": torch.ones(3)}, (), "(1 unexpected: other)"),
-            ({}, ("--images", "nowhere"), "nowhere has no files; expected a folder of images"),
+            ({}, ("--images", "nowhere"), "nowhere does not exist; expected a folder of images"),
             ({}, ("--class-names", "nowhere"), "nowhere cannot be read"),
-            ({}, ("--mean", "0.5"), "there are 1 means and 3 deviations; expected one each"),
+            ({}, ("--mean", "0.5"), "--mean is given without --std; give both"),
             (
                 {},
                 ("--backbone-weights", "nowhere"),

@@ -86,7 +86,7 @@ def test_labels_follow_the_names_of_folders(
     assert [note.split()[-1] for note in missing] == [
         name for place, name in enumerate(("cat", "dog")) if place not in labels
     ]
-    renamed = [note for note in notes if "names classes in another way than" in note]
+    renamed = [note for note in notes if "spells class names differently from" in note]
     assert len(renamed) == any(name[0].isupper() for name in folders)
 
 
@@ -110,11 +110,27 @@ class TestBadInput:
         with pytest.raises(DataError, match="has 1 class folders and 0 files beside them; expected at least 2"):
             load_data(tmp_path)
 
-    def test_class_without_images(self, photos: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("empty", [("dog",), ("ant", "dog"), ("dog/.ipynb_checkpoints", "wolf/pack")])
+    def test_classes_without_images_are_told_at_once(
+        self, empty: tuple[str, ...], photos: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "cat").symlink_to(photos / "cat")
-        (tmp_path / "dog").mkdir()
-        with pytest.raises(DataError, match=r"class folder .*dog is missing or has no images"):
+        for name in empty:
+            (tmp_path / name).mkdir(parents=True)
+        names = ", ".join(name.split("/")[0] for name in empty)
+        with pytest.raises(DataError, match=f"has class folders without images: {names}; add images to them"):
             load_data(tmp_path)
+
+    @pytest.mark.parametrize("twin", ["CAT", "Cat", "cat "])
+    @pytest.mark.parametrize("split", ["", "train/"])
+    def test_classes_that_look_alike_are_told(
+        self, twin: str, split: str, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = lay_out(photos, tmp_path / "photos", f"{split}cat", f"{split}dog", f"{split}{twin}=dog")
+        assert len(load_data(folder).class_names) == 3
+        (note,) = [record.getMessage() for record in caplog.records if "look alike" in record.getMessage()]
+        assert " and ".join(sorted(("cat", twin))) in note
+        assert "dog" not in note
 
     @pytest.mark.parametrize("cache_bytes", [0, load_module.CACHE_BYTES])
     def test_file_that_is_no_image_is_named(
@@ -172,7 +188,9 @@ class TestBadInput:
         for part, name in (("train", "cat"), ("train", "dog"), ("test", "cat"), ("test", "wolf")):
             (tmp_path / part).mkdir(exist_ok=True)
             (tmp_path / part / name).symlink_to(photos / ("cat" if name == "cat" else "dog"))
-        with pytest.raises(DataError, match="test has classes that .*train lacks: wolf"):
+        with pytest.raises(
+            DataError, match="test has classes that .*train lacks: wolf; add images of them to .*train, or remove them"
+        ):
             load_data(tmp_path)
 
     @pytest.mark.parametrize("stray", ["unlabeled", "holdout"])

@@ -47,9 +47,10 @@ def test_large_sets_are_decoded_when_needed(photos: Path, monkeypatch: pytest.Mo
 
 
 def test_a_configuration_carries_all_options(photos: Path) -> None:
-    config = DataConfig(str(photos), image_size=12, limit=20, seed=3)
+    options = {"image_size": (12, 8), "fit": "pad", "background": (0, 9, 255), "mean": (0.5,), "std": (0.2, 0.3, 1.0)}
+    config = DataConfig(str(photos), limit=20, seed=3, **options)
     data = load_data(config)
-    same = load_data(photos, image_size=12, limit=20, seed=3)
+    same = load_data(photos, limit=20, seed=3, **options)
     assert data.config == same.config == config
     assert np.array_equal(data.train.pixels, same.train.pixels)
     assert data.preprocessing == same.preprocessing

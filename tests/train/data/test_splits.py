@@ -239,10 +239,26 @@ class TestDuplicates:
         load_data(folder)
         (note,) = [record.getMessage() for record in caplog.records if "pixel for pixel" in record.getMessage()]
         word = {"test": "test", "val": "validation"}[part]
-        assert note.startswith(
-            f"2 images of the {word} set are in the training set ({folder / part / 'b' / '0.bmp'} and "
-            f"{folder / 'train' / 'a' / '0.png'}), pixel for pixel: "
+        assert note.startswith("two sets hold the same images, pixel for pixel, ")
+        assert note.endswith(
+            f"2 of the {word} set are also in the training set ({folder / part / 'b' / '0.bmp'} and "
+            f"{folder / 'train' / 'a' / '0.png'}); remove them from one set"
         )
+
+    @pytest.mark.parametrize("given", [(), ("val",), ("test",)])
+    def test_groups_are_offered_where_we_split(
+        self, given: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        folder = tmp_path / "images"
+        for part in ("train", *given):
+            for name in ("a", "b"):
+                (folder / part / name).mkdir(parents=True)
+                for number in range(8):
+                    shade = 0 if part == "train" else 20 * number + 9
+                    Image.new("RGB", (8, 8), (shade, shade, shade)).save(folder / part / name / f"{number}.png")
+        load_data(folder)
+        (note,) = [record.getMessage() for record in caplog.records if "pixel for pixel" in record.getMessage()]
+        assert note.endswith("; remove them from one set, or put them into one group with --groups")
 
     def test_sets_that_share_none_are_not(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         folder = draw(tmp_path / "images", {"a": 8, "b": 8})

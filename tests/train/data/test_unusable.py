@@ -96,7 +96,9 @@ def test_clutter_is_no_class_and_no_image(place: str, folder: Path, caplog: pyte
     assert data.class_names == ("cat", "dog")
     assert sum(map(len, (data.train, data.val, data.test))) == 24
     (record,) = caplog.records
-    assert record.getMessage().startswith("what other programs left behind is not used: 2, the first is ")
+    assert record.getMessage().startswith(
+        "files and folders that other programs left behind are ignored: 2, the first is "
+    )
 
 
 def test_a_class_that_is_lost_is_told(folder: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tnn_export import export_bundle
 from tnn_runtime import ArtifactError, OutputExistsError
 from tnn_train import Checkpoint, ModelConfig, load_checkpoint, save_checkpoint
 from tnn_train.model.checkpoint import load_trainer_state
@@ -217,3 +218,25 @@ def test_a_checkpoint_from_before_an_option_has_its_default(checkpoint: Path) ->
     edit(checkpoint, model={**model, "tversky": {**model["tversky"], "colour": 1}})
     with pytest.raises(ArtifactError, match="config.model.tversky: unknown name 'colour'; known are num_features, "):
         load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("conv2.weight", float("nan"), "NaN or infinite"),
+        ("running_var", float("inf"), "NaN or infinite"),
+        ("running_var", -1.0, "below 0"),
+    ],
+)
+def test_weights_that_nothing_can_be_computed_with_are_named(
+    name: str, value: float, what: str, runs: dict[str, TrainResult], tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(runs["linear"].best)
+    state = checkpoint.model.state_dict()
+    place = next(full for full in state if full.endswith(name))
+    with torch.no_grad():
+        state[place].view(-1)[0] = value
+    save_checkpoint(tmp_path / "broken", checkpoint)
+    for refuse in (lambda: load_checkpoint(tmp_path / "broken"), lambda: export_bundle(checkpoint, tmp_path / "out")):
+        with pytest.raises(ArtifactError, match=f"cannot be used: 1 of .* values of {place} are {what}"):
+            refuse()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tnn_export import export_bundle
-from tnn_runtime import Classifier, UsageError
+from tnn_runtime import ArtifactError, Classifier, UsageError
 from tnn_train import Checkpoint, LinearHead, TverskyConfig, TverskyHead, load_checkpoint, save_checkpoint
 from tnn_train.errors import UnfoldingError
 from tnn_train.model import unfolding
@@ -94,17 +94,17 @@ def test_an_unfolded_head_is_refused(linear: Checkpoint) -> None:
 def test_values_that_are_no_numbers_are_refused(name: str, value: float, linear: Checkpoint) -> None:
     with torch.no_grad():
         getattr(linear.model.head, name)[0] = value
-    with pytest.raises(UsageError, match=f"the {name} of the linear layer has .* no finite numbers"):
+    with pytest.raises(ArtifactError, match=f"values of head.{name} are NaN or infinite"):
         unfold_checkpoint(linear)
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(float("nan"), "conv2.weight of the backbone has such values"), (1e38, "are too large")]
+    ("value", "reason"), [(float("nan"), "values of backbone.conv2.weight are NaN"), (1e38, "are too large")]
 )
 def test_a_broken_backbone_is_named(value: float, reason: str, linear: Checkpoint) -> None:
     with torch.no_grad():
         linear.model.backbone.conv2.weight.fill_(value)
-    with pytest.raises(UsageError, match=f"embeddings are no finite numbers: .*{reason}"):
+    with pytest.raises((ArtifactError, UsageError), match=reason):
         unfold_checkpoint(linear)
 
 

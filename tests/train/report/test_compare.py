@@ -376,8 +376,11 @@ def test_the_command_prints_and_writes(six: list[Path], tmp_path: Path, capsys: 
     [
         ([], "the following arguments are required: RUN; see tnn-train compare --help"),
         (["nowhere"], "nowhere is not a run: it has no results.json"),
-        (["nowhere", "--out", "."], ". is a folder, or its folder does not exist; choose another file for --out"),
-        (["nowhere", "--out", "no/page.html"], "page.html is a folder, or its folder does not exist"),
+        (["nowhere", "--out", "."], ". is a folder; choose another file for --out"),
+        (
+            ["nowhere", "--out", "no/page.html"],
+            "page.html has no folder to lie in; make no, or choose another file for --out",
+        ),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -36,7 +36,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(
         embeddings_module,
         "_compute",
-        lambda backbone, images, device: counts.append(len(images)) or compute(backbone, images, device),
+        lambda backbone, images, *how: counts.append(len(images)) or compute(backbone, images, *how),
     )
     return counts
 

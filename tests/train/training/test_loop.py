@@ -56,7 +56,9 @@ def test_the_test_set_is_touched_once_at_the_end(
     monkeypatch.setattr(
         trainer_module,
         "score",
-        lambda learner, prepare, items, processes: seen.append(items) or score(learner, prepare, items, processes),
+        lambda learner, prepare, items, processes, **options: (
+            seen.append(items) or score(learner, prepare, items, processes, **options)
+        ),
     )
     train(data, tmp_path / "run", TINY, RECIPE)
     assert [items is data.test for items in seen] == [False] * RECIPE.epochs + [True]

@@ -281,6 +281,6 @@ def test_a_full_disk_leaves_the_last_checkpoint(photos: Path, tmp_path: Path) ->
 def test_the_whole_configuration_is_in_the_checkpoint(runs: dict[str, TrainResult], data: ImageData) -> None:
     training = load_checkpoint(runs["tversky"].best).training
     assert training["train"] == json.loads(json.dumps(dataclasses.asdict(RECIPE)))
-    assert training["data"] == dataclasses.asdict(data.config)
+    assert training["data"] == json.loads(json.dumps(dataclasses.asdict(data.config)))
     assert training["model"]["tversky"]["num_features"] == 16
     assert TrainConfig(**{**training["train"], "augment": tuple(training["train"]["augment"])}) == RECIPE
