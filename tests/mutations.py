@@ -377,8 +377,12 @@ def is_accepted(bundle: Path, public: Path) -> bool:
 
 
 def is_unchanged(bundle: Path) -> bool:
+    """Return whether each file is what it was; those that serving can do without may be gone."""
+    optional = json.loads((SOURCE / "manifest.json").read_text()).get("optional", ())
     return all(
-        (bundle / name).is_file() and (bundle / name).read_bytes() == (SOURCE / name).read_bytes() for name in FILES
+        (bundle / name).is_file() and (bundle / name).read_bytes() == (SOURCE / name).read_bytes()
+        for name in FILES
+        if name not in optional or os.path.lexists(bundle / name)
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from tnn_runtime.errors import ArtifactError
-from tnn_train.model.state_dicts import read_state
+from tnn_train.model.state_dicts import check_values, read_state
 
 STATE = nn.Linear(3, 4).state_dict()
 SAVE = "torch.save(model.state_dict(), 'weights.pth')"
@@ -124,3 +124,11 @@ def test_values_beyond_float32(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.tensor([1e300], dtype=torch.float64)}, tmp_path / "net.pth")
     with pytest.raises(ArtifactError, match="1 of 1 values of fc.weight are NaN or infinite in float32"):
         read_state(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("name", ["head.raw_beta", "raw_alpha", "measure.raw_theta"])
+def test_minus_infinity_stands_for_0_behind_positive_values(name: str) -> None:
+    check_values({name: torch.tensor(-torch.inf)}, "net.pth")
+    for value in (torch.inf, torch.nan):
+        with pytest.raises(ArtifactError, match=f"1 of 1 values of {name} are NaN or infinite in float32"):
+            check_values({name: torch.tensor(value)}, "net.pth")
