@@ -386,8 +386,9 @@ class Classifier:
         """Whether it serves, and what it has to do."""
         if self._lifecycle.is_fork:
             return Health(False, self._lifecycle.refusal, 0, 0)
-        ends = [] if self._batcher is None else [self._batcher.end]
-        reasons = dict.fromkeys([self._lifecycle.refusal, *map(str, self._replicas.lost), *ends])
+        refusal = self._lifecycle.refusal
+        ends = [] if self._batcher is None or refusal else [self._batcher.end]
+        reasons = dict.fromkeys([refusal, *map(str, self._replicas.lost), *ends])
         reason = "; ".join(filter(None, reasons))
         return Health(not reason, reason, self._metrics.read().waiting, self._lifecycle.open_requests)
 
@@ -489,11 +490,10 @@ class Classifier:
     def _outputs(self, images: Images) -> Outputs:
         """Run the model on all images now."""
         outputs = [self._replicas.run(batch) for batch in self._batches(images)]
-        whole = (
-            outputs[0]
-            if len(outputs) == 1
-            else Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
-        )
+        if len(outputs) == 1:
+            (whole,) = outputs
+        else:
+            whole = Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
         if len(bad := whole.bad_rows):
             self._metrics.not_finite(len(bad))
             raise not_finite(int(bad[0]))

@@ -47,9 +47,7 @@ class ClassifierCollector(Collector):
         requests = CounterMetricFamily("tnn_requests", "Requests that came in", labels=["model"])
         images = CounterMetricFamily("tnn_images", "Images that the model was run on", labels=["model"])
         failures = CounterMetricFamily("tnn_failures", "Requests that got no answer", labels=["model", "reason"])
-        not_finite = CounterMetricFamily(
-            "tnn_not_finite_images", "Images with outputs of NaN or infinity", labels=["model"]
-        )
+        not_finite = CounterMetricFamily("tnn_not_finite", "Images with outputs of NaN or infinity", labels=["model"])
         queue = HistogramMetricFamily("tnn_queue_seconds", "Wait of an image for its batch", labels=["model"])
         sizes = HistogramMetricFamily("tnn_batch_size", "Images a run of the model", labels=["model"])
         inference = HistogramMetricFamily("tnn_inference_seconds", "Duration of a run of the model", labels=["model"])

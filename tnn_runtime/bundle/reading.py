@@ -191,7 +191,8 @@ def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T])
         read: Reads from the open folder; it is called again if the folder was replaced before it had read all.
 
     Raises:
-        ArtifactError: If there is no such folder, its path is not UTF-8, or ``read`` raises it for a folder that nobody has replaced.
+        ArtifactError: If there is no such folder, its path is not UTF-8, or ``read`` raises it for a folder that
+            nobody has replaced.
     """
     if why := why_not_utf8(target):
         raise ArtifactError(why)
