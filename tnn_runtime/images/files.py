@@ -14,14 +14,15 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 from PIL import Image
 
-from tnn_runtime.errors import InputError
+from tnn_runtime.errors import InputError, ResourcesExhausted, TnnError
 from tnn_runtime.file_kinds import HEAD, kind_of
 
 __all__ = [
@@ -51,10 +52,12 @@ REPLACE = "; replace or remove it"
 _COPY_AGAIN = "copy or download it again, or remove it"
 _OURS = ("a JPEG", "a PNG", "a WebP picture", "a BMP picture", "a TIFF")
 _ENDS_EARLY = re.compile(r"truncated|unexpected end|ends? of file|\bEOF\b|not enough (image )?data", re.IGNORECASE)
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors that say nothing of the file that was to be read."""
 
 _MAX_SCANS = 100
+_MAX_SCANS_OF_SEQUENTIAL = 4
+"""One for each component, at most."""
+_RUN_LENGTHS = (1, 2)
+"""Compressions of BMP that Pillow decodes in Python, while no other thread runs."""
 _MAX_SEGMENTS = 10_000
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
@@ -71,6 +74,8 @@ _CLASSIC, _BIG = 42, 43
 _BYTES_AND_TEXT = (1, 2, 7)
 _BITS, _PHOTOMETRIC = 258, 262
 _SUBFILE, _DNG = 254, 50706
+_COMPRESSION, _PLACES_OF_PARTS, _SIZES_OF_PARTS = 259, (273, 324), (279, 325)
+_JPEG_IN_TIFF = (6, 7)
 
 
 class _TooMuch(ValueError):
@@ -95,7 +100,7 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
         file = _stream(source)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise broken(name, error) from error
     # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
     with file, _identify(file, name) as image:
@@ -114,11 +119,18 @@ def check_pixels(image: Image.Image) -> None:
     if image.mode.startswith("I;16") and (tags.get(_BITS, 16) not in (16, (16,)) or tags.get(_PHOTOMETRIC) == 0):
         raise ValueError("grey of 12 bits, or of 16 bits where 0 is white; expected 8 bits, or 16 where 0 is black")
     file = getattr(image, "fp", None)
-    if file is not None and image.info.get("progressive"):
-        position = file.tell()
+    if file is None:
+        return
+    if image.format == "BMP" and image.info.get("compression") in _RUN_LENGTHS:
+        raise ValueError("run-length encoded; expected pixels that are not compressed: save it as PNG")
+    position = file.tell()
+    if image.format in ("JPEG", "MPO"):
         file.seek(0)
-        _check_scans(file.read(MAX_BYTES))
-        file.seek(position)
+        most = _MAX_SCANS if image.info.get("progressive") else _MAX_SCANS_OF_SEQUENTIAL
+        _check_scans(file.read(MAX_BYTES), most)
+    elif image.format == "TIFF":
+        _check_strips(tags, file)
+    file.seek(position)
 
 
 def reason(error: BaseException) -> str:
@@ -168,22 +180,28 @@ def _identify(file: IO[bytes], name: str) -> Image.Image:
         if error.errno is not None:
             raise broken(name, error) from error
         raise _other_kind(file, name) from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise broken(name, error) from error
     except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
         raise _other_kind(file, name) from error
 
 
-def broken(name: str, error: Exception) -> Exception:
-    """Return what to raise for an image that an error kept from being read: an `InputError`, or a fault of the machine.
+def broken(name: str, error: Exception) -> TnnError:
+    """Return what to raise for an image that an error kept from being read.
+
+    That is an `InputError`, or `ResourcesExhausted` for a fault of this machine.
 
     Args:
         name: What to call the image.
         error: What opening or decoding it raised.
     """
     number = getattr(error, "errno", None)
-    if isinstance(error, MemoryError) or number in _OF_THE_MACHINE:
-        return error
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return ResourcesExhausted(f"there is no memory left to decode {name}; try again later, or send smaller images")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return ResourcesExhausted(
+            f"{name} cannot be opened, as too many files are open; try again later, or raise the limit: ulimit -n 65536"
+        )
     if number in (errno.EACCES, errno.EPERM):
         return InputError(f"{name} cannot be read (permission denied); make it readable, or remove it")
     if isinstance(error, OSError) and number is not None:
@@ -235,11 +253,38 @@ def _unreadable(name: str, why: str, remedy: str = REPLACE.removeprefix("; ")) -
     return InputError(f"{name} is not an image that can be read ({why}); {remedy}")
 
 
-def _check_scans(content: bytes) -> None:
-    """Make sure that a progressive JPEG does not paint its pixels over and over: each scan costs as much as an image.
+def _check_strips(tags: Mapping[int, Any], file: IO[bytes]) -> None:
+    """Make sure that the strips or tiles of a TIFF do not overlap: each costs as much as it has bytes.
 
     Raises:
-        _TooMuch: If it has too many scans.
+        _TooMuch: If they do, or if their JPEGs paint their pixels over and over.
+    """
+    places, sizes = (
+        np.array([number for tag in pair for number in np.atleast_1d(tags.get(tag, ()))], np.int64)
+        for pair in (_PLACES_OF_PARTS, _SIZES_OF_PARTS)
+    )
+    if len(places) != len(sizes):
+        raise _TooMuch(f"{len(places)} strips or tiles with {len(sizes)} sizes")
+    order = np.argsort(places, kind="stable")
+    ends = (places + sizes)[order]
+    if (ends[:-1] > places[order][1:]).any():
+        raise _TooMuch("strips or tiles that overlap")
+    if tags.get(_COMPRESSION) in _JPEG_IN_TIFF:
+        file.seek(0)
+        scans = len(re.findall(_START_OF_SCAN, file.read(MAX_BYTES)))
+        if scans > _MAX_SCANS_OF_SEQUENTIAL * max(1, len(sizes)) + _MAX_SCANS:
+            raise _TooMuch(f"{scans} scans in {len(sizes)} strips or tiles")
+
+
+def _check_scans(content: bytes, most: int) -> None:
+    """Make sure that a JPEG does not paint its pixels over and over: each scan costs as much as an image.
+
+    Args:
+        content: The file.
+        most: How many scans it may have.
+
+    Raises:
+        _TooMuch: If it has more.
     """
     scans, place = 0, 0
     for _ in range(_MAX_SEGMENTS):
@@ -250,8 +295,8 @@ def _check_scans(content: bytes) -> None:
         if found[0] not in _ALONE:
             place += int.from_bytes(content[place : place + 2], "big")
         scans += found[0] == _START_OF_SCAN
-        if scans > _MAX_SCANS:
-            raise _TooMuch(f"more than {_MAX_SCANS} scans")
+        if scans > most:
+            raise _TooMuch(f"more than {most} scans")
     raise _TooMuch(f"more than {_MAX_SEGMENTS} segments")
 
 

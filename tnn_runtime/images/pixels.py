@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -19,9 +19,16 @@ FITS = ("crop", "pad", "squash")
 """How an image gets to the model's size. ``crop``: scaled to cover it, and cropped at the centre; ``pad``: scaled to
 fit inside, and filled up with the background; ``squash``: scaled to height and width without regard to its shape."""
 
-_TURNED = frozenset(range(2, 9))
-"""The values of EXIF's orientation with which the rows are not from the top to the bottom, or the columns not from the
-left to the right."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, for each value of EXIF's orientation but 1, which is upright."""
 
 _BILINEAR = Image.Resampling.BILINEAR
 _STEPS_OF_GREY = {"L;2": 85, "L;4": 17}
@@ -100,10 +107,14 @@ def _stored_as(image: Image.Image) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF data says."""
+    """Turn an image as its EXIF data says; an image whose EXIF data is damaged is taken as it lies."""
     image.load()  # PNG may have the data after the pixels
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return ImageOps.exif_transpose(image) if turned else image
+    try:
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(orientation)
+    except Exception:  # Pillow raises a dozen unrelated classes on damaged data, which is no damage of the picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, int | None]:
