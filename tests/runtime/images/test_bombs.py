@@ -94,10 +94,9 @@ def test_what_looks_alike_is_decoded(name: str) -> None:
     PREPROCESSING(GOOD[name]())
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
-)
+@pytest.mark.parametrize("exif", [b"nonsense", b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
 def test_a_picture_with_damaged_exif_data_is_taken_as_it_lies(form: str, exif: bytes) -> None:
     options = {"lossless": True} if form == "WEBP" else {}
     np.testing.assert_array_equal(
