@@ -158,7 +158,12 @@ class TestService:
         monkeypatch.setattr(Classifier, "predict_async", fail)
         answer = client.post("/predict", content=image)
         assert answer.status_code == status
-        assert answer.json() == {"detail": "it failed; try something else"}
+        assert answer.json() == {
+            "code": error.code,
+            "detail": "it failed; try something else",
+            "retryable": status >= 503,
+            "index": None,
+        }
         assert ("retry-after" in answer.headers) == (status == 503)
 
     def test_health_and_metrics(self, client: Client, service: ModuleType, image: bytes) -> None:

@@ -29,7 +29,7 @@ from tnn_runtime.errors import InputError, NotAnswered, QueueFull, UsageError
 from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
-from tnn_runtime.images.preprocess import ImageSource
+from tnn_runtime.images.preprocess import AnyImage, taken
 from tnn_runtime.options import at_least_one, device_list, seconds
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.cores import usable_cores
@@ -42,7 +42,7 @@ __all__ = ["Classifier", "Health"]
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Images = Sequence[ImageSource] | NDArray[np.uint8]
+Images = Sequence[AnyImage] | NDArray[np.uint8]
 
 _UINT8 = np.dtype(np.uint8)
 _LOOK_AGAIN_S = 0.005
@@ -216,8 +216,9 @@ class Classifier:
         """Classify images.
 
         Args:
-            images: Paths, bytes of image files, PIL images, or uint8 arrays ``[H, W]``, ``[H, W, 1]`` or
-                ``[H, W, 3]``, mixed as you like and of any size; or one uint8 array ``[N, H, W, C]``.
+            images: Paths, the content of image files (``bytes``, ``bytearray``, ``memoryview``), open files, PIL
+                images, or uint8 arrays ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``, mixed as you like and of any size;
+                or one uint8 array ``[N, H, W, C]``.
             top_k: How many classes to return for each image; all of them if there are fewer.
             reject: Whether to give no prediction for images whose `reject_scores` are below the bundle's threshold.
 
@@ -280,7 +281,7 @@ class Classifier:
             return explain(self._make_answers(self._outputs(images)))
 
     def submit(
-        self, image: ImageSource, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
+        self, image: AnyImage, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
     ) -> Future[list[Prediction]]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
 
@@ -564,11 +565,11 @@ class Classifier:
             if isinstance(image, np.ndarray) and self._is_ready(image[None]):
                 batcher.put(request, image.copy())
                 continue
-            request._source = image
             try:
+                request._source = source = taken(image)
                 decode = partial(request._decode, self._manifest.preprocessing)
-                self._decoders.do(image, partial(batcher.prepare, request, decode))
-            except NotAnswered as error:
+                self._decoders.do(source, partial(batcher.prepare, request, decode))
+            except (InputError, NotAnswered) as error:
                 request._fail(error)
         return requests
 
@@ -598,6 +599,6 @@ def _container(images: Any) -> Any:
                 f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C], or "
                 "a list of images"
             )
-    elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
+    elif isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
         raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
     return images

@@ -22,7 +22,7 @@ Every message says what was got, what was expected and what to do. Programs go b
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "ArtifactError",
@@ -50,24 +50,32 @@ class TnnError(Exception):
     Attributes:
         code: What kind of error it is, for programs; it does not change between versions.
         retryable: Whether the same request may succeed later, or in another process.
+        http_status: With which status a web service answers it.
         index: Which image of the request it is about, counted from 0; ``None`` if it is about none, or about all.
     """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+    http_status: ClassVar[int] = 500
     index: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a service tells of the error, as values that JSON can hold."""
+        return {"code": self.code, "detail": str(self), "retryable": self.retryable, "index": self.index}
 
 
 class UsageError(TnnError):
     """A command line or an option that cannot be used."""
 
     code = "usage"
+    http_status = 400
 
 
 class InputError(TnnError):
     """An image or an array that cannot be classified."""
 
     code = "invalid_image"
+    http_status = 422
 
 
 class ArtifactError(TnnError):
@@ -111,6 +119,7 @@ class NotAnswered(TnnError):
 
     code = "not_answered"
     retryable = True
+    http_status = 503
 
 
 class QueueFull(NotAnswered):
@@ -123,6 +132,7 @@ class DeadlineExceeded(NotAnswered):
     """The time of a request was over before its batch began."""
 
     code = "deadline_exceeded"
+    http_status = 504
 
 
 class ResourcesExhausted(NotAnswered):

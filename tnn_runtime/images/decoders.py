@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import InputError, ResourcesExhausted
-from tnn_runtime.images.preprocess import ImageSource, Preprocessing
+from tnn_runtime.images.preprocess import AnyImage, ImageSource, Preprocessing, taken
 
 __all__ = ["Decoders"]
 
@@ -57,7 +57,7 @@ class Decoders:
             done.set_exception(error)
         return done
 
-    def batches(self, sources: Sequence[ImageSource], size: int) -> Iterator[_Image]:
+    def batches(self, sources: Sequence[AnyImage], size: int) -> Iterator[_Image]:
         """Yield the images in order, in batches uint8 ``[N, height, width, channels]`` of at most ``size``.
 
         The next batch is decoded while the caller works on one.
@@ -87,8 +87,14 @@ class Decoders:
         """End the threads when their work is done."""
         self._pool.shutdown()
 
-    def _decode(self, source: ImageSource) -> Future[_Image]:
-        return self.do(source, partial(self._preprocessing, source))
+    def _decode(self, source: AnyImage) -> Future[_Image]:
+        try:
+            still = taken(source)
+        except InputError as error:
+            failed: Future[_Image] = Future()
+            failed.set_exception(error)
+            return failed
+        return self.do(still, partial(self._preprocessing, still))
 
 
 def _join(start: int, futures: list[Future[_Image]]) -> _Image:

@@ -7,11 +7,12 @@ normalising happen inside the model's graph.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,20 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "WHITE",
+    "AnyImage",
     "Colour",
     "ImageSource",
     "Preprocessing",
     "Traits",
     "open_image",
+    "taken",
 ]
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""An image that is decoded, or to be decoded: the path or the content of a file, or pixels."""
+
+AnyImage: TypeAlias = ImageSource | os.PathLike[str] | bytearray | memoryview | IO[bytes]
+"""What callers may give for an image; see `taken`."""
 
 _SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
@@ -143,7 +150,7 @@ class Preprocessing:
         }
         return "turned upright (EXIF)", transparency, colours, fits[self.fit]
 
-    def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
+    def __call__(self, source: AnyImage) -> NDArray[np.uint8]:
         """Return one image as a uint8 array ``[height, width, channels]``.
 
         Raises:
@@ -151,7 +158,7 @@ class Preprocessing:
         """
         return self.decode(source)[0]
 
-    def decode(self, source: ImageSource) -> tuple[NDArray[np.uint8], Traits]:
+    def decode(self, source: AnyImage) -> tuple[NDArray[np.uint8], Traits]:
         """Return one image as ``__call__`` does, and what decoding it told of it.
 
         Raises:
@@ -163,7 +170,7 @@ class Preprocessing:
             cropped = cropped_share(whole.image, size) if self.fit == "crop" else 0.0
         return np.asarray(image, dtype=np.uint8).reshape(self.shape), Traits(whole.peak, cropped)
 
-    def picture(self, source: ImageSource) -> Image.Image:
+    def picture(self, source: AnyImage) -> Image.Image:
         """Return the whole picture as the model sees it before it is brought to the model's size: to be shown.
 
         Raises:
@@ -173,7 +180,7 @@ class Preprocessing:
             return whole.image.copy()
 
     @contextmanager
-    def _picture(self, source: ImageSource) -> Iterator[Picture]:
+    def _picture(self, source: AnyImage) -> Iterator[Picture]:
         """Decode a picture; what fails in the meantime, the source is to blame for."""
         with open_image(source) as opened:
             # Phone cameras write MPO: a JPEG, followed by previews or a second view.
@@ -185,7 +192,7 @@ class Preprocessing:
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
                 raise broken(_name(source), error) from error
 
-    def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
+    def batch(self, sources: Sequence[AnyImage], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
         """Return images as one uint8 array ``[len(sources), height, width, channels]``.
 
         Args:
@@ -199,26 +206,50 @@ class Preprocessing:
         return out
 
 
+def taken(source: AnyImage) -> ImageSource:
+    """Return a source that the caller cannot change any more, where it is the content of a file: a path or bytes.
+
+    Raises:
+        InputError: If it is an open file that cannot be read, or has more than `MAX_BYTES`.
+    """
+    if isinstance(source, str | Path | bytes | Image.Image | np.ndarray):
+        return source
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, os.PathLike):
+        return Path(os.fsdecode(source))
+    if not hasattr(source, "read"):
+        raise InputError(
+            f"got an image of type {type(source).__name__}; expected a path, bytes, an open file, a PIL image or a "
+            "uint8 array"
+        )
+    try:
+        content = source.read(MAX_BYTES + 1)
+    except Exception as error:  # files of callers may raise anything
+        raise broken("the open file", error) from error
+    if not isinstance(content, bytes):
+        raise InputError(f"got a file that gives {type(content).__name__}; expected one that was opened with mode 'rb'")
+    return content
+
+
 @contextmanager
-def open_image(source: ImageSource) -> Iterator[Image.Image]:
+def open_image(source: AnyImage) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels, and check its format, frames and size.
 
     Args:
-        source: A path, the bytes of a file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1 or 3]``.
+        source: A path, the content of a file, an open file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1
+            or 3]``.
 
     Raises:
         InputError: If the source is no usable image.
     """
+    source = taken(source)
     if isinstance(source, np.ndarray):
         opened: AbstractContextManager[Image.Image] = nullcontext(_from_array(source))
     elif isinstance(source, Image.Image):
         opened = nullcontext(source)
-    elif isinstance(source, str | Path | bytes):
-        opened = open_file(source, _name(source))
     else:
-        raise InputError(
-            f"got an image of type {type(source).__name__}; expected a path, bytes, a PIL image or a uint8 array"
-        )
+        opened = open_file(source, _name(source))
     with opened as image:
         pixels = image.width * image.height
         if pixels == 0:
@@ -243,5 +274,5 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
 
 
-def _name(source: ImageSource) -> str:
-    return printable(str(source)) if isinstance(source, str | Path) else "the image"
+def _name(source: AnyImage) -> str:
+    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else "the image"

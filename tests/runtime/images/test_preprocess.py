@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,46 @@ AS_BEFORE = dataclasses.replace(RGB, background=None)
 @pytest.fixture
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+class ForeignPath(os.PathLike[str]):
+    """A path of another library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", ["bytearray", "memoryview", "PathLike", "file", "BytesIO"])
+def test_other_kinds_of_sources_give_the_same_pixels(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(path)
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        sources = {
+            "bytearray": bytearray(content),
+            "memoryview": memoryview(content),
+            "PathLike": ForeignPath(path),
+            "file": file,
+            "BytesIO": io.BytesIO(content),
+        }
+        np.testing.assert_array_equal(RGB(sources[kind]), RGB(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (io.StringIO("text"), "got a file that gives str; expected one that was opened with mode 'rb'"),
+        (7, "got an image of type int; expected a path, bytes, an open file, a PIL image or a uint8 array"),
+        (None, "got an image of type NoneType; expected a path"),
+        (io.BytesIO(), "the image is not an image that can be read"),
+    ],
+)
+def test_what_is_no_source(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RGB(source)
 
 
 def test_every_kind_of_source_gives_the_same_pixels(pixels: np.ndarray, tmp_path: Path) -> None:
@@ -208,7 +249,7 @@ class TestBadInput:
             RGB(bomb)
 
     def test_another_type(self) -> None:
-        with pytest.raises(InputError, match="got an image of type int; expected a path, bytes, a PIL image"):
+        with pytest.raises(InputError, match="got an image of type int; expected a path, bytes, an open file, a PIL image"):
             RGB(3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
