@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tnn_runtime.bundle.manifest import Manifest as Manifest
     from tnn_runtime.classifier import Classifier as Classifier
     from tnn_runtime.classifier import Health as Health
+    from tnn_runtime.deployment import Deployment as Deployment
     from tnn_runtime.errors import *  # noqa: F403
     from tnn_runtime.explain.result import Explanation as Explanation
     from tnn_runtime.explain.result import FeatureParts as FeatureParts
@@ -36,6 +37,7 @@ else:
             "answers.results": ["Prediction"],
             "bundle.manifest": ["Manifest"],
             "classifier": ["Classifier", "Health"],
+            "deployment": ["Deployment"],
             "errors": errors.__all__,
             "explain.result": ["Explanation", "FeatureParts", "NearPrototype", "Part"],
             "explain.tversky": ["TverskyExplanation"],

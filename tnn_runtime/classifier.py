@@ -87,6 +87,7 @@ class Classifier:
         metrics: Metrics,
         explainer: Explainer | None,
         *,
+        digest: str = "",
         timeout_s: float | None = None,
         tracer: Any = None,
     ) -> None:
@@ -99,12 +100,14 @@ class Classifier:
             queue: How submitted images wait.
             metrics: Where the replicas count.
             explainer: What explains the logits; ``None`` if the bundle cannot be explained.
+            digest: SHA-256 of the manifest, which has the hashes of all files.
             timeout_s: As for `load`, in seconds.
             tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
         """
         self._manifest = manifest
         self._shape = manifest.preprocessing.shape
         self._folder = folder
+        self._digest = digest
         self._replicas = replicas
         self._queue = queue
         self._metrics = metrics
@@ -210,7 +213,17 @@ class Classifier:
         for replica in replicas:
             _LOG.info("%s runs on %s: %s", folder, replica.backend.device, replica.reason)
         queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
-        return cls(manifest, folder, Replicas(replicas), queue, metrics, explainer, timeout_s=timeout_s, tracer=tracer)
+        return cls(
+            manifest,
+            folder,
+            Replicas(replicas),
+            queue,
+            metrics,
+            explainer,
+            digest=opened.digest,
+            timeout_s=timeout_s,
+            tracer=tracer,
+        )
 
     def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[list[Prediction]]:
         """Classify images.
@@ -363,6 +376,7 @@ class Classifier:
         first = next(iter(self._replicas)).backend
         return {
             "bundle": str(self._folder),
+            "digest": self._digest,
             "device": ", ".join(replica.backend.device for replica in self._replicas),
             "reason": "; ".join(dict.fromkeys(replica.reason for replica in self._replicas)),
             "threads": first.threads,

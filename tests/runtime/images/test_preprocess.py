@@ -249,7 +249,9 @@ class TestBadInput:
             RGB(bomb)
 
     def test_another_type(self) -> None:
-        with pytest.raises(InputError, match="got an image of type int; expected a path, bytes, an open file, a PIL image"):
+        with pytest.raises(
+            InputError, match="got an image of type int; expected a path, bytes, an open file, a PIL image"
+        ):
             RGB(3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
