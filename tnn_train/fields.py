@@ -115,6 +115,6 @@ def check_utf8(config: Any, *names: str) -> None:
             raise FieldError(Field(type(config), name), f": {why}")
 
 
-def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that is there more than once; ``None`` if there is none."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+def repeated(values: Iterable[T]) -> T | None:
+    """Return the first value that is there more than once; ``None`` if there is none."""
+    return next((value for value, count in Counter(values).items() if count > 1), None)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tnn_runtime.images.preprocess import SMALLEST_STD
 from tnn_train.fields import FieldError, Part
 
 __all__ = ["IMAGENET", "NORMALIZE", "Statistics", "check_statistics"]
@@ -13,7 +14,6 @@ __all__ = ["IMAGENET", "NORMALIZE", "Statistics", "check_statistics"]
 NORMALIZE = ("imagenet", "dataset")
 """What a person can name in place of numbers."""
 
-_SMALLEST_STD = 1e-6
 _LUMA = (0.299, 0.587, 0.114)
 """How much of a grey pixel is red, green and blue (ITU-R BT.601), as Pillow makes it."""
 
@@ -80,7 +80,7 @@ def check_statistics(
     if mean is None or std is None:
         return None
     expected = "one value for grey images" if channels == 1 else "one value, or one for each of 3 channels"
-    for given, name, lowest in ((mean, mean_name, 0.0), (std, std_name, _SMALLEST_STD)):
+    for given, name, lowest in ((mean, mean_name, 0.0), (std, std_name, SMALLEST_STD)):
         if len(given) not in (1, channels):
             raise FieldError(name, f" has {len(given)} values; expected {expected}")
         if not all(isinstance(value, int | float) and lowest <= value <= 1 for value in given):

@@ -32,7 +32,7 @@ from tnn_export.proof.parity import compare, proof_batch_sizes
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
-from tnn_export.proof.samples import Samples, even_places, make_samples
+from tnn_export.proof.samples import Samples, make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
 from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.opened import open_bundle
@@ -40,6 +40,7 @@ from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import TnnError
 from tnn_runtime.explain import open_explainer
+from tnn_runtime.images.reading import even_sample
 from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.fields import repeated
 from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint
@@ -184,7 +185,7 @@ def _samples(
             f"the proof is made on {most:,} of {len(images):,} images, spread evenly; --proof-images N "
             "(proof_images=N) takes another number"
         )
-        places = even_places(len(images), most)
+        places = even_sample(len(images), most)
         images, labels = images[places], None if labels is None else labels[places]
     needs_real = not is_untrained(checkpoint.training)
     return make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real), notes

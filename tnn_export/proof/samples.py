@@ -15,7 +15,7 @@ from tnn_export.errors import ExportError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import Head
 
-__all__ = ["REAL", "Samples", "even_places", "make_embeddings", "make_samples"]
+__all__ = ["REAL", "Samples", "make_embeddings", "make_samples"]
 
 REAL = "real"
 _RANDOM = 4
@@ -45,11 +45,6 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.kinds)
-
-
-def even_places(count: int, most: int) -> NDArray[np.int64]:
-    """Return up to ``most`` places of ``count``, at least 1, spread evenly, int64, ascending."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def make_samples(

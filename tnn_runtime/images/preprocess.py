@@ -35,6 +35,7 @@ __all__ = [
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "SMALLEST_STD",
     "WHITE",
     "AnyImage",
     "Colour",
@@ -51,7 +52,7 @@ ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
 AnyImage: TypeAlias = ImageSource | os.PathLike[str] | bytearray | memoryview | IO[bytes]
 """What callers may give for an image; see `taken`."""
 
-_SMALLEST_STD = 1e-6
+SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
 _LEVELS = range(256)
 
@@ -113,10 +114,10 @@ class Preprocessing:
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} deviations for {self.channels} "
                 "channels; expected one each"
             )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) < _SMALLEST_STD:
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) < SMALLEST_STD:
             raise ArtifactError(
                 f"preprocessing has mean {self.mean} and std {self.std}; "
-                f"expected finite numbers and a std of at least {_SMALLEST_STD}"
+                f"expected finite numbers and a std of at least {SMALLEST_STD}"
             )
         if self.fit not in FITS:
             raise ArtifactError(f"preprocessing has the fit {self.fit!r}; expected one of {', '.join(FITS)}")

@@ -17,7 +17,7 @@ from tnn_runtime.images.files import REPLACE
 from tnn_runtime.images.preprocess import Preprocessing, Traits
 from tnn_runtime.text import printable
 
-__all__ = ["list_unusable", "read_each", "read_images", "refuse_unusable", "tell_traits"]
+__all__ = ["even_sample", "list_unusable", "read_each", "read_images", "refuse_unusable", "tell_traits"]
 
 _logger = logging.getLogger(__name__)
 
@@ -28,9 +28,13 @@ _CHUNK = 16
 _WAITING = 256
 _LISTED = 20
 
-
 _TWELVE_BITS = 4095
 _MUCH_CROPPED = 0.25
+
+
+def even_sample(total: int, limit: int = 5000) -> NDArray[np.int64]:
+    """Return up to ``limit`` indices spread evenly over ``total``, int64, ascending."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))
 
 
 def tell_traits(traits: Sequence[Traits], name: Callable[[int], str]) -> None:

@@ -118,8 +118,8 @@ def _check(options: _Sweep) -> None:
             dataclasses.replace(options.train, learning_rate=rate)
     except FieldError as error:
         raise UsageError(error.told(lambda field: "--learning-rates")) from error
-    if same := [rate for place, rate in enumerate(rates) if rate in rates[:place]]:
-        raise UsageError(f"--learning-rates has {same[0]!r} twice; expected each rate once")
+    if (same := repeated(rates)) is not None:
+        raise UsageError(f"--learning-rates has {same!r} twice; expected each rate once")
     if rates and options.train.learning_rate != TrainConfig().learning_rate:
         _logger.warning("--learning-rate is not used: each head gets one of --learning-rates")
 

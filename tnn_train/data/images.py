@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tnn_runtime.images.preprocess import ImageSource, Preprocessing
+from tnn_runtime.images.reading import even_sample
 from tnn_train.data.config import DataConfig
 from tnn_train.data.sources import LazyImages
 
@@ -117,8 +118,3 @@ class ImageData:
         return dataclasses.replace(
             self, train=train, val=val, test=test, preprocessing=preprocessing, normalization=origin
         )
-
-
-def even_sample(total: int, limit: int = 5000) -> NDArray[np.int64]:
-    """Return up to ``limit`` indices spread evenly over ``total``, int64, ascending."""
-    return np.unique(np.linspace(0, total - 1, min(limit, total)).astype(np.int64))

@@ -138,8 +138,7 @@ def training_loader(items: Items, batches: EpochBatches, workers: int | None = N
         InputError: While iterating, if an image cannot be decoded; the message names it.
         WorkerError: While iterating, if workers cannot work on this machine.
     """
-    workers = _default_workers(items) if workers is None else workers
-    return _loader(items, batches, workers, persistent=workers > 0)
+    return _loader(items, batches, workers, persistent=True)
 
 
 def evaluation_loader(
@@ -160,7 +159,7 @@ def evaluation_loader(
     """
     indices = range(rank, len(items), world_size)
     batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-    return _loader(items, batches, _default_workers(items) if workers is None else workers, persistent=False)
+    return _loader(items, batches, workers, persistent=False)
 
 
 class _Batches(Dataset[Batch | TnnError]):
@@ -210,7 +209,8 @@ class _Loader(DataLoader[Any]):
             raise
 
 
-def _loader(items: Items, batches: Any, workers: int, *, persistent: bool) -> DataLoader[Any]:
+def _loader(items: Items, batches: Any, workers: int | None, *, persistent: bool) -> DataLoader[Any]:
+    workers = _default_workers(items) if workers is None else workers
     return _Loader(
         _Batches(items),
         batch_size=None,
@@ -218,7 +218,7 @@ def _loader(items: Items, batches: Any, workers: int, *, persistent: bool) -> Da
         num_workers=workers,
         collate_fn=_unchanged,
         worker_init_fn=_hear_parent if _CAN_SHIELD else None,
-        persistent_workers=persistent,
+        persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
         # A generator of its own: seeding the workers must not move the one that training draws from.
         generator=torch.Generator(),

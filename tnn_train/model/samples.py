@@ -13,7 +13,7 @@ from tnn_runtime.errors import InputError
 from tnn_runtime.images.files import listed
 from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_image_folder
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_runtime.images.reading import read_images, refuse_unusable
+from tnn_runtime.images.reading import even_sample, read_images, refuse_unusable
 
 __all__ = ["open_folder", "read_calibration", "read_held_out", "read_samples"]
 
@@ -87,7 +87,7 @@ def read_samples(
     elif why:
         _logger.warning("exports will compare no accuracy: %s", why)
     usable = known if len(known) else np.arange(len(files))
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _SAMPLES).astype(int))]
+    chosen = usable[even_sample(len(usable), _SAMPLES)]
     images = read_images([files[place][0] for place in chosen], preprocessing)
     return images, labels[chosen] if len(known) else None
 

@@ -87,7 +87,7 @@ def recall(backbone: nn.Module, images: ImageSet, cache: Path | None) -> Embeddi
 def cache_folder(name: str | None) -> Path | None:
     """Return the folder of that name, or the one in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``).
 
-    ``None`` for a user without a home folder, as in some containers.
+    ``None``, with a note, for a user without a home folder, as in some containers.
     """
     if name is not None:
         return Path(name)
@@ -95,6 +95,10 @@ def cache_folder(name: str | None) -> Path | None:
     try:
         return (Path(root) if root else Path.home() / ".cache") / DISTRIBUTION / "embeddings"
     except RuntimeError:
+        _logger.warning(
+            "this user has no home folder to keep embeddings in, which are computed again next time; choose a folder "
+            "with --embedding-cache (embedding_cache=)"
+        )
         return None
 
 

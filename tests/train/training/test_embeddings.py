@@ -142,7 +142,9 @@ def test_a_cache_that_cannot_be_written_does_not_end_a_training(
     assert not cache.is_dir() or list(cache.iterdir()) == []
 
 
-def test_a_user_without_a_home_has_no_cache(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_no_cache(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
     def homeless() -> Path:
@@ -150,6 +152,7 @@ def test_a_user_without_a_home_has_no_cache(data: ImageData, monkeypatch: pytest
 
     monkeypatch.setattr(Path, "home", homeless)
     assert cache_folder(None) is None
+    assert "no home folder to keep embeddings in" in caplog.text
     backbone = build_model(TINY).backbone
     assert len(embed(backbone, data.test, CPU, cache_folder(None))) == len(data.test)
     assert recall(backbone, data.test, cache_folder(None)) is None
