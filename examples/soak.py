@@ -31,7 +31,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from tnn_runtime import Classifier, DeadlineExceeded, InputError, Prediction, QueueFull, TnnError, UsageError
+from tnn_runtime import (
+    Classifier,
+    DeadlineExceeded,
+    InputError,
+    Prediction,
+    Predictions,
+    QueueFull,
+    TnnError,
+    UsageError,
+)
 from tnn_runtime.console import Parser, positive_int, run
 
 ALL_CLASSES = 1 << 16
@@ -104,7 +113,7 @@ def client(
     dice = random.Random(seed)  # noqa: S311
     left = share
     while left:
-        burst: list[tuple[str, int, Future[list[Prediction]]]] = []
+        burst: list[tuple[str, int, Future[Predictions]]] = []
         while len(burst) < min(BURST, left):
             which = dice.randrange(len(images))
             kind = dice.choices(["plain", "cancelled", "late", "bad"], [85, 5, 5, 5])[0]
@@ -140,7 +149,7 @@ def count_answer(record: Record) -> None:
         record.answered += 1
 
 
-def check(kind: str, future: Future[list[Prediction]], answers: NDArray[np.float64], which: int) -> str:
+def check(kind: str, future: Future[Predictions], answers: NDArray[np.float64], which: int) -> str:
     """Return what became of an image, in words that begin with WRONG if that may not be."""
     try:
         found = scores(future.result(PATIENCE_S))

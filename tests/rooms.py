@@ -15,8 +15,10 @@ ROOMS = {
         __init__ __main__
         commands
         bench
-        bulk prometheus deployment
+        bulk prometheus
+        deployment
         classifier
+        replies
         queue
         backends
         engines explain

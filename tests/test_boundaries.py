@@ -32,6 +32,7 @@ OTHERS = {
         "tnn_runtime.file_kinds",
         "tnn_runtime.images.files",
         "tnn_runtime.images.folders",
+        "tnn_runtime.images.limits",
         "tnn_runtime.images.preprocess",
         "tnn_runtime.images.reading",
         "tnn_runtime.installation",
@@ -186,6 +187,7 @@ def test_public_names() -> None:
         "lower_model",
     ]
     assert sorted(tnn_runtime.__all__) == [
+        "Answer",
         "ArtifactError",
         "Classifier",
         "ClassifierClosed",
@@ -198,6 +200,7 @@ def test_public_names() -> None:
         "FeatureParts",
         "Health",
         "InputError",
+        "Limits",
         "Manifest",
         "MetricsSnapshot",
         "NearPrototype",
@@ -205,6 +208,7 @@ def test_public_names() -> None:
         "OutputExistsError",
         "Part",
         "Prediction",
+        "Predictions",
         "ProviderUnavailable",
         "QueueFull",
         "ResourcesExhausted",

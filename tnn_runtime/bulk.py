@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
-from tnn_runtime.answers.results import Prediction
+from tnn_runtime.answers.results import Predictions
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import InputError, QueueFull
 
@@ -32,7 +32,7 @@ class Classified(NamedTuple):
     """
 
     path: Path
-    predictions: list[Prediction]
+    predictions: Predictions
     error: str
 
 
@@ -55,7 +55,7 @@ def classify_files(
         UsageError: If an argument is out of its range.
     """
     most = min(_IN_FLIGHT, classifier.info["max_queue_size"])
-    waiting: deque[tuple[Path, Future[list[Prediction]]]] = deque()
+    waiting: deque[tuple[Path, Future[Predictions]]] = deque()
     try:
         for path in paths:
             if len(waiting) == most:
@@ -76,8 +76,8 @@ def classify_files(
             future.cancel()
 
 
-def _answer(path: Path, future: Future[list[Prediction]]) -> Classified:
+def _answer(path: Path, future: Future[Predictions]) -> Classified:
     try:
         return Classified(path, future.result(), "")
     except InputError as error:
-        return Classified(path, [], str(error))
+        return Classified(path, Predictions(), str(error))

@@ -5,37 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs, not_finite
-from tnn_runtime.answers.reject import check_score, check_threshold
-from tnn_runtime.answers.results import Answers, Prediction
+from tnn_runtime.answers.reject import check_score
+from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.errors import InputError, NotAnswered, QueueFull, UsageError
-from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
+from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull
+from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
-from tnn_runtime.images.preprocess import AnyImage, taken
-from tnn_runtime.options import at_least_one, device_list, seconds
+from tnn_runtime.images.limits import Limits
+from tnn_runtime.images.preprocess import AnyImage
+from tnn_runtime.options import at_least_one, device_list, environment_number, seconds
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.cores import usable_cores
+from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
 
 __all__ = ["Classifier", "Health"]
 
@@ -46,6 +50,7 @@ Images = Sequence[AnyImage] | NDArray[np.uint8]
 
 _UINT8 = np.dtype(np.uint8)
 _LOOK_AGAIN_S = 0.005
+_VERSION_DIGITS = 12
 _CLOSED = "this classifier is closed; load the bundle again"
 _DRAINING = "this classifier drains: it answers what it has accepted, and takes nothing new; send it elsewhere"
 
@@ -88,6 +93,9 @@ class Classifier:
         explainer: Explainer | None,
         *,
         digest: str = "",
+        limits: Limits | None = None,
+        decoders: int = 1,
+        max_concurrent_calls: int | None = None,
         timeout_s: float | None = None,
         tracer: Any = None,
     ) -> None:
@@ -101,6 +109,9 @@ class Classifier:
             metrics: Where the replicas count.
             explainer: What explains the logits; ``None`` if the bundle cannot be explained.
             digest: SHA-256 of the manifest, which has the hashes of all files.
+            limits: What an image may be; by default the default limits.
+            decoders: As for `load`.
+            max_concurrent_calls: As for `load`.
             timeout_s: As for `load`, in seconds.
             tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
         """
@@ -111,12 +122,17 @@ class Classifier:
         self._replicas = replicas
         self._queue = queue
         self._metrics = metrics
+        self._failures = Failures(metrics, _LOG)
+        self._replies = Replies(manifest, explainer, metrics)
         self._explainer = explainer
+        self._limits = limits or Limits()
+        self._max_concurrent_calls = max_concurrent_calls
+        self._places = None if max_concurrent_calls is None else threading.Semaphore(max_concurrent_calls)
         self._timeout_s = timeout_s
         self._tracer = tracer
         self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
         self._lifecycle = Lifecycle()
-        self._decoders = Decoders(manifest.preprocessing, usable_cores())
+        self._decoders = Decoders(manifest.preprocessing, self._limits, decoders, metrics)
         self._batcher: Batcher | None = None
         self._making = threading.Lock()
 
@@ -135,7 +151,10 @@ class Classifier:
         max_batch_size: int = 64,
         max_queue_delay_ms: float = 2.0,
         max_queue_size: int = 1024,
+        max_concurrent_calls: int | None = None,
         timeout_s: float | None = None,
+        limits: Limits | None = None,
+        decoders: int | None = None,
         cache_dir: str | Path | None = None,
         warmup: bool = True,
         self_check: bool = True,
@@ -152,8 +171,8 @@ class Classifier:
             providers: Execution providers of ONNX Runtime to use instead of those of the device, first choice first,
                 such as ``("TensorrtExecutionProvider", "CUDAExecutionProvider")`` on a CUDA device.
             provider_options: Options of the first provider, as ONNX Runtime spells them.
-            threads: CPU threads for one call, by default the usable cores (affinity and quota of the control group),
-                shared among the replicas.
+            threads: CPU threads for one call; by default ``TNN_THREADS``, or the usable cores (affinity and quota of
+                the control group) shared among the replicas.
             spin: Whether idle CPU threads wait actively: a little faster for a process that has its cores for itself,
                 much slower for one that shares them.
             tf32: Whether float32 products on CUDA may round their factors to 10 bits.
@@ -161,8 +180,13 @@ class Classifier:
             max_batch_size: Images a batch, at most; larger inputs are split.
             max_queue_delay_ms: How long a submitted image waits for others while a model is free, in milliseconds.
             max_queue_size: Submitted images that may wait; more are refused with `QueueFull`.
-            timeout_s: Seconds within which the batch of a submitted image must begin, or it gets `DeadlineExceeded`;
-                by default there is no limit.
+            max_concurrent_calls: How many calls of ``predict``, ``logits``, ``embed``, ``explain`` and
+                ``reject_scores`` may run at once; more wait until one of them has ended. By default there is no limit.
+            timeout_s: Seconds within which the batch of a submitted image must begin, and a call may wait for others
+                to end, or it gets `DeadlineExceeded`; by default there is no limit.
+            limits: What an image may be; by default ``TNN_MAX_PIXELS``, ``TNN_MAX_BYTES`` and ``TNN_FORMATS``, or the
+                defaults of `Limits`.
+            decoders: Images that are decoded at once; by default ``TNN_DECODERS``, or the usable cores.
             cache_dir: Where engines of TensorRT are kept; by default in the user's cache folder.
             warmup: Whether to run each batch size that the device is prepared for, so that no request waits for it.
             self_check: Whether to replay the golden samples.
@@ -178,8 +202,18 @@ class Classifier:
             UsageError: If an argument is out of its range.
         """
         devices = device_list(device)
-        threads = max(1, usable_cores() // len(devices)) if threads is None else threads
-        at_least_one(threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size)
+        cores = usable_cores()
+        if threads is None:
+            threads = environment_number("TNN_THREADS", max(1, cores // len(devices)))
+        decoders = environment_number("TNN_DECODERS", cores) if decoders is None else decoders
+        limits = Limits.from_environment() if limits is None else limits
+        at_least_one(
+            threads=threads,
+            decoders=decoders,
+            max_batch_size=max_batch_size,
+            max_queue_size=max_queue_size,
+            max_concurrent_calls=1 if max_concurrent_calls is None else max_concurrent_calls,
+        )
         delay_s = seconds(max_queue_delay_ms, "max_queue_delay_ms", "milliseconds") / 1000
         timeout_s = None if timeout_s is None else seconds(timeout_s, "timeout_s")
         opened = open_bundle(bundle, public_key)
@@ -196,7 +230,7 @@ class Classifier:
             cuda_graphs=cuda_graphs,
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
-        metrics = Metrics()
+        metrics = Metrics(max_batch_size, opened.digest[:_VERSION_DIGITS])
         replicas: list[Replica] = []
         try:
             for name in devices:
@@ -221,11 +255,14 @@ class Classifier:
             metrics,
             explainer,
             digest=opened.digest,
+            limits=limits,
+            decoders=decoders,
+            max_concurrent_calls=max_concurrent_calls,
             timeout_s=timeout_s,
             tracer=tracer,
         )
 
-    def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[list[Prediction]]:
+    def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[Predictions]:
         """Classify images.
 
         Args:
@@ -236,16 +273,17 @@ class Classifier:
             reject: Whether to give no prediction for images whose `reject_scores` are below the bundle's threshold.
 
         Returns:
-            For each image, in order, its ``top_k`` predictions, best first; none if it is rejected.
+            For each image, in order, the list of its ``top_k`` predictions, best first, which also says whether the
+            image is rejected, and its reject score. The list of a rejected image is empty.
 
         Raises:
             UsageError: If images are to be rejected, and the bundle has no threshold.
             InputError: If an image cannot be used; the message names it.
             NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
-        predictions = self._predictions(top_k, reject)
+        make = self._replies.predictions(top_k, reject).make
         answers = self._make_answers(self._run(images))
-        return [predictions(answers, row) for row in range(len(answers.logits))]
+        return [make(answers, row) for row in range(len(answers.logits))]
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits, float32 ``[N, classes]``, of the images that `predict` accepts.
@@ -289,13 +327,68 @@ class Classifier:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
                 version does not know.
         """
-        explain = self._explanation(top_k, num_features, num_prototypes)
+        make = self._replies.explanations(top_k, num_features, num_prototypes).make
         with self._counted():
-            return explain(self._make_answers(self._outputs(images)))
+            answers = self._make_answers(self._outputs(images))
+            return [make(answers, row) for row in range(len(answers.logits))]
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["prediction"] = "prediction",
+        reject: bool = False,
+        timeout_s: float | None = None,
+    ) -> Future[Predictions]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["logits", "embedding"],
+        timeout_s: float | None = None,
+    ) -> Future[NDArray[np.float32]]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["explanation"],
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[list[Explanation]]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["all"],
+        reject: bool = False,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[Answer]: ...
 
     def submit(
-        self, image: AnyImage, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
-    ) -> Future[list[Prediction]]:
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: AnswerName = "prediction",
+        reject: bool = False,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
 
         Files are decoded in the background. Callbacks of the future run one after another in a thread that the
@@ -303,25 +396,31 @@ class Classifier:
 
         Args:
             image: An image as `predict` accepts it.
-            top_k: How many classes to return.
+            top_k: How many classes to return, or to explain.
+            answer: What to return, all of it from one run of the model: ``"prediction"``, what `predict` returns for
+                the image; ``"logits"``, float32 ``[classes]``; ``"embedding"``, float32 ``[D]``; ``"explanation"``,
+                what `explain` returns for it; ``"all"``, an `Answer` with all of these.
             reject: As for `predict`.
+            num_features: As for `explain`.
+            num_prototypes: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
-            A future of what `predict` returns for the image, which can be cancelled until its batch begins. Its errors
-            are those of `predict` and `DeadlineExceeded`.
+            A future of the answer, which can be cancelled until its batch begins. Its errors are those of `predict`
+            and `DeadlineExceeded`.
 
         Raises:
             QueueFull: If too many images wait.
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        (request,) = self._enqueue([image], self._predictions(top_k, reject), timeout_s)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes)
+        (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
     async def predict_async(
         self, images: Images, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
-    ) -> list[list[Prediction]]:
+    ) -> list[Predictions]:
         """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
 
         Either all images are accepted or none; more than the queue can hold are sent in pieces, one after another. If
@@ -334,16 +433,16 @@ class Classifier:
             DeadlineExceeded: If a batch did not begin in time.
             InputError, NotAnswered: As `predict`.
         """
-        return await self._await_answers(images, self._predictions(top_k, reject), timeout_s)
+        return await self._await_answers(images, self._replies.predictions(top_k, reject), timeout_s)
 
     async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `logits` returns; see `predict_async`."""
-        rows = await self._await_answers(images, lambda answers, row: answers.logits[row], timeout_s)
+        rows = await self._await_answers(images, logits, timeout_s)
         return np.stack(rows) if rows else self._nothing().logits
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._await_answers(images, lambda answers, row: answers.embedding[row], timeout_s)
+        rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -356,14 +455,8 @@ class Classifier:
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        explain = self._explanation(top_k, num_features, num_prototypes)
-        answers = await self._await_answers(images, Answers.only, timeout_s)
-
-        def explain_all() -> list[list[Explanation]]:
-            with self._counted():
-                return [row for answer in answers for row in explain(answer)]
-
-        return await asyncio.to_thread(explain_all)
+        reply = self._replies.explanations(top_k, num_features, num_prototypes)
+        return await self._await_answers(images, reply, timeout_s)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -377,6 +470,7 @@ class Classifier:
         return {
             "bundle": str(self._folder),
             "digest": self._digest,
+            "version": self._digest[:_VERSION_DIGITS],
             "device": ", ".join(replica.backend.device for replica in self._replicas),
             "reason": "; ".join(dict.fromkeys(replica.reason for replica in self._replicas)),
             "threads": first.threads,
@@ -389,7 +483,10 @@ class Classifier:
             "max_batch_size": self._queue.max_batch_size,
             "max_queue_delay_ms": self._queue.max_delay_s * 1000,
             "max_queue_size": self._queue.max_queue_size,
+            "max_concurrent_calls": self._max_concurrent_calls,
             "timeout_s": self._timeout_s,
+            "limits": asdict(self._limits),
+            "decoders": self._decoders.threads,
             "batch_sizes": list(first.batch_sizes),
             "reject": None if self._manifest.reject is None else asdict(self._manifest.reject),
             "versions": first.versions,
@@ -416,6 +513,11 @@ class Classifier:
         """
         self._lifecycle.check_process()
         return self._metrics.read()
+
+    @property
+    def metrics_by_version(self) -> tuple[MetricsSnapshot, ...]:
+        """Its metrics, alone: those of a `Deployment` are several."""
+        return (self.metrics,)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Accept nothing new, and wait until all that was accepted is answered.
@@ -465,23 +567,6 @@ class Classifier:
             self.drain()
         self.close()
 
-    def _predictions(self, top_k: int, reject: bool) -> Callable[[Answers, int], list[Prediction]]:
-        """Return what makes the predictions for one row of answers."""
-        at_least_one(top_k=top_k)
-        if reject:
-            check_threshold(self._manifest.reject)
-        return partial(Answers.predictions, top_k=top_k, reject=reject)
-
-    def _explanation(
-        self, top_k: int, num_features: int, num_prototypes: int
-    ) -> Callable[[Answers], list[list[Explanation]]]:
-        """Return what explains answers."""
-        at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
-        explainer = self._explainer
-        if explainer is None:
-            raise UsageError(why_unexplained(self._manifest))
-        return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
-
     def _run(self, images: Images) -> Outputs:
         """Run the model on all images now, as a request of its own."""
         with self._counted():
@@ -491,16 +576,39 @@ class Classifier:
     def _counted(self) -> Iterator[None]:
         """Count what is done within as one request, from acceptance to answer."""
         self._lifecycle.check_process()
+        started = time.monotonic()
         self._metrics.request()
         try:
             self._lifecycle.accept()
             try:
-                yield
+                with self._place():
+                    yield
             finally:
                 self._lifecycle.answered()
         except Exception as error:
-            self._metrics.failed(type(error).__name__)
+            self._failures.add(error)
             raise
+        self._metrics.answered(time.monotonic() - started)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Wait for a place among the calls that may run at once, and hold it within.
+
+        Raises:
+            DeadlineExceeded: If there is none in time.
+        """
+        if self._places is None:
+            yield
+            return
+        if not self._places.acquire(timeout=self._timeout_s):
+            raise DeadlineExceeded(
+                f"{self._max_concurrent_calls} calls ran for the {self._timeout_s:g} s that this one could wait; make "
+                "fewer at a time, or allow more time"
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def _outputs(self, images: Images) -> Outputs:
         """Run the model on all images now."""
@@ -531,25 +639,23 @@ class Classifier:
         shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
         return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
 
-    async def _await_answers(
-        self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None
-    ) -> list[T]:
+    async def _await_answers(self, images: Images, reply: Reply[T], timeout_s: float | None) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
         images, most = _container(images), self._queue.max_queue_size
         if len(images) <= most:
-            return await self._await_piece(images, answer, timeout_s)
+            return await self._await_piece(images, reply, timeout_s)
         answers: list[T] = []
         for start in range(0, len(images), most):
-            answers += await self._await_piece(images[start : start + most], answer, timeout_s, waits=start > 0)
+            answers += await self._await_piece(images[start : start + most], reply, timeout_s, waits=start > 0)
         return answers
 
     async def _await_piece(
-        self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None, *, waits: bool = False
+        self, images: Images, reply: Reply[T], timeout_s: float | None, *, waits: bool = False
     ) -> list[T]:
         """Put images into the queue, once there is room for them if that is waited for, and wait for the answers."""
         while True:
             try:
-                requests = self._enqueue(images, answer, timeout_s)
+                requests = self._enqueue(images, reply, timeout_s)
                 break
             except QueueFull:
                 if not waits:
@@ -561,18 +667,18 @@ class Classifier:
             for request in requests:
                 request.cancel()
 
-    def _enqueue(self, images: Images, answer: Callable[[Answers, int], Any], timeout_s: float | None) -> list[Request]:
+    def _enqueue(self, images: Images, reply: Reply[Any], timeout_s: float | None) -> list[Request]:
         """Put images into the queue, all or none."""
         self._lifecycle.check_process()
         limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(answer, limit, link) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()
             batcher.accept(requests)
         except Exception as error:
-            self._metrics.failed(type(error).__name__, len(requests))
+            self._failures.add(error, len(requests))
             raise
         for request, image in zip(requests, images, strict=True):
             request._owner = self  # or the answer would come to nobody, where nobody else holds it
@@ -580,8 +686,8 @@ class Classifier:
                 batcher.put(request, image.copy())
                 continue
             try:
-                request._source = source = taken(image)
-                decode = partial(request._decode, self._manifest.preprocessing)
+                request._source = source = self._decoders.taken(image)
+                decode = partial(request._decode, self._decoders.decode)
                 self._decoders.do(source, partial(batcher.prepare, request, decode))
             except (InputError, NotAnswered) as error:
                 request._fail(error)
@@ -591,7 +697,15 @@ class Classifier:
         with self._making:
             if self._batcher is None:
                 self._lifecycle.check()
-                self._batcher = Batcher(self._replicas, self._make_answers, self._queue, self._lifecycle, self._metrics)
+                self._batcher = Batcher(
+                    self._replicas,
+                    self._make_answers,
+                    self._queue,
+                    self._lifecycle,
+                    self._metrics,
+                    self._failures,
+                    self._decoders.do_soon,
+                )
                 weakref.finalize(self, self._batcher.close)
             return self._batcher
 

@@ -17,6 +17,7 @@ from tnn_runtime.queue.metrics import MetricsSnapshot
 __all__ = ["Deployment"]
 
 _LOG = logging.getLogger(__name__)
+_VERSIONS_COUNTED = 4
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +75,9 @@ class Deployment:
         self._options = {"device": device, **options}
         self._bundle = bundle
         self._current = Classifier.load(bundle, **self._options)
+        self._draining: Classifier | None = None
+        self._counted: dict[str, MetricsSnapshot] = {}
+        self._counting = threading.Lock()
         self._reloading = threading.Lock()
         self._is_closed = False
 
@@ -110,8 +114,18 @@ class Deployment:
 
     @property
     def metrics(self) -> MetricsSnapshot:
-        """As `Classifier.metrics`, of the current one: each bundle counts from 0."""
+        """As `Classifier.metrics`, of the current one, which has counted from 0 since it was loaded."""
         return self._current.metrics
+
+    @property
+    def metrics_by_version(self) -> tuple[MetricsSnapshot, ...]:
+        """What each of the last few versions of the bundle has counted in all, the current one last."""
+        with self._counting:
+            counted = dict(self._counted)
+            for one in (self._draining, self._current):
+                if one is not None:
+                    _count(counted, one.metrics)
+        return tuple(counted.values())
 
     def reload(self, bundle: str | Path | None = None, *, timeout_s: float | None = None) -> bool:
         """Load a bundle beside the current one, check it, and let it take all new requests; then close the old one.
@@ -136,10 +150,16 @@ class Deployment:
                 raise ClassifierClosed("this deployment is closed; make another one")
             bundle = self._bundle if bundle is None else bundle
             new = Classifier.load(bundle, **self._options)
-            self._bundle, self._current = bundle, new
-        _LOG.info("%s serves in place of %s", new, old)
-        is_answered = old.drain(timeout_s)
-        old.close()
+            with self._counting:
+                self._bundle, self._current, self._draining = bundle, new, old
+            _LOG.info("%s serves in place of %s", new, old)
+            is_answered = old.drain(timeout_s)
+            old.close()
+            with self._counting:
+                self._draining = None
+                _count(self._counted, old.metrics)
+                for version in list(self._counted)[:-_VERSIONS_COUNTED]:
+                    del self._counted[version]
         return is_answered
 
     def drain(self, timeout_s: float | None = None) -> bool:
@@ -161,3 +181,9 @@ class Deployment:
         if kind is None:
             self.drain()
         self.close()
+
+
+def _count(counted: dict[str, MetricsSnapshot], found: MetricsSnapshot) -> None:
+    """Add what a classifier has counted to that of others of its version, and move the version to the end."""
+    before = counted.pop(found.version, None)
+    counted[found.version] = found if before is None else before + found

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from waiting import FOREVER, until
 
-from tnn_runtime import ArtifactError, Classifier, ClassifierClosed, Deployment, Manifest, Prediction
+from tnn_runtime import ArtifactError, Classifier, ClassifierClosed, Deployment, InputError, Manifest, Prediction
+from tnn_runtime.prometheus import prometheus_text
 from tnn_train import ImageData
 
 Answer = tuple[tuple[str, float], ...]
@@ -111,3 +112,56 @@ def test_methods_are_those_of_a_classifier() -> None:
         assert asyncio.iscoroutinefunction(ours) == asyncio.iscoroutinefunction(theirs)
     names = {name for name in vars(Classifier) if not name.startswith("_")} - {"load"}
     assert names <= set(dir(Deployment))
+
+
+def test_what_a_version_has_counted_is_kept_when_it_is_exchanged(versions: list[Path], data: ImageData) -> None:
+    def counted(deployment: Deployment) -> dict[str, tuple[int, int, int]]:
+        found = deployment.metrics_by_version
+        return {one.version: (one.requests, one.request_seconds.count, one.failures["InputError"]) for one in found}
+
+    def ask(deployment: Deployment) -> None:
+        deployment.predict(data.test.pixels[:3])
+        with pytest.raises(InputError):
+            deployment.predict([b"no image"])
+
+    with Deployment(versions[0], "cpu", threads=1) as deployment:
+        ask(deployment)
+        first = deployment.info["version"]
+        assert first == deployment.info["digest"][:12]
+        deployment.reload()
+        ask(deployment)
+        assert counted(deployment) == {first: (4, 2, 2)}
+        deployment.reload(versions[1])
+        ask(deployment)
+        ask(deployment)
+        second = deployment.info["version"]
+        assert list(counted(deployment).items()) == [(first, (4, 2, 2)), (second, (4, 2, 2))]
+        deployment.reload(versions[0])
+        assert list(counted(deployment).items()) == [(second, (4, 2, 2)), (first, (4, 2, 2))]
+
+
+def test_versions_that_serve_no_more_are_forgotten_in_the_end(versions: list[Path]) -> None:
+    with Deployment(versions[0], "cpu", threads=1) as deployment:
+        seen = [deployment.info["version"]]
+        for number in range(8):
+            manifest, _ = Manifest.read(versions[1])
+            Manifest(**{**vars(manifest), "class_names": (f"a{number}", "b")}).write(versions[1])
+            deployment.reload(versions[1])
+            seen.append(deployment.info["version"])
+        assert [one.version for one in deployment.metrics_by_version] == seen[-5:]
+
+
+def test_monitoring_sees_the_versions_apart_and_the_one_that_serves(versions: list[Path], data: ImageData) -> None:
+    with Deployment(versions[0], "cpu", threads=1) as deployment:
+        deployment.predict(data.test.pixels[:2])
+        deployment.reload(versions[1])
+        text = prometheus_text(digits=deployment)
+        first, second = (one.version for one in deployment.metrics_by_version)
+    assert f'tnn_images_total{{model="digits",version="{first}"}} 2.0' in text
+    assert f'tnn_images_total{{model="digits",version="{second}"}} 0.0' in text
+    assert [line for line in text.splitlines() if line.startswith("tnn_ready{")] == [
+        f'tnn_ready{{model="digits",version="{second}"}} 1.0'
+    ]
+    (about,) = [line for line in text.splitlines() if line.startswith("tnn_bundle_info{")]
+    assert 'head="linear"' in about
+    assert f'digest="{deployment.info["digest"]}"' in about

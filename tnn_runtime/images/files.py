@@ -24,11 +24,9 @@ from PIL import Image
 
 from tnn_runtime.errors import InputError, ResourcesExhausted, TnnError
 from tnn_runtime.file_kinds import HEAD, kind_of
+from tnn_runtime.images.limits import MAX_BYTES, Limits
 
 __all__ = [
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
     "REPLACE",
     "broken",
     "check_pixels",
@@ -37,20 +35,11 @@ __all__ = [
     "reason",
 ]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""The image formats that are decoded; everything else Pillow knows is refused."""
-
-MAX_PIXELS = 50_000_000
-"""The largest width x height that is decoded; the size is checked before any pixel is."""
-
-MAX_BYTES = 4 * MAX_PIXELS
-"""The largest file that is read: `MAX_PIXELS` of four bytes, uncompressed."""
-
 REPLACE = "; replace or remove it"
 """How an error of a file ends that nothing else helps against."""
 
 _COPY_AGAIN = "copy or download it again, or remove it"
-_OURS = ("a JPEG", "a PNG", "a WebP picture", "a BMP picture", "a TIFF")
+_OURS = {"a JPEG": "JPEG", "a PNG": "PNG", "a WebP picture": "WEBP", "a BMP picture": "BMP", "a TIFF": "TIFF"}
 _ENDS_EARLY = re.compile(r"truncated|unexpected end|ends? of file|\bEOF\b|not enough (image )?data", re.IGNORECASE)
 
 _MAX_SCANS = 100
@@ -83,12 +72,13 @@ class _TooMuch(ValueError):
 
 
 @contextmanager
-def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
+def open_file(source: str | Path | bytes, name: str, limits: Limits) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels; close it at the end.
 
     Args:
         source: A path, or the bytes of a file.
         name: What to call it in an error.
+        limits: What it may be.
 
     Raises:
         InputError: If it is no image file, or one that takes more than images do.
@@ -96,14 +86,16 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     size = len(source) if isinstance(source, bytes) else _size(source, name)
     if size == 0:
         raise _unreadable(name, "it has 0 bytes", _COPY_AGAIN)
-    if size > MAX_BYTES:
-        raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
+    if size > limits.max_bytes:
+        raise InputError(
+            f"{name} has {size} bytes; the limit is {limits.max_bytes}; scale it down or compress it first"
+        )
     try:
         file = _stream(source)
     except (OSError, MemoryError) as error:
         raise broken(name, error) from error
     # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
-    with file, _identify(file, name) as image:
+    with file, _identify(file, name, limits.formats) as image:
         yield image
 
 
@@ -127,7 +119,7 @@ def check_pixels(image: Image.Image) -> None:
     if image.format in ("JPEG", "MPO"):
         file.seek(0)
         most = _MAX_SCANS if image.info.get("progressive") else _MAX_SCANS_OF_SEQUENTIAL
-        _check_scans(file.read(MAX_BYTES), most)
+        _check_scans(file.read(), most)
     elif image.format == "TIFF":
         _check_strips(tags, file)
     file.seek(position)
@@ -166,24 +158,22 @@ def _stream(source: str | Path | bytes) -> IO[bytes]:
     return open(source, "rb")
 
 
-def _identify(file: IO[bytes], name: str) -> Image.Image:
+def _identify(file: IO[bytes], name: str, formats: tuple[str, ...]) -> Image.Image:
     try:
         _check_parts(file)
-        return Image.open(file, formats=FORMATS)
+        return Image.open(file, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{name} is over the limit of {MAX_PIXELS} pixels ({reason(error)}); scale it down first"
-        ) from error
+        raise InputError(f"{name} is over the limit of Pillow ({reason(error)}); scale it down first") from error
     except _TooMuch as error:
         raise _unreadable(name, reason(error)) from error
     except OSError as error:
         if error.errno is not None:
             raise broken(name, error) from error
-        raise _other_kind(file, name) from error
+        raise _other_kind(file, name, formats) from error
     except MemoryError as error:
         raise broken(name, error) from error
     except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-        raise _other_kind(file, name) from error
+        raise _other_kind(file, name, formats) from error
 
 
 def broken(name: str, error: Exception) -> TnnError:
@@ -212,20 +202,20 @@ def broken(name: str, error: Exception) -> TnnError:
     return InputError(f"{name} cannot be decoded ({told}){REPLACE}")
 
 
-def _other_kind(file: IO[bytes], name: str) -> InputError:
+def _other_kind(file: IO[bytes], name: str, formats: Sequence[str]) -> InputError:
     """Return the error for what Pillow does not take, which says what the file is and what to do."""
     file.seek(0)
     kind = kind_of(file.read(HEAD))
-    expected = ", ".join(FORMATS[:-1]) + f" or {FORMATS[-1]}"
+    expected = " or ".join(filter(None, (", ".join(formats[:-1]), formats[-1])))
     if kind is None:
         file.seek(0)
         found = file.read(4).hex(" ")
         return _unreadable(name, f"its first bytes, {found}, are those of no image; expected {expected}")
-    if kind.name == "a PNG" and (why := _damage(file)):
-        return _unreadable(name, f"it is a damaged PNG: {why}", _COPY_AGAIN)
-    if kind.name in _OURS:
+    if _OURS.get(kind.name) in formats:
+        if kind.name == "a PNG" and (why := _damage(file)):
+            return _unreadable(name, f"it is a damaged PNG: {why}", _COPY_AGAIN)
         return _unreadable(name, f"it is {kind.name}, but damaged or not whole", _COPY_AGAIN)
-    remedy = kind.remedy or ("convert it to JPEG or PNG" if kind.is_picture else "remove it")
+    remedy = kind.remedy or (f"convert it to {' or '.join(formats[:2])}" if kind.is_picture else "remove it")
     return _unreadable(name, f"it is {kind.name}, not {expected}", remedy)
 
 
@@ -271,7 +261,7 @@ def _check_strips(tags: Mapping[int, Any], file: IO[bytes]) -> None:
         raise _TooMuch("strips or tiles that overlap")
     if tags.get(_COMPRESSION) in _JPEG_IN_TIFF:
         file.seek(0)
-        scans = len(re.findall(_START_OF_SCAN, file.read(MAX_BYTES)))
+        scans = len(re.findall(_START_OF_SCAN, file.read()))
         if scans > _MAX_SCANS_OF_SEQUENTIAL * max(1, len(sizes)) + _MAX_SCANS:
             raise _TooMuch(f"{scans} scans in {len(sizes)} strips or tiles")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import FORMATS, listed
+from tnn_runtime.images.files import listed
+from tnn_runtime.images.limits import FORMATS
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
 from tnn_runtime.text import why_not_utf8

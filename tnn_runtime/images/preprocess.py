@@ -19,22 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tnn_runtime.errors import ArtifactError, InputError
-from tnn_runtime.images.files import (
-    FORMATS,
-    MAX_BYTES,
-    MAX_PIXELS,
-    broken,
-    check_pixels,
-    open_file,
-)
+from tnn_runtime.images.files import broken, check_pixels, open_file
+from tnn_runtime.images.limits import LIMITS, MAX_PIXELS, Limits
 from tnn_runtime.images.pixels import FITS, WHITE, Colour, Picture, cropped_share, fitted, picture
 from tnn_runtime.text import printable
 
 __all__ = [
     "FITS",
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
     "SMALLEST_STD",
     "WHITE",
     "AnyImage",
@@ -151,21 +142,21 @@ class Preprocessing:
         }
         return "turned upright (EXIF)", transparency, colours, fits[self.fit]
 
-    def __call__(self, source: AnyImage) -> NDArray[np.uint8]:
+    def __call__(self, source: AnyImage, limits: Limits = LIMITS) -> NDArray[np.uint8]:
         """Return one image as a uint8 array ``[height, width, channels]``.
 
         Raises:
-            InputError: If the source is no image, is empty, or is over `MAX_PIXELS` or `MAX_BYTES`.
+            InputError: If the source is no image, is empty, or is over the limits.
         """
-        return self.decode(source)[0]
+        return self.decode(source, limits)[0]
 
-    def decode(self, source: AnyImage) -> tuple[NDArray[np.uint8], Traits]:
+    def decode(self, source: AnyImage, limits: Limits = LIMITS) -> tuple[NDArray[np.uint8], Traits]:
         """Return one image as ``__call__`` does, and what decoding it told of it.
 
         Raises:
             InputError: As `__call__`.
         """
-        with self._picture(source) as whole:
+        with self._picture(source, limits) as whole:
             size = self.width, self.height
             image = fitted(whole.image, size, self.fit, self.background or WHITE)
             cropped = cropped_share(whole.image, size) if self.fit == "crop" else 0.0
@@ -181,9 +172,9 @@ class Preprocessing:
             return whole.image.copy()
 
     @contextmanager
-    def _picture(self, source: AnyImage) -> Iterator[Picture]:
+    def _picture(self, source: AnyImage, limits: Limits = LIMITS) -> Iterator[Picture]:
         """Decode a picture; what fails in the meantime, the source is to blame for."""
-        with open_image(source) as opened:
+        with open_image(source, limits) as opened:
             # Phone cameras write MPO: a JPEG, followed by previews or a second view.
             if getattr(opened, "is_animated", False) and opened.format != "MPO":
                 raise InputError(f"{_name(source)} has several frames; expected a single picture")
@@ -207,11 +198,11 @@ class Preprocessing:
         return out
 
 
-def taken(source: AnyImage) -> ImageSource:
+def taken(source: AnyImage, limits: Limits = LIMITS) -> ImageSource:
     """Return a source that the caller cannot change any more, where it is the content of a file: a path or bytes.
 
     Raises:
-        InputError: If it is an open file that cannot be read, or has more than `MAX_BYTES`.
+        InputError: If it is an open file that cannot be read.
     """
     if isinstance(source, str | Path | bytes | Image.Image | np.ndarray):
         return source
@@ -225,7 +216,7 @@ def taken(source: AnyImage) -> ImageSource:
             "uint8 array"
         )
     try:
-        content = source.read(MAX_BYTES + 1)
+        content = source.read(limits.max_bytes + 1)
     except Exception as error:  # files of callers may raise anything
         raise broken("the open file", error) from error
     if not isinstance(content, bytes):
@@ -234,31 +225,32 @@ def taken(source: AnyImage) -> ImageSource:
 
 
 @contextmanager
-def open_image(source: AnyImage) -> Iterator[Image.Image]:
+def open_image(source: AnyImage, limits: Limits = LIMITS) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels, and check its format, frames and size.
 
     Args:
         source: A path, the content of a file, an open file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1
             or 3]``.
+        limits: What it may be.
 
     Raises:
         InputError: If the source is no usable image.
     """
-    source = taken(source)
+    source = taken(source, limits)
     if isinstance(source, np.ndarray):
         opened: AbstractContextManager[Image.Image] = nullcontext(_from_array(source))
     elif isinstance(source, Image.Image):
         opened = nullcontext(source)
     else:
-        opened = open_file(source, _name(source))
+        opened = open_file(source, _name(source), limits)
     with opened as image:
         pixels = image.width * image.height
         if pixels == 0:
             raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
-        if pixels > MAX_PIXELS:
+        if pixels > limits.max_pixels:
             raise InputError(
                 f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; "
-                f"the limit is {MAX_PIXELS}; scale it down first"
+                f"the limit is {limits.max_pixels}; scale it down first"
             )
         yield image
 

@@ -6,7 +6,6 @@ free. While the models are busy, images gather, so that batches grow with the lo
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -35,13 +34,13 @@ from tnn_runtime.errors import (
 from tnn_runtime.queue.callbacks import Callbacks
 from tnn_runtime.queue.copies import own_copy
 from tnn_runtime.queue.deadlines import Deadlines
+from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
 
 __all__ = ["Batcher", "QueueOptions", "Request"]
 
-_LOG = logging.getLogger(__name__)
 _NEVER = float("inf")
 
 
@@ -68,12 +67,22 @@ class Request(Future[Any]):
 
     Args:
         answer: Makes the answer from those of the batch and the row of this image.
+        is_slow: Whether that takes so long that other batches should not wait for it.
         timeout_s: Seconds from now until the batch must have begun, or ``None``.
         link: An OpenTelemetry link to the span in which the image was submitted, or ``None``.
     """
 
-    def __init__(self, answer: Callable[[Answers, int], Any], timeout_s: float | None = None, link: Any = None) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Answers, int], Any],
+        timeout_s: float | None = None,
+        link: Any = None,
+        *,
+        is_slow: bool = False,
+    ) -> None:
         super().__init__()
+        self._is_slow = is_slow
+        self._accepted = time.monotonic()
         self._link = link
         self._callbacks: Callbacks | None = None
         self._owner: object = None
@@ -82,7 +91,7 @@ class Request(Future[Any]):
         self._ready = 0.0
         self._waits = True
         self._timeout_s = timeout_s
-        self._deadline = _NEVER if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline = _NEVER if timeout_s is None else self._accepted + timeout_s
         self._answer = answer
 
     def add_done_callback(self, callback: Callable[[Future[Any]], object]) -> None:
@@ -92,9 +101,9 @@ class Request(Future[Any]):
         else:
             super().add_done_callback(partial(self._callbacks.run, callback))
 
-    def _decode(self, preprocessing: Callable[[Any], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def _decode(self, decode: Callable[[Any], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Return the image as the model takes it, uint8 ``[height, width, channels]``."""
-        return preprocessing(self._source)
+        return decode(self._source)
 
     def _due_after(self, max_delay_s: float) -> float:
         """Return the moment up to which it waits for others: at most half of the time that it had left."""
@@ -119,13 +128,15 @@ class Request(Future[Any]):
         """Set its answer."""
         try:
             result = self._answer(answers, row)
-        except Exception as error:  # the answer to one image must not be the end of the others
+        except BaseException as error:  # the answer to one image must not be the end of the others
             self._fail(error)
         else:
             self.set_result(result)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Set its error, unless it was answered or cancelled before."""
+        if not isinstance(error, Exception):
+            error = _failed(error)
         try:
             self.set_exception(error)
         except InvalidStateError:
@@ -141,6 +152,8 @@ class Batcher:
         options: How images wait.
         lifecycle: Where requests are counted from acceptance to answer.
         metrics: Where everything is counted.
+        failures: Where requests are counted that get no answer.
+        elsewhere: Lets a function run soon in another thread; slow answers are made there.
     """
 
     def __init__(
@@ -150,7 +163,11 @@ class Batcher:
         options: QueueOptions,
         lifecycle: Lifecycle,
         metrics: Metrics,
+        failures: Failures,
+        elsewhere: Callable[[Callable[[], object]], object],
     ) -> None:
+        self._failures = failures
+        self._elsewhere = elsewhere
         self._make_answers = make_answers
         self._options = options
         self._lifecycle = lifecycle
@@ -229,7 +246,7 @@ class Batcher:
         elif not request._is_over():
             try:
                 pixels = decode()
-            except Exception as error:
+            except BaseException as error:
                 request._fail(error)
             else:
                 self.put(request, pixels)
@@ -285,9 +302,11 @@ class Batcher:
         assert isinstance(request, Request)
         request._pixels = request._source = None
         if request.cancelled():
-            self._metrics.failed("Cancelled")
+            self._failures.cancelled()
         elif error := request.exception():
-            self._metrics.failed(type(error).__name__)
+            self._failures.add(error)
+        else:
+            self._metrics.answered(time.monotonic() - request._accepted)
         self._leave(request)
         self._lifecycle.answered()
         request._owner = None  # which may be the last hold on the classifier
@@ -308,36 +327,42 @@ class Batcher:
 
     def _work(self, replica: Replica) -> None:
         batch: list[Request] = []
-        try:
-            while replica.lost is None and (batch := self._take()):
+        while replica.lost is None:
+            try:
+                self._take(batch)
+                if not batch:
+                    break
                 self._run(replica, batch)
-                batch.clear()
-        finally:
-            with self._changed:
-                self._workers -= 1
-                last = self._workers == 0
-            end = replica.lost or RunError("the thread that runs batches has ended; load the bundle again")
-            for request in batch:
-                request._fail(own_copy(end))
-            if last:
-                self._stop(end)
+            except BaseException as error:  # whatever it is, this batch is answered, and the next one runs
+                self._failures.log.warning(
+                    "batch", "a batch of %d images failed on %s", len(batch), replica.backend.device, error=error
+                )
+                for request in batch:
+                    request._fail(_failed(error))
+            batch.clear()
+        with self._changed:
+            self._workers -= 1
+            is_last = self._workers == 0
+        if is_last:
+            self._stop(self._end or replica.lost or ClassifierClosed("no thread runs batches any more"))
 
-    def _take(self) -> list[Request]:
-        """Return the next batch; an empty one at the end."""
+    def _take(self, batch: list[Request]) -> None:
+        """Fill an empty list with the next batch; leave it empty at the end."""
         with self._forming:
-            while True:
+            while not batch:
                 with self._changed:
                     self._wait_for_a_batch()
                     if self._end is not None:
-                        return []
-                    count = min(len(self._queue), self._options.max_batch_size)
-                    candidates = [self._queue.popitem(last=False)[0] for _ in range(count)]
+                        return
+                    for _ in range(min(len(self._queue), self._options.max_batch_size)):
+                        request = next(iter(self._queue))
+                        batch.append(request)
+                        del self._queue[request]
+                        if request._begin():
+                            self._leave(request)
+                        else:
+                            batch.pop()
                     self._due = self._earliest_due()
-                    batch = [request for request in candidates if request._begin()]
-                    for request in batch:
-                        self._leave(request)
-                if batch:
-                    return batch
 
     def _earliest_due(self) -> float:
         return min((request._due_after(self._options.max_delay_s) for request in self._queue), default=_NEVER)
@@ -363,24 +388,22 @@ class Batcher:
             images = np.stack([request._pixels for request in batch if request._pixels is not None])
             answers = self._make_answers(self._outputs(replica, images, links))
         except TnnError as error:
-            _LOG.warning("a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error)
+            self._failures.log.warning(
+                "batch", "a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error
+            )
             for request in batch:
                 request._fail(own_copy(error))
-        except Exception as error:
-            _LOG.exception("a batch of %d images failed on %s", len(batch), replica.backend.device)
-            told = RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
-            told.__cause__ = error
-            for request in batch:
-                request._fail(own_copy(told))
-        else:
-            bad = set(answers.outputs.bad_rows.tolist())
-            for row, request in enumerate(batch):
-                if row in bad:
-                    request._fail(not_finite())
-                else:
-                    request._succeed(answers, row)
-            if bad:
-                self._metrics.not_finite(len(bad))
+            return
+        bad = set(answers.outputs.bad_rows.tolist())
+        if bad:
+            self._metrics.not_finite(len(bad))
+        for row, request in enumerate(batch):
+            if row in bad:
+                request._fail(not_finite())
+            elif request._is_slow:
+                self._elsewhere(partial(request._succeed, answers.only(row), 0))
+            else:
+                request._succeed(answers, row)
 
     def _outputs(self, replica: Replica, images: NDArray[np.uint8], links: Sequence[Any]) -> Outputs:
         """Run a batch on a replica, or on another one if its device is lost."""
@@ -388,6 +411,12 @@ class Batcher:
             return replica.run(images, links)
         except DeviceLost:
             return self._replicas.run(images, links)
+
+
+def _failed(error: BaseException) -> RunError:
+    told = RunError(f"the batch of this image failed ({type(error).__name__}: {error}); send it again")
+    told.__cause__ = error
+    return told
 
 
 def _no_thread(error: RuntimeError) -> ResourcesExhausted:

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from image_files import chunk, encode, png, tiff
 from PIL import Image, ImageOps
 
 from tnn_runtime import ArtifactError, InputError
-from tnn_runtime.images import files as imagefile
-from tnn_runtime.images import preprocess as module
+from tnn_runtime.images.limits import FORMATS, Limits
 from tnn_runtime.images.preprocess import Preprocessing
 
 RGB = Preprocessing(6, 4, 3, (0.5,) * 3, (0.5,) * 3)
@@ -236,11 +236,10 @@ class TestBadInput:
         with pytest.raises(InputError, match="has the size 0x5; expected at least one pixel"):
             RGB(Image.new("RGB", (0, 5)))
 
-    def test_too_many_pixels_are_refused_before_decoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_pixels_are_refused_before_decoding(self) -> None:
         content = encode(Image.new("L", (100, 100)))
-        monkeypatch.setattr(module, "MAX_PIXELS", 9999)
         with pytest.raises(InputError, match="has 100x100 = 10000 pixels; the limit is 9999; scale it down first"):
-            RGB(content[:60])
+            RGB(content[:60], Limits(max_pixels=9999))
 
     def test_a_decompression_bomb(self) -> None:
         header = encode(Image.new("1", (1, 1)))
@@ -334,17 +333,27 @@ class TestLimits:
         with pytest.raises(InputError, match=r"^'a\\nb.png' does not exist; expected an image file$"):
             RGB("a\nb.png")
 
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, Path, io.BytesIO])
     def test_too_many_bytes_are_refused_before_reading(
-        self, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, kind: Callable[[Any], Any], pixels: np.ndarray, tmp_path: Path
     ) -> None:
         content = encode(Image.fromarray(pixels))
         (tmp_path / "a.png").write_bytes(content)
-        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content))
-        assert RGB(content).shape == RGB(tmp_path / "a.png").shape
-        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content) - 1)
-        for source in (content, tmp_path / "a.png"):
-            with pytest.raises(InputError, match=f"has {len(content)} bytes; the limit is {len(content) - 1}; scale"):
-                RGB(source)
+
+        def source() -> Any:
+            return kind(tmp_path / "a.png" if kind is Path else content)
+
+        assert RGB(source(), Limits(max_bytes=len(content))).shape == RGB.shape
+        with pytest.raises(InputError, match=f"has {len(content)} bytes; the limit is {len(content) - 1}; scale"):
+            RGB(source(), Limits(max_bytes=len(content) - 1))
+
+    @pytest.mark.parametrize("style", FORMATS)
+    def test_formats_that_are_not_allowed(self, style: str, pixels: np.ndarray) -> None:
+        content = encode(Image.fromarray(pixels), style)
+        others = tuple(name for name in FORMATS if name != style)
+        assert RGB(content, Limits(formats=(style.lower(),))).shape == RGB.shape
+        with pytest.raises(InputError, match=f"it is an? .*, not {', '.join(others[:-1])} or {others[-1]}.; convert"):
+            RGB(content, Limits(formats=others))
 
     def test_a_progressive_jpeg_that_paints_its_pixels_again_and_again(self, pixels: np.ndarray) -> None:
         content = encode(Image.fromarray(pixels), "JPEG", progressive=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -19,6 +20,7 @@ from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
 from tnn_runtime.queue import batching, replicas
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
+from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
@@ -37,7 +39,7 @@ class Model:
         self.runs = threading.Semaphore(0)
         self.go = threading.Event()
         self.go.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         self.sizes.append(len(images))
@@ -64,6 +66,8 @@ class Queue:
             QueueOptions(size, delay, limit),
             self.lifecycle,
             self.metrics,
+            Failures(self.metrics, logging.getLogger("tnn_runtime")),
+            elsewhere=lambda work: work(),
         )
 
     def send(self, value: int, timeout: float | None = None, answer: Callable[..., Any] | None = None) -> Request:
@@ -239,7 +243,8 @@ def test_a_failed_batch_is_told_to_all_of_it_and_the_next_one_runs(
     for found in errors:
         with pytest.raises(kind, match=message):
             raise found or AssertionError
-    assert "batch of 2 images failed on cpu" in caplog.text
+    assert "batch of 1 images failed on cpu" in caplog.text, "the second is held back, to bound the log"
+    assert "batch of 2 images" not in caplog.text
 
 
 def test_a_lost_device_is_lost_for_good() -> None:
@@ -527,3 +532,54 @@ def test_the_error_behind_a_failed_batch_is_its_cause() -> None:
         error = made.send(1).exception(FOREVER)
     assert isinstance(error, RunError)
     assert error.__cause__ is model.error
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError])
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_worker_outlives_whatever_a_batch_raises(error: type[BaseException], models: int) -> None:
+    replicas = [Model() for _ in range(models)]
+    with queue(*replicas) as made:
+        for model in replicas:
+            model.error = error("at the worst moment")
+        for value in range(5):
+            with pytest.raises(
+                RunError, match=r"the batch of this image failed .*at the worst moment.*; send it again"
+            ):
+                made.send(value).result(FOREVER)
+        for model in replicas:
+            model.error = None
+        assert made.send(3).result(FOREVER) == 3
+        assert all(thread.is_alive() for thread in made.batcher._threads)
+        assert made.batcher.end == ""
+
+
+def test_an_image_that_cannot_be_taken_from_the_queue_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    with queue(model) as made:
+        begin = Request._begin
+        failing = [MemoryError("no memory left")]
+
+        def fail_once(request: Request) -> bool:
+            if failing:
+                raise failing.pop()
+            return begin(request)
+
+        monkeypatch.setattr(Request, "_begin", fail_once)
+        with pytest.raises(RunError, match="no memory left"):
+            made.send(1).result(FOREVER)
+        assert made.send(2).result(FOREVER) == 2
+
+
+def test_slow_answers_are_made_elsewhere() -> None:
+    model, later = Model(), list[Callable[[], object]]()
+    with queue(model) as made:
+        made.batcher._elsewhere = later.append
+        slow = Request(lambda answers, row: int(answers.logits[row, 0]), is_slow=True)
+        made.batcher.accept([slow])
+        made.batcher.put(slow, np.full((1, 1, 1), 7, np.uint8))
+        assert made.send(8).result(FOREVER) == 8
+        assert not slow.done()
+        assert made.lifecycle.open_requests == 1
+        (work,) = later
+        work()
+        assert slow.result(0) == 7

@@ -218,7 +218,7 @@ def test_what_is_explained_is_a_request_until_it_is_answered(
 
     opened: list[int] = []
     before = classifier.metrics.failures.get("ZeroDivisionError", 0)
-    monkeypatch.setattr(classifier, "_explainer", fail)
+    monkeypatch.setattr(classifier._replies, "_explainer", fail)
     with pytest.raises(ZeroDivisionError):
         classifier.explain(data.test.sources[:1])
     with pytest.raises(ZeroDivisionError):
@@ -436,3 +436,45 @@ def test_spans_are_made_and_linked_to_those_of_their_requests(bundles: dict[str,
     assert [link.context for link in batch.links] == [request.context]
     assert batch.parent is None
     assert not unlinked.links
+
+
+def test_calls_wait_for_each_other_where_their_number_is_limited(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = data.test.pixels[:1]
+    with Classifier.load(bundles["tversky"], "cpu", max_concurrent_calls=2) as classifier:
+        assert classifier.info["max_concurrent_calls"] == 2
+        go = threading.Event()
+        hold(classifier, monkeypatch, go.is_set)
+        calls = [classifier.predict, classifier.logits, classifier.embed, classifier.explain, classifier.reject_scores]
+        threads = [threading.Thread(target=call, args=(image,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        until(lambda: classifier.metrics.running == 2 and classifier.health.open_requests == len(calls))
+        assert classifier.metrics.images == 0
+        go.set()
+        for thread in threads:
+            thread.join(FOREVER)
+        assert classifier.metrics.images == classifier.metrics.request_seconds.count == len(calls)
+
+
+def test_a_call_waits_no_longer_than_it_may(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = data.test.pixels[:1]
+    with Classifier.load(bundles["tversky"], "cpu", max_concurrent_calls=1, timeout_s=0.05) as classifier:
+        go = threading.Event()
+        hold(classifier, monkeypatch, go.is_set)
+        thread = threading.Thread(target=classifier.predict, args=(image,))
+        thread.start()
+        until(lambda: classifier.metrics.running == 1)
+        with pytest.raises(DeadlineExceeded, match=r"1 calls ran for the 0.05 s that this one could wait; make fewer"):
+            classifier.predict(image)
+        with pytest.raises(DeadlineExceeded):
+            classifier.predict(["nothing.png"])
+        go.set()
+        thread.join(FOREVER)
+        with pytest.raises(InputError):
+            classifier.predict(["nothing.png"])
+        assert classifier.predict(image), "a call that failed has given its place back"
+        assert classifier.metrics.failures == {"DeadlineExceeded": 2, "InputError": 1}
