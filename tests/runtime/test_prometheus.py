@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from image_files import encode
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from rooms import ROOT
 from waiting import FOREVER, until
 
 from tnn_runtime import Classifier, InputError, UsageError
@@ -58,6 +61,21 @@ def test_the_text_of_prometheus_has_every_metric(small_bundle: Path) -> None:
     assert found["tnn_waiting_images", "digits"] == found["tnn_running_batches", "digits"] == 0
     assert found["tnn_ready", "digits"] == 1
     assert samples(prometheus_text(digits=classifier))["tnn_ready", "digits"] == 0
+
+
+def test_the_dashboard_shows_metrics_that_there_are(small_bundle: Path) -> None:
+    with Classifier.load(small_bundle, "cpu") as classifier:
+        with pytest.raises(InputError):
+            classifier.predict(["nothing.png"])
+        families = list(text_string_to_metric_families(prometheus_text(digits=classifier)))
+    names = {sample.name for family in families for sample in family.samples if not sample.name.endswith("_created")}
+    dashboard = (ROOT / "examples" / "grafana.json").read_text()
+    shown = {target["expr"] for panel in json.loads(dashboard)["panels"] for target in panel["targets"]}
+    used = set(re.findall(r"\btnn_\w+", " ".join(shown)))
+    assert used <= names
+    assert {re.sub("_(bucket|sum|count|total)$", "", name) for name in used} == {
+        re.sub("_(bucket|sum|count|total)$", "", name) for name in names
+    }, "a metric is in no panel"
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

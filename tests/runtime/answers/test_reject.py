@@ -130,7 +130,9 @@ def test_the_command_prints_rejected(small_bundle: Path, photos: Path, capsys: p
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["rank"], row["label"], row["score"]) == ("", "rejected", "")
     assert main([*arguments, "--reject", "--format", "jsonl"]) == 0
-    assert json.loads(capsys.readouterr().out)["predictions"] == []
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["predictions"], answer["rejected"]) == ([], True)
+    assert answer["reject_score"] < 1e9
 
 
 def test_a_bundle_that_cannot_reject_says_why(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
