@@ -253,6 +253,34 @@ def test_a_fork_is_told_at_once(state: str, bundles: dict[str, Path], data: Imag
         assert all(future.result(FOREVER) for future in futures)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_thousand_forks_of_a_busy_process_are_told(bundles: dict[str, Path], data: ImageData) -> None:
+    image, stop = data.test.sources[0], threading.Event()
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+
+        def ask() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(QueueFull, DeadlineExceeded):
+                    classifier.predict([image])
+                    classifier.submit(image, timeout_s=0.01).result(FOREVER)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        codes = []
+        for _ in range(1000):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(FOREVER)
+                os._exit(_in_fork(classifier, image))
+            codes.append(os.waitpid(child, 0)[1])
+        stop.set()
+        for thread in threads:
+            thread.join(FOREVER)
+    assert codes == [0] * 1000
+
+
 def _in_fork(classifier: Classifier, image: Any) -> int:
     """Return how many calls in a fork do something else than they should."""
     calls: list[Callable[[], object]] = [
