@@ -1,4 +1,4 @@
-"""How late an image hears that its time is over, while the model is busy and the queue is full of others.
+"""How late deadlines are kept while the model is busy and the queue is full of other images.
 
     python examples/benchmark_deadlines.py runs/demo/bundle-tversky --images 200
 

@@ -5,7 +5,7 @@ from tnn_runtime import Classifier
 with Classifier.load("runs/demo/bundle-tversky") as classifier:
     print(classifier.predict(["digit.png"], top_k=3))
 
-The names below are loaded on first use, so that the commands hear an interrupt from their first moment.
+The names below are loaded on first use, so that the commands can be interrupted from their first moment.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Request(Future[Any]):
         return min(self._ready + max_delay_s, (self._ready + self._deadline) / 2)
 
     def _is_over(self) -> bool:
-        """Return whether it needs no answer any more: it was cancelled, or its time is over, which it is told."""
+        """Return whether it needs no answer any more: it was cancelled, or its time is over, which ends it now."""
         if time.monotonic() >= self._deadline and not self.running():
             self._fail(
                 DeadlineExceeded(
@@ -312,7 +312,7 @@ class Batcher:
         request._owner = None  # which may be the last hold on the classifier
 
     def _expire(self, request: Request) -> None:
-        """Tell a request that its time is over, unless its batch has begun."""
+        """End a request whose time is over, unless its batch has begun."""
         with self._changed:
             request._is_over()
 

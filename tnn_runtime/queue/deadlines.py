@@ -1,4 +1,4 @@
-"""A clock that tells requests in time that their time is over."""
+"""A clock that ends requests when their time is over."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class Deadlines(Generic[E]):
         while (thing := self._next()) is not None:
             try:
                 self._expire(thing)
-            except Exception:  # the others must hear of their time all the same
-                _LOG.exception("a deadline could not be told")
+            except Exception:  # the deadlines of the others must be kept all the same
+                _LOG.exception("a deadline could not be kept")
 
     def _next(self) -> E | None:
         """Wait for the next deadline that passes, and return what it belongs to; ``None`` at the end."""
