@@ -48,6 +48,9 @@ class Model:
         values = images.reshape(len(images), 1).astype(np.float32)
         return Outputs(values, values)
 
+    def warm_up(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
