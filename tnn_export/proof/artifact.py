@@ -9,6 +9,7 @@ products are of float32, ``True`` or ``False``, which TF32 is then kept from, an
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import warnings
@@ -26,22 +27,31 @@ def onnx(file: str, device: str, threads: int, in_float32: str, *without: str) -
     """Load a ``.onnx`` file with ONNX Runtime, which does without some of its optimizers."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    on_cpu = device == "cpu"
+    asked = {"device_id": device.partition(":")[2] or "0"} | ({"use_tf32": "0"} if in_float32 == "True" else {})
+    providers: list[Any] = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", asked)]
+    if not on_cpu:
         onnxruntime.preload_dlls()
-        asked = {"device_id": device.partition(":")[2] or "0"} | ({"use_tf32": "0"} if in_float32 == "True" else {})
-        providers = [("CUDAExecutionProvider", asked)]
-    session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=without or None)
-    if device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True)), (
-        " without ".join([f"onnxruntime {onnxruntime.__version__}", *without])
-    )
+
+    @functools.cache
+    def session_for(batch: int | None) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if batch is not None:  # as it is served: a session for each size, and nothing for the CPU to do
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            options.add_free_dimension_override_by_name("batch", batch)
+        session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=without or None)
+        if not on_cpu and session.get_providers()[0] != "CUDAExecutionProvider":
+            raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
+        return session
+
+    def run(images: NDArray[np.uint8]) -> Arrays:
+        session = session_for(None if on_cpu else len(images))
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    return run, " without ".join([f"onnxruntime {onnxruntime.__version__}", *without])
 
 
 def torchscript(file: str, device: str, threads: int) -> tuple[Run, str]:

@@ -85,13 +85,14 @@ class OnnxRuntimeBackend:
         self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
         providers = chosen_providers(device, manifest, options)
         without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
-        on_cuda = providers[0][0] == CUDA
-        self.details: dict[str, Any] = {}
-        self._weights = self._share(bundle, device) if on_cuda else {}
+        if device.kind == "cuda":
+            self.batch_sizes = bucket_sizes(manifest.batch, options.max_batch_size)
+        one = providers[0][0] != CUDA
+        self._weights, told = ({}, {}) if one else _share(bundle, device)
         how = device, providers, options.threads, options.spin, without, self._weights
-        opener = partial(_bundle_session, bundle, *how)
-        first = opener()
-        self.details |= {
+        sessions = _Sessions(partial(_bundle_session, bundle, *how), self.batch_sizes, one)
+        first = sessions.first
+        self.details: dict[str, Any] = told | {
             "providers": first.get_providers(),
             "provider_options": {name: first.get_provider_options().get(name, {}) for name, _ in providers},
             "nodes": node_counts(first),
@@ -102,8 +103,7 @@ class OnnxRuntimeBackend:
             shape = manifest.preprocessing.shape
             self._runs = Unbound({None: first}, [manifest.batch.smallest], shape, on_gpu=False)
         else:
-            self.batch_sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-            self._runs = self._on_gpu(device, manifest, options, _Sessions(first, opener if on_cuda else None))
+            self._runs = self._on_gpu(device, manifest, options, sessions)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Return the outputs for images ``[N, H, W, C]``.
@@ -132,17 +132,6 @@ class OnnxRuntimeBackend:
         self._runs.close()
         self._weights = {}
 
-    def _share(self, bundle: Bundle, device: Device) -> Mapping[str, Any]:
-        """Return the weights that all sessions share, or none if ONNX Runtime cannot put them on the GPU."""
-        require_cuda(str(device))
-        try:
-            weights = shared_weights(bundle.contents[ONNX_FILE], "cuda", device.index)
-        except Exception as error:  # as in `_session`, which tells whether the device works
-            self.details["weights"] = f"in each session: {complaint(error)}"
-            return {}
-        self.details["weights"] = f"{len(weights)} shared by all sessions"
-        return weights
-
     def _on_gpu(self, device: Device, manifest: Manifest, options: BackendOptions, sessions: _Sessions) -> Runs:
         """Prepare buffers at fixed addresses, or do without where there is no cuda-bindings."""
         self.concurrency = 1 if options.cuda_graphs else AT_ONCE
@@ -154,12 +143,12 @@ class OnnxRuntimeBackend:
                 raise
             self.details["memory"] = f"pageable: {error}"
             _LOG.warning("%s copies through pageable memory, which is slower: %s", self.device, error)
-            return Unbound(sessions.by_size(sizes), sizes, manifest.preprocessing.shape, on_gpu=True)
+            return Unbound(sessions.by_size(), sizes, manifest.preprocessing.shape, on_gpu=True)
         self.details |= {"memory": "page-locked", "gpu": cuda.name(), "cuda_graphs": options.cuda_graphs}
         self.versions |= cuda.versions()
 
         def slot() -> BoundSlot:
-            return BoundSlot(sessions.by_size(sizes), cuda, manifest, graphs=options.cuda_graphs)
+            return BoundSlot(sessions.by_size(), cuda, manifest, graphs=options.cuda_graphs)
 
         try:
             return Bound(slot, self.concurrency, options.cuda_graphs)
@@ -170,22 +159,36 @@ class OnnxRuntimeBackend:
             ) from error
 
 
+def _share(bundle: Bundle, device: Device) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Return weights on the GPU for all sessions, or none if ONNX Runtime cannot put them there, and what to tell."""
+    require_cuda(str(device))
+    try:
+        weights = shared_weights(bundle.contents[ONNX_FILE], "cuda", device.index)
+    except Exception as error:  # as in `_session`, which tells whether the device works
+        return {}, {"weights": f"in each session: {complaint(error)}"}
+    return weights, {"weights": f"{len(weights)} shared by all sessions"}
+
+
 class _Sessions:
-    """Sessions of a model on a GPU.
+    """Sessions of a model, one for each batch size or one for all.
 
     Args:
-        first: One of them.
-        opener: Opens another one; ``None`` if one is enough for all batch sizes.
+        opener: Opens a session for a batch size, or with ``None`` for any.
+        sizes: The batch sizes; empty for any.
+        one: Whether one session is enough for all of them.
     """
 
-    def __init__(self, first: Any, opener: Callable[[], Any] | None) -> None:
-        self._unused, self._opener = [first], opener
+    def __init__(self, opener: Callable[[int | None], Any], sizes: Sequence[int], one: bool) -> None:
+        self._opener, self._sizes, self._one = opener, sizes, one
+        self.first = opener(None if one else sizes[0])
+        """The session for all sizes, or one for the smallest."""
+        self._unused = [self.first]
 
-    def by_size(self, sizes: Sequence[int]) -> Mapping[Any, Any]:
-        """Return a session for each batch size, which nobody else has, or the one for all of them."""
-        if self._opener is None:
-            return dict.fromkeys(sizes, self._unused[0])
-        return {size: self._unused.pop() if self._unused else self._opener() for size in sizes}
+    def by_size(self) -> Mapping[Any, Any]:
+        """Return a session for each batch size, which nobody else has unless it is the one for all of them."""
+        if self._one:
+            return dict.fromkeys(self._sizes, self.first)
+        return {size: self._unused.pop() if self._unused else self._opener(size) for size in self._sizes}
 
 
 def _check_interface(session: Any, folder: Path, manifest: Manifest) -> None:
@@ -211,8 +214,11 @@ def device_timer(bundle: Bundle, device: Device, options: BackendOptions) -> Ite
             opened.callback(cuda.destroy, stream)
             ours = {"user_compute_stream": str(int(stream))}
             providers = [(name, asked | ours) for name, asked in chosen_providers(device, manifest, options)]
-            slot = BoundSlot(  # with the only hold on the session, which must not outlive its stream
-                dict.fromkeys(sizes, _bundle_session(bundle, device, providers, options.threads, options.spin)),
+            weights, _ = _share(bundle, device)
+            how = device, providers, options.threads, options.spin, (), weights
+            # The slot has the only hold on the sessions, which must not outlive their stream.
+            slot = BoundSlot(
+                {size: _bundle_session(bundle, *how, size) for size in sizes},
                 cuda,
                 manifest,
                 graphs=options.cuda_graphs,
@@ -302,8 +308,13 @@ def _session(
     spin: bool,
     without: Sequence[str] = (),
     weights: Mapping[str, Any] | None = None,
+    batch: int | None = None,
 ) -> Any:
-    """Open a session, on the CPU without some optimizers, and with weights that are on the device already."""
+    """Open a session, on the CPU without some optimizers, with weights that are on the device already, for one size.
+
+    For one batch size ONNX Runtime works out all shapes beforehand. It would leave that to the CPU in every run, which
+    vision transformers could not go without.
+    """
     names = [name for name, _ in providers]
     require_providers(device, names)
     options = ort.SessionOptions()
@@ -318,6 +329,8 @@ def _session(
     if names[0] == CUDA:
         # It has no products of 8 bits: quantised weights become float32 now instead of in every run.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if batch is not None:
+        options.add_free_dimension_override_by_name("batch", batch)
     for name, value in (weights or {}).items():
         options.add_initializer(name, value)
     # Without enable_fallback=0 a session that fails on a GPU is made again on the CPU, now or in a later run.

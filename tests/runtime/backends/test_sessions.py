@@ -39,8 +39,10 @@ SIZES = (1, 2, 4, 8)
 class Session:
     """A session of the CPU that stands for one of CUDA: it remembers its batch sizes, and records as CUDA's does."""
 
-    def __init__(self, model: bytes, weights: Any, fake: FakeCuda) -> None:
+    def __init__(self, model: bytes, weights: Any, fake: FakeCuda, batch: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
+        if batch is not None:
+            options.add_free_dimension_override_by_name("batch", batch)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         for name, value in weights.items():
             options.add_initializer(name, value)
@@ -100,7 +102,8 @@ def made(fake: FakeCuda, small_bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
     sessions: list[Session] = []
 
     def open_session(model: bytes, device: Device, providers: Any, *how: Any) -> Session:
-        session = Session(model, how[3], fake)
+        *_, weights, batch = how
+        session = Session(model, weights, fake, batch)
         if device.kind == "cuda":
             sessions.append(session)
         return session
@@ -152,6 +155,7 @@ def test_sizes_that_alternate_meet_a_session_each(
         for batch, outputs in zip(batches, pool.map(backend.run, batches), strict=True):
             assert np.array_equal(outputs.logits, expected(batch))
     assert [len(set(session.sizes)) for session in made] == [1] * len(made)
+    assert [session.get_inputs()[0].shape[0] for session in made] == [session.sizes[0] for session in made]
     backend.close()
 
 
@@ -176,6 +180,33 @@ def test_nothing_is_left_when_it_is_closed(opened: Callable[..., Backend], fake:
     backend.close()
     assert fake.leaks == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
+
+
+def reshaping() -> bytes:
+    """What a vision transformer does: a part of it has a shape that depends on the batch."""
+    values = {"zero": np.zeros(1, np.int64), "rest": np.array([-1], np.int64), "w": np.ones((12, 5), np.float32)}
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["count"]),
+        helper.make_node("Concat", ["count", "rest"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["row"]),
+        helper.make_node("MatMul", ["row", "w"], ["y"]),
+    ]
+    shapes = {"x": ["batch", 3, 4], "y": ["batch", 5]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    weights = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_a_session_for_one_size_has_no_arithmetic_of_shapes(batch: int) -> None:
+    """CUDA's provider leaves it to the CPU, where nothing may run."""
+    opener = partial(module._session, reshaping(), Device("cpu"), [(CPU, {})], 1, False, (), {})
+    assert module._operators(opener(None), CPU).keys() >= {"Shape", "Gather", "Concat"}
+    session = opener(batch)
+    assert module._operators(session, CPU).keys() == {"Reshape", "MatMul"}
+    assert session.run(None, {"x": np.ones((batch, 3, 4), np.float32)})[0].shape == (batch, 5)
 
 
 # Weights
@@ -303,6 +334,13 @@ def test_on_cuda_quantised_weights_become_float32_when_the_session_is_opened(
         module._session(quantized(), Device("cuda"), [(name, {}) for name in names], 1, False)
     (session,) = seen
     assert module._operators(session, CPU)["DequantizeLinear"] == left
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", [reshaping, quantized])
+def test_on_a_gpu_nothing_is_left_to_the_cpu(model: Callable[[], bytes]) -> None:
+    session = module._session(model(), Device("cuda"), [(CUDA, {})], 1, False, (), {}, 4)
+    assert module.node_counts(session).keys() == {CUDA}
 
 
 # Recording keeps everything else away

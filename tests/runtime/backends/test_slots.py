@@ -231,8 +231,7 @@ def opened(
 ) -> Callable[..., module.OnnxRuntimeBackend]:
     """Opens the backend on ``cuda:1``, on a session of the CPU that stands for all those of CUDA."""
     monkeypatch.setattr(module, "_session", lambda *arguments: session)
-    monkeypatch.setattr(module, "require_cuda", lambda device: None)
-    monkeypatch.setattr(module, "shared_weights", lambda model, device, index: {})
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
 
     def opener(**options: Any) -> module.OnnxRuntimeBackend:
@@ -335,11 +334,12 @@ def test_the_device_time_is_that_of_the_computation_alone(
 ) -> None:
     asked: list[Any] = []
 
-    def open_session(model: str, device: Device, providers: list[Any], threads: int, spin: bool) -> OnStream:
+    def open_session(model: str, device: Device, providers: list[Any], *how: Any) -> OnStream:
         asked.extend(providers)
         return OnStream(fake, session, int(providers[0][1]["user_compute_stream"]))
 
     monkeypatch.setattr(module, "_session", open_session)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
     options = BackendOptions(max_batch_size=8, tf32=True)
     with open_device_timer(open_bundle(small_bundle), "cuda:1", options) as timed:
@@ -351,7 +351,7 @@ def test_the_device_time_is_that_of_the_computation_alone(
             timed(images(9))
     assert [(name, {**had, "user_compute_stream": "1"}) for name, had in asked] == [
         ("CUDAExecutionProvider", SENT | {"device_id": "1", "use_tf32": "1", "user_compute_stream": "1"})
-    ]
+    ] * len(SIZES)
     assert fake.leaks == []
 
 
@@ -362,6 +362,7 @@ def test_a_device_timer_that_cannot_be_opened_leaves_nothing(
         raise ProviderUnavailable("no such luck")
 
     monkeypatch.setattr(module, "_session", refuse)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     with (
         pytest.raises(ProviderUnavailable, match="no such luck"),
         open_device_timer(open_bundle(small_bundle), "cuda", BackendOptions()),
