@@ -242,8 +242,14 @@ class TestBenchmarkGpu:
         printed = capsys.readouterr().out
         assert printed.count("| | 1 | 3 |") == 4
         for way in ways:
-            assert printed.count(f"\n| {way} | ") == 4
-        rows = json.loads(samples.read_text())["rows"]
+            assert printed.count(f"\n| {way} | ") == 5
+        first, *_ = printed.split("\nMedian latency")
+        assert "mean of the medians of batches of 1, 3:" in first
+        measured = json.loads(samples.read_text())
+        ways_too = [row["contender"] for row in measured["alternating"]]
+        assert ways_too == ["one session on cpu", "cpu", "torch eager on cpu"]
+        assert all(f"\n| {way} | " in first for way in ways_too)
+        rows = measured["rows"]
         assert [(row["contender"], row["batch"]) for row in rows] == [
             ("cpu", 1),
             ("cpu", 3),
@@ -282,7 +288,8 @@ class TestBenchmarkGpu:
         pair = [str(bundles["tversky"]), str(bundles["linear"])]
         benchmark.command([*pair, "--devices", "cuda", "--batch", "1", "8", "--blocks", "2"])
         printed = capsys.readouterr().out
-        assert printed.count("\n| cuda + graphs | ") == 4
+        assert printed.count("\n| one session on cuda | ") == 1
+        assert printed.count("\n| cuda + graphs | ") == 5
         assert printed.count("\n| torch compile on cuda | ") == 4
 
 

@@ -237,7 +237,7 @@ class Classifier:
                 backend, reason = open_backend(opened, name, options)
                 replicas.append(Replica(backend, manifest.batch.smallest, reason, metrics, tracer))
                 if warmup:
-                    replicas[-1].warm_up(manifest.preprocessing.shape)
+                    replicas[-1].warm_up()
                 if self_check:
                     replay_golden_samples(opened, backend.device, replicas[-1].logits, max_batch_size)
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
@@ -26,6 +27,7 @@ __all__ = [
     "BACKENDS",
     "CRASHING_OPTIMIZERS",
     "DEVICES",
+    "FLOAT32_PRODUCTS",
     "PROBE",
     "Backend",
     "BackendOptions",
@@ -58,6 +60,10 @@ PROBE = Path(__file__).with_name("probe.onnx")
 CRASHING_OPTIMIZERS = {"fp16": ("MatmulTransposeFusion",)}
 """What ONNX Runtime has to leave out on the CPU, by precision: with it, 1.23 and later crash on vision transformers. No
 other model is faster for it."""
+
+FLOAT32_PRODUCTS = ("fp32", "int8")
+"""The precisions whose products ONNX Runtime computes in float32 on CUDA, in int8 between the quantisations. Without
+TF32 there, it would keep the others from the tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Backend(Protocol):
     """The batch sizes that it is prepared for, smallest first; empty where any is as good as another."""
 
     concurrency: int
-    """How many calls of `run` at once keep the device busy."""
+    """How many calls of `run` at once keep the device busy; where there are batch sizes, more would wait for them."""
 
     versions: dict[str, str]
     """The libraries it runs on."""
@@ -115,6 +121,13 @@ class Backend(Protocol):
         Raises:
             RunError: If the model fails on these images.
             DeviceLost: If the device has failed for good.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Run what first runs are slow for: each batch size, everywhere where it may run.
+
+        Errors are those of `run`.
         """
         ...
 
@@ -165,14 +178,22 @@ def probe_device(device: Device) -> str:
     Raises:
         TnnError: If the device does not work, with what is missing.
     """
-    what: str = importlib.import_module(f"{__name__}.{BACKENDS[device.kind][0]}").probe(device)
+    probe = importlib.import_module(f"{__name__}.{BACKENDS[device.kind][0]}").probe
+    with _opening(device):
+        what: str = probe(device)
     return what
 
 
 def _open(bundle: Bundle, device: Device, options: BackendOptions) -> Backend:
     module, name = BACKENDS[device.kind]
-    backend: Backend = getattr(importlib.import_module(f"{__name__}.{module}"), name)(bundle, device, options)
+    opener = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    with _opening(device):
+        backend: Backend = opener(bundle, device, options)
     return backend
+
+
+def _opening(device: Device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.kind == "cpu" else OPENING
 
 
 def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
+from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
-from tnn_runtime.backends.libraries import missing_driver
+from tnn_runtime.backends.libraries import driver_problems
 from tnn_runtime.backends.slots import AT_ONCE, Slot, Slots, Tensors
 from tnn_runtime.bundle.manifest import ONNX_FILE, TensorSpec
 from tnn_runtime.bundle.opened import Bundle
@@ -87,6 +89,9 @@ class TensorRtBackend:
         logits, embedding = self._slots.run(images)
         return Outputs(logits, embedding)
 
+    def warm_up(self) -> None:
+        """Do nothing: each batch size has run in each slot when this was opened."""
+
     def close(self) -> None:
         """Release the engine, after the calls that run. Closing twice is fine."""
         self._slots.close()
@@ -95,15 +100,16 @@ class TensorRtBackend:
 @contextmanager
 def device_timer(bundle: Bundle, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
     """Run the engine of the backend in a slot whose time is taken; see `open_device_timer`."""
-    engine, manifest = _load(bundle, device, options), bundle.manifest
+    manifest = bundle.manifest
     (images,) = manifest.inputs
     sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-    slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
-    try:
-        slot.warm_up()
+    with contextlib.ExitStack() as opened:
+        with OPENING:
+            engine = _load(bundle, device, options)
+            slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
+            opened.callback(Slots([slot]).close)
+            slot.warm_up()
         yield slot.timed_run
-    finally:
-        slot.close()
 
 
 def _load(bundle: Bundle, device: Device, options: BackendOptions) -> LoadedEngine:
@@ -240,11 +246,11 @@ class EngineSlot(Slot):
         graphs: bool,
         wanted: int = 2,
     ) -> None:
-        super().__init__(engine.cuda, Tensors(engine.cuda, images, outputs, sizes[-1], wanted), sizes)
+        super().__init__(engine.cuda, Tensors(engine.cuda, images, outputs, sizes[-1], wanted), sizes, graphs)
         self._engine = engine
         self._input = images.name
         self._shaped: dict[int, int] = {}
-        self._graphs: dict[int, Graph] | None = {} if graphs else None
+        self._recorded: dict[int, Graph] = {}
         self._scratch = 0
         self._contexts: dict[int, Any] = {}
         try:
@@ -257,27 +263,20 @@ class EngineSlot(Slot):
             self.close()
             raise
 
-    def warm_up(self) -> None:
-        """Run each batch size once, since its first run compiles, allocates and records."""
-        for size in self._sizes:
-            self.run(np.zeros((size, *self._tensors.images.host.shape[1:]), self._tensors.images.dtype))
-
     def close(self) -> None:
         """Release the contexts and the memory."""
         self._cuda.use()
-        for graph in (self._graphs or {}).values():
+        for graph in self._recorded.values():
             graph.close()
         self._contexts.clear()
         self._cuda.free(self._scratch)
         super().close()
 
     def _compute(self, count: int) -> None:
-        if self._graphs is None:
-            self._queue(count)
+        if count in self._recorded:
+            self._recorded[count].launch(self._tensors.stream)
         else:
-            if count not in self._graphs:
-                self._graphs[count] = self._record(count)
-            self._graphs[count].launch(self._tensors.stream)
+            self._queue(count)
 
     def _context(self) -> Any:
         context = self._engine.context(self._scratch)
@@ -286,15 +285,12 @@ class EngineSlot(Slot):
                 raise RunError(f"{self._engine} takes no address for {name!r} ({self._engine.said()}); report this")
         return context
 
-    def _record(self, count: int) -> Graph:
-        cuda, stream = self._cuda, self._tensors.stream
-        # The first run with a shape allocates and chooses, which cannot be recorded.
-        self._queue(count)
-        cuda.wait(stream)
+    def _record(self, count: int) -> None:
+        stream = self._tensors.stream
         may_record = getattr(self._contexts[count], "is_stream_capturable", None)  # TensorRT for RTX alone has it
         if may_record is not None and not may_record(int(stream)):
             raise RunError(f"{self._engine} cannot record batches of {count}; load the bundle without cuda_graphs")
-        return cuda.record(stream, lambda: self._queue(count))
+        self._recorded[count] = self._cuda.record(stream, lambda: self._queue(count))
 
     def _queue(self, count: int) -> None:
         context, engine, stream = self._contexts[count], self._engine, self._tensors.stream
@@ -354,4 +350,4 @@ def tensorrt_problems() -> list[str]:
             needed()
         except ProviderUnavailable as error:
             problems.append(str(error))
-    return problems + missing_driver()
+    return problems + driver_problems()

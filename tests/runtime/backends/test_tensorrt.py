@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import FOREVER
 
 from tnn_runtime import (
     ArtifactError,
@@ -115,6 +116,29 @@ def test_batches_of_all_sizes_and_threads_get_their_own_answers(
     assert fake.leaks == []
     with pytest.raises(ClassifierClosed):
         backend.run(images(1))
+
+
+def test_graphs_are_recorded_while_nothing_else_uses_a_gpu(
+    opened: Opener, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = opened()
+    threads = []
+    begin = fake.cudaStreamBeginCapture
+
+    def begin_and_look(*arguments: Any) -> Any:
+        begun = begin(*arguments)
+        threads.append(threading.Thread(target=live.run, args=[images(2)]))
+        threads[-1].start()
+        threads[-1].join(0.05)  # it never ends before the recording does
+        assert threads[-1].is_alive()
+        return begun
+
+    monkeypatch.setattr(fake, "cudaStreamBeginCapture", begin_and_look)
+    opened(cuda_graphs=True)
+    for thread in threads:
+        thread.join(FOREVER)
+    assert len(threads) == 8
+    assert fake.disturbed == []
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from waiting import FOREVER, Clock, until
 from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, ResourcesExhausted, RunError
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
+from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.queue import batching, replicas
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.failures import Failures
@@ -49,6 +50,9 @@ class Model:
             raise self.error
         values = images.reshape(len(images), 1).astype(np.float32)
         return Outputs(values, values)
+
+    def warm_up(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -265,6 +269,36 @@ def test_a_lost_device_is_lost_for_good() -> None:
         with pytest.raises(DeviceLost, match="restart this process"):
             made.replicas.run(np.zeros((1, 1, 1, 1), np.uint8))
     assert model.sizes == [1]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_wait_for_a_slot_of_a_gpu_is_no_part_of_a_run(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, metrics = Clock(monkeypatch, replicas), Metrics()
+    model = Model("cuda:0", slots, batch_sizes=(1,))
+    replica = Replica(model, 1, "as asked", metrics)
+    arrived = threading.Semaphore(0)
+
+    def fill(*arguments: Any) -> Any:
+        arrived.release()
+        return fill_up(*arguments)
+
+    monkeypatch.setattr(replicas, "fill_up", fill)
+    model.go.clear()
+    with ThreadPoolExecutor(slots + 1) as pool:
+        calls = [pool.submit(replica.run, np.zeros((1, 1, 1, 1), np.uint8)) for _ in range(slots + 1)]
+        try:
+            for _ in calls:
+                assert arrived.acquire(timeout=FOREVER)
+            for _ in range(slots):
+                assert model.runs.acquire(timeout=FOREVER)
+            assert not model.runs.acquire(timeout=0.05)  # the last one never runs before another one ends
+            assert metrics.read().running == slots
+            clock.now = 7.0
+        finally:
+            model.go.set()
+        wait(calls)
+    found = metrics.read().inference_seconds
+    assert (found.count, found.total) == (slots + 1, 7.0 * slots)
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])
