@@ -5,7 +5,7 @@
 largest memory that a process took.
 
 The unit of time is what an honest JPEG takes for a pixel on the same machine, measured in between: a file that takes
-ten times as long for each of its pixels and bytes has the cost 10. What the model's input has is added to the pixels.
+ten times as long for each of its pixels and bytes has the cost 10. The pixels of the model's input are added to its own, and some that make small files equal.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tnn_runtime import TnnError
 from tnn_runtime.images.pixels import FITS
 from tnn_runtime.images.preprocess import Preprocessing, open_image
 
-SMALL, SMALL_FOR_MEMORY = 1 << 16, 1 << 19
-"""What files count at least, in pixels, whatever they declare: 256 x 256 for time, 724 x 724 for memory."""
+SMALL, SMALL_FOR_MEMORY = 1 << 17, 1 << 19
+"""Pixels that are added to those of each file, for time and for memory: 362 x 362, and 724 x 724."""
 
 
 class Bound(NamedTuple):

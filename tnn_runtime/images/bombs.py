@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 __all__ = ["TooMuch", "check_exif", "check_parts", "check_scans", "check_strips"]
 
+_SMALL = 1 << 15
+"""Bytes that are too few for so many parts that they would take long."""
+
 _JPEG_START = b"\xff\xd8\xff"
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 100
@@ -30,7 +33,9 @@ _MAX_PASSES = 8
 _MAX_JUNK = 1 << 16
 _MAX_EXIF_SEGMENTS = 16
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_SIZE_IN_FRAME = re.compile(rb"\xff[\xc0-\xcf](?=..\x08(..)(..))", re.DOTALL)
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
+_SCAN_MARKER = b"\xff\xda"
 _RESTARTS = range(0xD0, 0xD8)
 _ALONE = (0x01, 0xD8, *_RESTARTS)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -67,7 +72,7 @@ _STRIPS, _SAMPLES, _ROWS, _STRIP_SIZES, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_SIZES = 322, 323, 324, 325
 _RAW, _OLD_JPEG, _JPEG = 1, 6, 7
 _PLANES_APART = 2
-_MORE_AREA, _SOME_AREA = 8, 1 << 21
+_MORE_AREA, _SOME_AREA = 8, 1 << 20
 """Tiles may be so much larger than the image: a little one may have a tile of 1024 x 1024."""
 _SOME_PARTS, _SIZE_OF_PART = 2048, 64
 
@@ -83,18 +88,19 @@ def check_parts(file: IO[bytes]) -> None:
         TooMuch: If it cannot.
         struct.error: If the file ends too early.
     """
-    magic = file.read(4)
+    head = file.read(_SMALL + 1)
+    magic, is_small = head[:4], len(head) <= _SMALL
     if magic == _PNG:
-        _check_chunks(file)
+        if not is_small or any(name in head for name in _UNFOLDING):
+            _check_chunks(file)
     elif magic[:3] == _JPEG_START:
-        _check_segments(file)
+        if not is_small or _EXIF in head or _OTHER_PICTURES in head:
+            _check_segments(file)
     elif magic[:2] in _BYTE_ORDERS and {_CLASSIC, _BIG} & set(magic[2:]):
         # Pillow takes the byte order from the first two bytes, and looks for a BigTIFF's number in the third alone.
-        big = magic[2] == _BIG
-        place, order = (8, "Q") if big else (4, "I")
-        file.seek(place)
-        (place,) = _read(file, _BYTE_ORDERS[magic[:2]] + order)
-        _check_directory(file, _BYTE_ORDERS[magic[:2]], place, big=big)
+        order, big = _BYTE_ORDERS[magic[:2]], magic[2] == _BIG
+        (place,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
+        _check_directory(file, order, place, big=big)
 
 
 # JPEG
@@ -137,27 +143,27 @@ def _next_marker(file: IO[bytes]) -> int | None:
     raise TooMuch(f"more than {_MAX_JUNK} bytes between its segments")
 
 
-def check_scans(content: bytes) -> int:
-    """Make sure that a JPEG does not paint its pixels over and over; return how many pixels it declares.
+def check_scans(content: bytes) -> None:
+    """Make sure that a JPEG does not paint its pixels over and over: each scan costs as much as an image.
 
     Raises:
         TooMuch: If it does.
     """
-    scans, place, frame, pixels = 0, 0, 0, 0
+    if content.count(_SCAN_MARKER) <= _MAX_SCANS_OF_SEQUENTIAL:
+        return
+    scans, place, frame = 0, 0, 0
     passes: dict[int, int] = {}
     for _ in range(_MAX_SEGMENTS):
         found = _JPEG_MARKER.search(content, place)
         if found is None:
-            return pixels
+            return
         marker, place = found[0][1], found.end()
         if marker == _END_OF_IMAGE:
-            return pixels
+            return
         if marker in _ALONE:
             continue
         if marker in _FRAMES:
             frame = marker
-            pixels = int.from_bytes(content[place + 3 : place + 5], "big")
-            pixels *= int.from_bytes(content[place + 5 : place + 7], "big")
         elif marker == _START_OF_SCAN:
             scans += 1
             most = _MAX_SCANS if frame in _PROGRESSIVE else _MAX_SCANS_OF_SEQUENTIAL
@@ -200,15 +206,15 @@ def _check_chunks(file: IO[bytes]) -> None:
     else:
         raise TooMuch(f"more than {most} chunks in {size} bytes")
     if packed * _RATIO > _MAX_UNFOLDED:
-        _check_unfolded(file, unfolding)
+        _check_unfolded(file, unfolding, size)
 
 
-def _check_unfolded(file: IO[bytes], places: list[int]) -> None:
+def _check_unfolded(file: IO[bytes], places: list[int], size: int) -> None:
     total = 0
     for place in places:
         file.seek(place)
         length, name = _read(file, ">I4s")
-        total += _unfolded(name, file.read(length))
+        total += _unfolded(name, file.read(min(length, size)))
         if total > _MAX_UNFOLDED:
             raise TooMuch(f"texts and profiles that unfold to more than {_MAX_UNFOLDED >> 20} MiB")
 
@@ -317,6 +323,8 @@ def check_strips(tags: Mapping[int, Any], file: IO[bytes]) -> None:
     if len(places) > planes * across * down:
         raise TooMuch(f"{len(places)} strips or tiles where {planes * across * down} are the image")
     compression = _number(tags, _COMPRESSION, _RAW)
+    if len(places) <= 1 and compression not in (_OLD_JPEG, _JPEG):
+        return
     sizes = _numbers(tags, _TILE_SIZES if is_tiled else _STRIP_SIZES)
     if compression == _RAW:  # Pillow reads as many bytes as the pixels are, whatever the sizes say
         bits = sum(_numbers(tags, _BITS).tolist() or [1]) // planes
@@ -332,10 +340,14 @@ def check_strips(tags: Mapping[int, Any], file: IO[bytes]) -> None:
     if (ends[:-1] > places[order][1:]).any():
         raise TooMuch("strips or tiles that overlap")
     if compression in (_OLD_JPEG, _JPEG):
+        size = file.seek(0, os.SEEK_END)
         for place, length in zip(places.tolist(), sizes.tolist(), strict=True):
             file.seek(place)
-            if check_scans(file.read(length)) > most_area:
-                raise TooMuch("strips or tiles that are JPEGs of more pixels than it has")
+            content = file.read(min(length, size))
+            for high, wide in _SIZE_IN_FRAME.findall(content):
+                if int.from_bytes(high, "big") * int.from_bytes(wide, "big") > most_area:
+                    raise TooMuch("strips or tiles that are JPEGs of more pixels than it has")
+            check_scans(content)
 
 
 def _number(tags: Mapping[int, Any], tag: int, default: int) -> int:

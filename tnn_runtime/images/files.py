@@ -54,6 +54,7 @@ _ENDS_EARLY = re.compile(r"truncated|unexpected end|ends? of file|\bEOF\b|not en
 
 _RUN_LENGTHS = (1, 2)
 """Compressions of BMP that Pillow decodes in Python, while no other thread runs."""
+_READ_AT_ONCE = 1 << 16
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 1 << 17
 _BITS, _PHOTOMETRIC = 258, 262
@@ -77,7 +78,7 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     if size > MAX_BYTES:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
-        file = _stream(source)
+        file = _stream(source, size)
     except (OSError, MemoryError) as error:
         raise broken(name, error) from error
     # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
@@ -103,8 +104,9 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError("run-length encoded; expected pixels that are not compressed: save it as PNG")
     position = file.tell()
     if image.format in ("JPEG", "MPO"):
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        check_scans(file.read(MAX_BYTES))
+        check_scans(file.read(size))
     elif image.format == "TIFF":
         check_strips(tags, file)
     file.seek(position)
@@ -137,10 +139,13 @@ def _size(path: str | Path, name: str) -> int:
     return found.st_size
 
 
-def _stream(source: str | Path | bytes) -> IO[bytes]:
+def _stream(source: str | Path | bytes, size: int) -> IO[bytes]:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    return open(source, "rb")
+    if size > _READ_AT_ONCE:
+        return open(source, "rb")
+    with open(source, "rb", buffering=0) as file:
+        return io.BytesIO(file.read())
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:

@@ -33,7 +33,7 @@ _TURNS = {
 """What makes an image upright, for each value of EXIF's orientation but 1, which is upright."""
 
 _BILINEAR = Image.Resampling.BILINEAR
-_MUCH = 8
+_MUCH = 4
 _STEPS_OF_GREY = {"L;2": 85, "L;4": 17}
 """What grey levels of fewer than 8 bits are multiplied by when Pillow decodes them."""
 
@@ -127,10 +127,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _exif(image: Image.Image) -> bytes:
     """Return the EXIF data that Pillow will read, where they are apart from the file."""
     found: Any = image.info.get("exif")
-    if found is None:
-        lines = image.info.get("Raw profile type exif", "").split("\n")
-        found = bytes.fromhex("".join(lines[3:]))
-    return bytes(found)
+    if found is None and (text := image.info.get("Raw profile type exif")):
+        found = bytes.fromhex("".join(text.split("\n")[3:]))
+    return found or b""
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, int | None]:
