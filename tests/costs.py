@@ -5,7 +5,8 @@
 largest memory that a process took.
 
 The unit of time is what an honest JPEG takes for a pixel on the same machine, measured in between: a file that takes
-ten times as long for each of its pixels and bytes has the cost 10. The pixels of the model's input are added to its own, and some that make small files equal.
+ten times as long for each of its pixels and bytes has the cost 10. To the pixels of a file are added those of the
+model's input, and some that small files may cost whatever they declare.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -36,8 +36,9 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _SIZE_IN_FRAME = re.compile(rb"\xff[\xc0-\xcf](?=..\x08(..)(..))", re.DOTALL)
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 _SCAN_MARKER = b"\xff\xda"
-_RESTARTS = range(0xD0, 0xD8)
-_ALONE = (0x01, 0xD8, *_RESTARTS)
+_ALONE = (0x01, *range(0xD0, 0xD9))
+"""Markers without a length: of restarts and the start."""
+_ALONE_FOR_PILLOW = (*_ALONE, _END_OF_IMAGE, 0xC8, *range(0xF0, 0xFE))
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _APP1, _APP2 = 0xE1, 0xE2
@@ -58,12 +59,15 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _CLASSIC, _BIG = 42, 43
 _MAX_TAGS = 1 << 10
 _MAX_NUMBERS = 1 << 17
-_MAX_NUMBERS_BELOW = 1 << 12
-_BYTES_AND_TEXT = (1, 2, 7)
+_MAX_SLOW_NUMBERS = 1 << 12
+"""Fractions, of which Pillow makes objects, and what is in the directories below, of which it takes all."""
+_BYTES_AND_TEXT, _FRACTIONS = (1, 2, 7), (5, 10)
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """The bytes of a value of each type."""
 _BELOW = (34665, 34853, 40965)
 """Tags that tell where further directories are, which Pillow reads: of EXIF, of GPS, and of interoperability."""
+_ASKED_OF_EXIF = (274, 282, 296)
+"""The orientation and the resolution."""
 _MAX_OVERLAP = 4
 _SOME_BYTES = 1 << 16
 
@@ -112,12 +116,12 @@ def _check_segments(file: IO[bytes]) -> None:
     file.seek(2)
     for _ in range(_MAX_SEGMENTS):
         marker = _next_marker(file)
-        if marker in (None, _END_OF_IMAGE, _START_OF_SCAN):
+        if marker in (None, _START_OF_SCAN):
             if len(exif) > _MAX_EXIF_SEGMENTS:
                 raise TooMuch(f"{len(exif)} segments of EXIF data")
             check_exif(b"".join(exif))
             return
-        if marker in _ALONE:
+        if marker in _ALONE_FOR_PILLOW:
             continue
         (size,) = _read(file, ">H")
         if marker not in (_APP1, _APP2):
@@ -127,7 +131,7 @@ def _check_segments(file: IO[bytes]) -> None:
         if content.startswith(_EXIF):
             exif.append(content[len(_EXIF) if exif else 0 :])
         elif content.startswith(_OTHER_PICTURES):
-            check_exif(content[len(_OTHER_PICTURES) :])
+            _check_apart(content[len(_OTHER_PICTURES) :], asked=None)
     raise TooMuch(f"more than {_MAX_SEGMENTS} segments")
 
 
@@ -196,7 +200,7 @@ def _check_chunks(file: IO[bytes]) -> None:
     for _ in range(most):
         file.seek(place)
         head = file.read(8)
-        if len(head) < 8:
+        if len(head) < 8 or head[4:] == b"IEND":
             break
         length = int.from_bytes(head[:4], "big")
         if head[4:] in _UNFOLDING:
@@ -245,13 +249,19 @@ def check_exif(exif: bytes) -> None:
     """
     for _ in range(2):
         exif = exif.removeprefix(_EXIF)
-    if exif[:2] in _BYTE_ORDERS and len(exif) >= 8:
-        order = _BYTE_ORDERS[exif[:2]]
-        _check_directory(io.BytesIO(exif), order, struct.unpack_from(order + "I", exif, 4)[0], big=False, is_lazy=True)
+    _check_apart(exif, _ASKED_OF_EXIF)
+
+
+def _check_apart(content: bytes, asked: Container[int] | None) -> None:
+    """Check a directory that is not in a TIFF, but has its form."""
+    if content[:2] in _BYTE_ORDERS and len(content) >= 8:
+        order = _BYTE_ORDERS[content[:2]]
+        (place,) = struct.unpack_from(order + "I", content, 4)
+        _check_directory(io.BytesIO(content), order, place, asked=asked, depth=1)
 
 
 def _check_directory(
-    file: IO[bytes], order: str, place: int, *, big: bool, is_lazy: bool = False, depth: int = 0
+    file: IO[bytes], order: str, place: int, *, big: bool = False, asked: Container[int] | None = None, depth: int = 0
 ) -> None:
     """Make sure that a directory of a TIFF has no more values than the file can have, nor those below it.
 
@@ -260,44 +270,43 @@ def _check_directory(
         order: Of its bytes, as `struct` has it.
         place: Where the directory is.
         big: Whether it is a BigTIFF.
-        is_lazy: Whether Pillow makes numbers of those values only that are asked for.
+        asked: The tags whose values Pillow makes numbers of; ``None`` for all. What lies in others may be damaged.
         depth: How many directories lie above this one.
     """
     number, tags, room = ("Q", "Q", 8) if big else ("I", "H", 4)
-    layout = f"{order}HH{number}{room}s"
+    layout, head = f"{order}HH{number}{room}s", order + tags
     name: Literal["little", "big"] = "little" if order == "<" else "big"
     size = file.seek(0, os.SEEK_END)
-    file.seek(place)
-    head = file.read(struct.calcsize(f"{order}{tags}"))
-    if len(head) < struct.calcsize(f"{order}{tags}"):
+    if place + struct.calcsize(head) > size:
         return
-    (told,) = struct.unpack(f"{order}{tags}", head)
+    file.seek(place)
+    (told,) = _read(file, head)
     count = min(told, (size - file.tell()) // struct.calcsize(layout))
-    if (count if is_lazy else told) > _MAX_TAGS:
+    if (told if asked is None else count) > _MAX_TAGS:
         raise TooMuch(f"{told} tags")
-    copied, below, numbers, parts = 0, [], 0, 0
-    sides: dict[int, int] = {}
+    copied, slow, parts = 0, 0, 0
+    below: list[int] = []
+    sides = {_WIDTH: 0, _HEIGHT: 0}
     for tag, kind, values, value in struct.iter_unpack(layout, file.read(count * struct.calcsize(layout))):
-        length, where = values * _SIZES.get(kind, 0), int.from_bytes(value, name)
-        if length > room:
-            there = min(length, max(0, size - where))
-            copied += there
-            if kind not in _BYTES_AND_TEXT:
-                numbers = max(numbers, values) if depth == 0 else numbers + there // _SIZES[kind]
-        elif tag in _BELOW:
-            below.append(int.from_bytes(value[:length], name))
-        elif tag in (_WIDTH, _HEIGHT):
-            sides[tag] = int.from_bytes(value[:length], name)
-        if tag in (_STRIPS, _TILES):
-            parts = max(parts, values)
-        if numbers > (_MAX_NUMBERS if depth == 0 else _MAX_NUMBERS_BELOW) and not is_lazy:
-            raise TooMuch(f"{numbers} values of tag {tag}")
+        length = values * _SIZES.get(kind, 0)
+        there = min(length, max(0, size - int.from_bytes(value, name))) if length > room else 0
+        copied += there
         if copied > _MAX_OVERLAP * size + _SOME_BYTES:
             raise TooMuch("tags whose values overlap")
-    pixels = sides.get(_WIDTH, 0) * sides.get(_HEIGHT, 0)
-    if depth == 0 and not is_lazy and parts > _SOME_PARTS + (pixels + size) // _SIZE_OF_PART:
-        raise TooMuch(f"{parts} strips or tiles for {pixels} pixels")
-    if not is_lazy and depth < len(_BELOW):
+        if there and kind not in _BYTES_AND_TEXT and (asked is None or tag in asked):
+            if depth or kind in _FRACTIONS:
+                slow += there // _SIZES[kind]
+            if slow > _MAX_SLOW_NUMBERS or (depth == 0 and values > _MAX_NUMBERS):
+                raise TooMuch(f"{values} values of tag {tag}")
+        if tag in _BELOW:
+            below.append(int.from_bytes(value[:length], name))
+        elif tag in sides:
+            sides[tag] = int.from_bytes(value[:length], name)
+        elif tag in (_STRIPS, _TILES):
+            parts = max(parts, values)
+    if depth == 0 and parts > _SOME_PARTS + (sides[_WIDTH] * sides[_HEIGHT] + size) // _SIZE_OF_PART:
+        raise TooMuch(f"{parts} strips or tiles for {sides[_WIDTH]}x{sides[_HEIGHT]} pixels")
+    if asked is None and depth < len(_BELOW):
         for one in below:
             _check_directory(file, order, one, big=big, depth=depth + 1)
 

@@ -78,7 +78,7 @@ def open_file(source: str | Path | bytes, name: str) -> Iterator[Image.Image]:
     if size > MAX_BYTES:
         raise InputError(f"{name} has {size} bytes; the limit is {MAX_BYTES}; scale it down or compress it first")
     try:
-        file = _stream(source, size)
+        file = _stream(source)
     except (OSError, MemoryError) as error:
         raise broken(name, error) from error
     # Given the file and not its path, Pillow reads both in the same way: it would map some files into memory.
@@ -139,13 +139,12 @@ def _size(path: str | Path, name: str) -> int:
     return found.st_size
 
 
-def _stream(source: str | Path | bytes, size: int) -> IO[bytes]:
+def _stream(source: str | Path | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if size > _READ_AT_ONCE:
-        return open(source, "rb")
-    with open(source, "rb", buffering=0) as file:
-        return io.BytesIO(file.read())
+    if os.path.getsize(source) <= _READ_AT_ONCE:
+        return io.BytesIO(Path(source).read_bytes())
+    return open(source, "rb")
 
 
 def _identify(file: IO[bytes], name: str) -> Image.Image:

@@ -80,6 +80,11 @@ def exif(count: int, kind: int, size: int = 40_000) -> bytes:
     return (struct.pack("<2sHI", b"II", 42, 8) + directory(entries, 8)).ljust(size, b"\1")
 
 
+def resolution(size: int) -> bytes:
+    """Return EXIF data with a resolution of so many fractions."""
+    return (struct.pack("<2sHI", b"II", 42, 8) + directory([(282, 5, 7000, 8)], 8)).ljust(size, b"\1")
+
+
 def in_jpeg(head: bytes, content: bytes, marker: int = 0xE1, count: int = 1) -> bytes:
     return after_start(encoded("JPEG"), segment(marker, head + content) * count)
 
@@ -132,12 +137,20 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "refinements": (lambda: with_scans_again(8), "refine its pixels more than 8 times"),
     "junk": (lambda: after_start(encoded("JPEG"), segment(0xFE, b"") + bytes(70_000)), "more than 65536 bytes between"),
     "segments": (lambda: in_jpeg(b"", b"", 0xFE, 10_001), r"is not an image .*\(more than 10000 segments"),
+    "segments in a marker": (lambda: in_jpeg(b"", segment(0xFE, b"") * 12_000, 0xF0), "more than 10000 segments"),
+    "segments behind an end": (
+        lambda: after_start(encoded("JPEG"), b"\xff\xd9" + segment(0xFE, b"") * 12_000),
+        "more than 10000 segments",
+    ),
     "EXIF segments": (lambda: in_jpeg(b"Exif\0\0", bytes(60_000), count=17), "17 segments of EXIF data"),
     "EXIF of bytes": (lambda: in_jpeg(b"Exif\0\0", exif(900, 7)), "tags whose values overlap"),
     "EXIF of fractions": (lambda: in_jpeg(b"Exif\0\0", exif(900, 5)), "tags whose values overlap"),
     "EXIF twice marked": (lambda: in_jpeg(b"Exif\0\0" * 2, exif(900, 7)), "tags whose values overlap"),
     "EXIF tags": (lambda: in_jpeg(b"Exif\0\0", exif(2000, 7)), "2001 tags"),
     "pictures of MPO": (lambda: in_jpeg(b"MPF\0", exif(900, 7), 0xE2), "tags whose values overlap"),
+    "fractions of EXIF": (lambda: in_jpeg(b"Exif\0\0", resolution(60_000)), "7000 values of tag 282"),
+    "fractions of MPO": (lambda: in_jpeg(b"MPF\0", resolution(60_000), 0xE2), "7000 values of tag 282"),
+    "fractions of a TIFF": (lambda: in_tiff((), 1, 5, 7000), "7000 values of tag 40000"),
     "zTXt": (lambda: unfolding(b"zTXt", b"k\0\0", 5), "unfold to more than 4 MiB"),
     "iTXt": (lambda: unfolding(b"iTXt", b"k\0\1\0en\0\0", 5), "unfold to more than 4 MiB"),
     "iCCP": (lambda: unfolding(b"iCCP", b"k\0\0", 5), "unfold to more than 4 MiB"),
@@ -146,13 +159,13 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "bytes of EXIF": (lambda: in_tiff((34665,), 900, 7), "tags whose values overlap"),
     "bytes of GPS": (lambda: in_tiff((34853,), 900, 7), "tags whose values overlap"),
     "bytes two below": (lambda: in_tiff((34665, 40965), 900, 7), "tags whose values overlap"),
-    "fractions of EXIF": (lambda: in_tiff((34665,), 1, 5), "30000 values of tag 40000"),
+    "fractions below": (lambda: in_tiff((34665,), 1, 5), "30000 values of tag 40000"),
     "tags of EXIF": (lambda: in_tiff((34665,), 2000, 3, 1), "2000 tags"),
     "strips again": (lambda: in_strips((64, 64), 64, [16, 5000], 4096, bytes(20_000)), "2 strips .* 1 are the image"),
     "strips that lie": (lambda: in_strips((64, 64), 32, [16, 17], 1, bytes(5000)), "overlap"),
     "many strips": (
         lambda: in_strips((1, 9000), 1, [*range(16, 9016)], 1, bytes(9000)),
-        "9000 strips or tiles for 9000",
+        "9000 strips or tiles for 1x9000",
     ),
     "large tile": (lambda: in_a_tile(4096), "tiles of 4096x4096 pixels for 8x8"),
     "tile and strip": (lambda: in_a_tile(16, more=((273, 4, 1, longs(16)),)), "both strips and tiles"),
@@ -188,6 +201,7 @@ GOOD: dict[str, Callable[[], bytes]] = {
     "refined": lambda: with_scans_again(3),
     "texts": lambda: unfolding(b"zTXt", b"k\0\0", 30, 50_000),
     "a text as it is": lambda: png((8, 8), before=chunk(b"iTXt", b"k\0\0\0\0\0" + b"x" * 900_000) * 9),
+    "zeros behind the end": lambda: encoded("PNG") + bytes(200_000),
     "rows in chunks": lambda: png((8, 8), data=zlib.compress(bytes(200)), piece=1),
     "a small tile": lambda: in_a_tile(1024),
     "a strip longer than the image": lambda: in_strips((8, 8), 1 << 31, [16], 64, bytes(64)),
