@@ -1,8 +1,7 @@
 """Image files that are opened only if reading them cannot cost more than their pixels do.
 
-A file can ask for far more time or memory than its size tells: a pipe that never ends, a JPEG that paints the same
-pixels a thousand times, a TIFF with millions of strips, a PNG of millions of comments. These are looked for here,
-before Pillow decodes anything.
+A file can ask for far more time or memory than its size tells: a pipe that never ends, more bytes or pixels than there
+is memory for, and what `tnn_runtime.images.bombs` looks for.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 from PIL import Image
 
 from tnn_runtime.errors import InputError, ResourcesExhausted, TnnError
 from tnn_runtime.file_kinds import HEAD, kind_of
+from tnn_runtime.images.bombs import TooMuch, check_parts, check_scans, check_strips
 from tnn_runtime.images.limits import MAX_BYTES, Limits
 
 __all__ = [
@@ -42,33 +41,13 @@ _COPY_AGAIN = "copy or download it again, or remove it"
 _OURS = {"a JPEG": "JPEG", "a PNG": "PNG", "a WebP picture": "WEBP", "a BMP picture": "BMP", "a TIFF": "TIFF"}
 _ENDS_EARLY = re.compile(r"truncated|unexpected end|ends? of file|\bEOF\b|not enough (image )?data", re.IGNORECASE)
 
-_MAX_SCANS = 100
-_MAX_SCANS_OF_SEQUENTIAL = 4
-"""One for each component, at most."""
 _RUN_LENGTHS = (1, 2)
 """Compressions of BMP that Pillow decodes in Python, while no other thread runs."""
-_MAX_SEGMENTS = 10_000
-_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_END_OF_IMAGE, _START_OF_SCAN = b"\xff\xd9", b"\xff\xda"
-_ALONE = (b"\xff\x01", b"\xff\xd8")
-
-_PNG, _PNG_START = b"\x89PNG", b"\x89PNG\r\n\x1a\n"
+_READ_AT_ONCE = 1 << 16
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 1 << 17
-_SMALLEST_CHUNK = 12
-
-_MAX_NUMBERS = 1 << 17
-_MAX_TAGS = 1 << 12
-_BYTE_ORDERS = {b"II": "<", b"MM": ">"}
-_CLASSIC, _BIG = 42, 43
-_BYTES_AND_TEXT = (1, 2, 7)
 _BITS, _PHOTOMETRIC = 258, 262
 _SUBFILE, _DNG = 254, 50706
-_COMPRESSION, _PLACES_OF_PARTS, _SIZES_OF_PARTS = 259, (273, 324), (279, 325)
-_JPEG_IN_TIFF = (6, 7)
-
-
-class _TooMuch(ValueError):
-    """A file that takes more than images do."""
 
 
 @contextmanager
@@ -117,11 +96,11 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError("run-length encoded; expected pixels that are not compressed: save it as PNG")
     position = file.tell()
     if image.format in ("JPEG", "MPO"):
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        most = _MAX_SCANS if image.info.get("progressive") else _MAX_SCANS_OF_SEQUENTIAL
-        _check_scans(file.read(), most)
+        check_scans(file.read(size))
     elif image.format == "TIFF":
-        _check_strips(tags, file)
+        check_strips(tags, file)
     file.seek(position)
 
 
@@ -155,16 +134,19 @@ def _size(path: str | Path, name: str) -> int:
 def _stream(source: str | Path | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if os.path.getsize(source) <= _READ_AT_ONCE:
+        return io.BytesIO(Path(source).read_bytes())
     return open(source, "rb")
 
 
 def _identify(file: IO[bytes], name: str, formats: tuple[str, ...]) -> Image.Image:
     try:
-        _check_parts(file)
+        check_parts(file)
+        file.seek(0)
         return Image.open(file, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name} is over the limit of Pillow ({reason(error)}); scale it down first") from error
-    except _TooMuch as error:
+    except TooMuch as error:
         raise _unreadable(name, reason(error)) from error
     except OSError as error:
         if error.errno is not None:
@@ -241,96 +223,3 @@ def _damage(file: IO[bytes]) -> str:
 
 def _unreadable(name: str, why: str, remedy: str = REPLACE.removeprefix("; ")) -> InputError:
     return InputError(f"{name} is not an image that can be read ({why}); {remedy}")
-
-
-def _check_strips(tags: Mapping[int, Any], file: IO[bytes]) -> None:
-    """Make sure that the strips or tiles of a TIFF do not overlap: each costs as much as it has bytes.
-
-    Raises:
-        _TooMuch: If they do, or if their JPEGs paint their pixels over and over.
-    """
-    places, sizes = (
-        np.array([number for tag in pair for number in np.atleast_1d(tags.get(tag, ()))], np.int64)
-        for pair in (_PLACES_OF_PARTS, _SIZES_OF_PARTS)
-    )
-    if len(places) != len(sizes):
-        raise _TooMuch(f"{len(places)} strips or tiles with {len(sizes)} sizes")
-    order = np.argsort(places, kind="stable")
-    ends = (places + sizes)[order]
-    if (ends[:-1] > places[order][1:]).any():
-        raise _TooMuch("strips or tiles that overlap")
-    if tags.get(_COMPRESSION) in _JPEG_IN_TIFF:
-        file.seek(0)
-        scans = len(re.findall(_START_OF_SCAN, file.read()))
-        if scans > _MAX_SCANS_OF_SEQUENTIAL * max(1, len(sizes)) + _MAX_SCANS:
-            raise _TooMuch(f"{scans} scans in {len(sizes)} strips or tiles")
-
-
-def _check_scans(content: bytes, most: int) -> None:
-    """Make sure that a JPEG does not paint its pixels over and over: each scan costs as much as an image.
-
-    Args:
-        content: The file.
-        most: How many scans it may have.
-
-    Raises:
-        _TooMuch: If it has more.
-    """
-    scans, place = 0, 0
-    for _ in range(_MAX_SEGMENTS):
-        found = _JPEG_MARKER.search(content, place)
-        if found is None or found[0] == _END_OF_IMAGE:
-            return
-        place = found.end()
-        if found[0] not in _ALONE:
-            place += int.from_bytes(content[place : place + 2], "big")
-        scans += found[0] == _START_OF_SCAN
-        if scans > most:
-            raise _TooMuch(f"more than {most} scans")
-    raise _TooMuch(f"more than {_MAX_SEGMENTS} segments")
-
-
-def _check_parts(file: IO[bytes]) -> None:
-    """Make sure that a file has no more parts than Pillow, which makes Python objects of them, reads in a second.
-
-    Raises:
-        _TooMuch: If it has more.
-        struct.error: If it ends too early.
-    """
-    magic = file.read(4)
-    if magic == _PNG:
-        _check_chunks(file)
-    elif magic[:2] in _BYTE_ORDERS and {_CLASSIC, _BIG} & set(magic[2:]):
-        # Pillow takes the byte order from the first two bytes, and looks for a BigTIFF's number in the third alone.
-        _check_tags(file, _BYTE_ORDERS[magic[:2]], big=magic[2] == _BIG)
-
-
-def _check_chunks(file: IO[bytes]) -> None:
-    size = file.seek(0, os.SEEK_END)
-    if size < _MAX_CHUNKS * _SMALLEST_CHUNK:
-        return
-    place = 8
-    for _ in range(_MAX_CHUNKS):
-        if place + _SMALLEST_CHUNK > size:
-            return
-        file.seek(place)
-        place += _SMALLEST_CHUNK + _read(file, ">I")[0]
-    raise _TooMuch(f"more than {_MAX_CHUNKS} chunks")
-
-
-def _check_tags(file: IO[bytes], order: str, *, big: bool) -> None:
-    number, tags, size = ("Q", "Q", 8) if big else ("I", "H", 4)
-    file.seek(size)
-    file.seek(_read(file, order + number)[0])
-    count = _read(file, order + tags)[0]
-    if count > _MAX_TAGS:
-        raise _TooMuch(f"{count} tags")
-    for _ in range(count):
-        tag, kind, values = _read(file, f"{order}HH{number}")
-        file.seek(size, os.SEEK_CUR)
-        if values > _MAX_NUMBERS and kind not in _BYTES_AND_TEXT:
-            raise _TooMuch(f"{values} values of tag {tag}")
-
-
-def _read(file: IO[bytes], layout: str) -> tuple[int, ...]:
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))

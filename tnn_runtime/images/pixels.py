@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from tnn_runtime.images.bombs import check_exif
+
 __all__ = ["FITS", "WHITE", "Colour", "Picture", "cropped_share", "fitted", "picture"]
 
 Colour: TypeAlias = tuple[int, ...]
@@ -31,6 +33,7 @@ _TURNS = {
 """What makes an image upright, for each value of EXIF's orientation but 1, which is upright."""
 
 _BILINEAR = Image.Resampling.BILINEAR
+_MUCH = 4
 _STEPS_OF_GREY = {"L;2": 85, "L;4": 17}
 """What grey levels of fewer than 8 bits are multiplied by when Pillow decodes them."""
 
@@ -87,6 +90,9 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, background: Colo
     if fit == "crop":
         return ImageOps.fit(image, size, method=_BILINEAR)
     if fit == "squash":
+        if _MUCH * image.width < size[0] and image.height > _MUCH * size[1]:
+            # Pillow may widen first, to far more pixels than the image has.
+            image = image.resize((image.width, size[1]), _BILINEAR)
         return image.resize(size, _BILINEAR)
     scale = max(image.width / size[0], image.height / size[1])
     inner = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
@@ -110,11 +116,20 @@ def _upright(image: Image.Image) -> Image.Image:
     """Turn an image as its EXIF data says; an image whose EXIF data is damaged is taken as it lies."""
     image.load()  # PNG may have the data after the pixels
     try:
+        check_exif(_exif(image))
         orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
         turn = _TURNS.get(orientation)
     except Exception:  # Pillow raises a dozen unrelated classes on damaged data, which is no damage of the picture
         turn = None
     return image if turn is None else image.transpose(turn)
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Return the EXIF data that Pillow will read, where they are apart from the file."""
+    found: Any = image.info.get("exif")
+    if found is None and (text := image.info.get("Raw profile type exif")):
+        found = bytes.fromhex("".join(text.split("\n")[3:]))
+    return found or b""
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, int | None]:

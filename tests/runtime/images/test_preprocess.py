@@ -358,12 +358,12 @@ class TestLimits:
     def test_a_progressive_jpeg_that_paints_its_pixels_again_and_again(self, pixels: np.ndarray) -> None:
         content = encode(Image.fromarray(pixels), "JPEG", progressive=True)
         *start, last = content[:-2].split(b"\xff\xda")
-        several = [b"\xff\xda".join([*start, *[last] * count]) + b"\xff\xd9" for count in (50, 100)]
+        several = [b"\xff\xda".join([*start, *[last] * count]) + b"\xff\xd9" for count in (5, 100)]
         assert np.array_equal(RGB(several[0] + several[1]), RGB(several[0])), "what follows the image does not count"
-        with pytest.raises(InputError, match=r"cannot be decoded \(more than 100 scans\)"):
+        with pytest.raises(InputError, match=r"cannot be decoded \(scans that refine its pixels more than 8 times\)"):
             RGB(several[1])
         comment = b"\xff\xfe\0\4\xff\xd9"
-        with pytest.raises(InputError, match="more than 100 scans"):
+        with pytest.raises(InputError, match="more than 8 times"):
             RGB((b"\xff\xda".join(start) + (b"\xff\xda" + last + comment) * 101) + b"\xff\xd9")
         with pytest.raises(InputError, match="more than 10000 segments"):
             RGB(content[:2] + b"\xff\xfe\0\2" * 10_001 + content[2:])
@@ -386,7 +386,7 @@ class TestLimits:
         many = content[:33] + chunk(b"tEXt", b"k\0" + bytes(9)) * (1 << 17) + content[33:]
         (tmp_path / "many.png").write_bytes(many)
         for source in (many, tmp_path / "many.png"):
-            with pytest.raises(InputError, match="more than 131072 chunks"):
+            with pytest.raises(InputError, match="more than [0-9]+ chunks in [0-9]+ bytes"):
                 RGB(source)
 
     def test_a_tiff_with_absurd_tags(self, pixels: np.ndarray) -> None:
