@@ -72,10 +72,11 @@ def shell_of_serving() -> list[str]:
 
 @pytest.fixture
 def serving(tmp_path: Path, bundles: dict[str, Path]) -> Path:
-    """A folder as the page on serving takes it: photos, their bundle, and the examples."""
+    """A folder as the page on serving takes it: photos, their bundle and another one, and the examples."""
     draw_photos(tmp_path / "photos")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "photos-bundle").symlink_to(bundles["tversky"])
+    (tmp_path / "runs" / "photos-bundle-2").symlink_to(bundles["ratio"])
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
@@ -139,16 +140,18 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
 
 
 def test_the_python_of_serving_runs(serving: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
-    printed = run(sys.executable, "-c", block, cwd=serving).stdout.splitlines()
+    predicting, reloading = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
+    printed = run(sys.executable, "-c", predicting, cwd=serving).stdout.splitlines()
     assert len(printed) == 2
     assert all("Prediction(label=" in line for line in printed)
+    run(sys.executable, "-c", reloading, cwd=serving)
 
 
 @pytest.mark.slow
 def test_the_commands_of_serving_run(serving: Path) -> None:
     lines = [line for line in shell_of_serving() if line.startswith("python ")]
-    changes = {"--images 20000": "--images 2000", "--blocks 5": "--blocks 2 --seconds 0.1"}
+    soak = {"--images 20000 --tolerance 100": "--images 2000 --tolerance 6000"}
+    changes = {**soak, "--blocks 5": "--blocks 2 --seconds 0.1"}
     for line in quicker("\n".join(lines), changes).splitlines():
         run_line(line, serving)
     assert len((serving / "labels.csv").read_text().splitlines()) == 41
