@@ -29,13 +29,14 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def few(images: int = 3000) -> list[str]:
-    return [BUNDLE, "--images", str(images), "--tolerance", "300"]
+def few(images: int = 1000) -> list[str]:
+    """Few images, and memory that caches need not grow by more than: 12 MB for the 20,000 that it is measured on."""
+    return [BUNDLE, "--images", str(images), "--tolerance", "600"]
 
 
 @pytest.mark.slow
 def test_every_image_is_answered_once_with_its_own_answer(soak: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    soak.command(few(40_000))
+    soak.command(few(20_000))
     printed = capsys.readouterr().out
     for outcome in ("answered", "cancelled", "deadline exceeded", "bad image refused", "refused: queue full"):
         assert f"  {outcome}\n" in printed
@@ -46,7 +47,7 @@ def test_every_image_is_answered_once_with_its_own_answer(soak: ModuleType, caps
 @pytest.mark.slow
 def test_a_leak_is_found(soak: ModuleType) -> None:
     with pytest.raises(soak.SoakError, match=r"memory grows by \d+ bytes an image at least"):
-        soak.command([*few(40_000), "--leak", "1000"])
+        soak.command([*few(20_000), "--leak", "2000"])
 
 
 OTHER = str(FIXTURES / "bundle-v4")
