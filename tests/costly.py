@@ -668,7 +668,7 @@ def webp_of_many_codes(random: Random) -> bytes:
     bits = [(0, 1), (0, 1), (1, 1), (0, 3)]  # no transform, no cache, codes of their own for blocks of 4 pixels
     bits += [(0, 1), *green, *green, *ONE_SYMBOL, *ONE_SYMBOL, *ONE_SYMBOL]
     reverse = [int(f"{value:08b}"[::-1], 2) for value in range(256)]
-    groups = across * down if random.random() < 0.8 else 1
+    groups = min(across * down, 1 << 16) if random.random() < 0.8 else 1
     for index in range(across * down):
         group = index % groups
         bits += [(reverse[group & 255], 8), (reverse[group >> 8], 8)]

@@ -53,7 +53,7 @@ STARTS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP",
 """How files of each format begin."""
 
 BOUND = Bound(32, 32)
-BOUNDS = {"WebP": Bound(96, 256)}
+BOUNDS = {"WebP": Bound(128, 512)}
 """The lossless WebP may have a code of its own for each 4 x 4 pixels, which only its decoder can count. libwebp allows
 65,536 of them, with 12 KB of tables each, so that it ends at 0.8 GB whatever a file declares."""
 
