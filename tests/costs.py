@@ -52,7 +52,7 @@ class Bound(NamedTuple):
 STARTS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WebP", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF"}
 """How files of each format begin."""
 
-BOUND = Bound(32, 32)
+BOUND = Bound(32, 64)
 BOUNDS = {"WebP": Bound(128, 512)}
 """The lossless WebP may have a code of its own for each 4 x 4 pixels, which only its decoder can count. libwebp allows
 65,536 of them, with 12 KB of tables each, so that it ends at 0.8 GB whatever a file declares."""

@@ -134,9 +134,10 @@ def _size(path: str | Path, name: str) -> int:
 def _stream(source: str | Path | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if os.path.getsize(source) <= _READ_AT_ONCE:
-        return io.BytesIO(Path(source).read_bytes())
-    return open(source, "rb")
+    if os.path.getsize(source) > _READ_AT_ONCE:
+        return open(source, "rb")
+    with open(source, "rb", buffering=0) as file:
+        return io.BytesIO(file.read())
 
 
 def _identify(file: IO[bytes], name: str, formats: tuple[str, ...]) -> Image.Image:

@@ -34,6 +34,7 @@ _TURNS = {
 
 _BILINEAR = Image.Resampling.BILINEAR
 _MUCH = 4
+"""How often an image may be widened before it is shortened as much."""
 _STEPS_OF_GREY = {"L;2": 85, "L;4": 17}
 """What grey levels of fewer than 8 bits are multiplied by when Pillow decodes them."""
 
