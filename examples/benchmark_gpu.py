@@ -1,8 +1,10 @@
 """A bundle against its twin on a GPU: `python examples/benchmark_gpu.py runs/tversky-bundle runs/linear-bundle`.
 
 Prints Markdown tables for ONNX Runtime on CUDA and TensorRT, with and without CUDA graphs, and for eager PyTorch and
-``torch.compile`` on a model of the same form: the median latency of a call and images per second for each batch size,
-and the ratio of the two bundles with its 95% interval, beside that of the second bundle to a copy of itself. Give
+``torch.compile`` on a model of the same form. The first comes out before the others are measured: what it costs that
+the batch size changes from call to call, as it does in a service, also in one session of ONNX Runtime for all sizes.
+Then come the median latency of a call and images per second for each batch size, and the ratio of the two bundles with
+its 95% interval, beside that of the second bundle to a copy of itself. Give
 bundles in fp16 to measure fp16, which is autocast in PyTorch. Calls go from images in memory of the host to logits in
 memory of the host, one at a time; the throughput of several at once is measured apart.
 """
@@ -26,9 +28,12 @@ from tqdm import tqdm
 
 from tnn_runtime import Manifest, ProviderUnavailable, UsageError
 from tnn_runtime.backends import Backend, BackendOptions, open_backend
-from tnn_runtime.backends.batches import fill_up
+from tnn_runtime.backends.batches import bucket_sizes, fill_up
+from tnn_runtime.backends.onnxruntime import open_session
 from tnn_runtime.bench import interleave, machine
 from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, run
@@ -47,25 +52,32 @@ class Contender:
         device: Where.
         graphs: Whether CUDA graphs are recorded.
         torch: How PyTorch runs it, if it does: ``"eager"`` or ``"compile"``.
+        bare: Whether it is ONNX Runtime as it comes, with one session for all batch sizes.
     """
 
     device: str
     graphs: bool = False
     torch: str | None = None
+    bare: bool = False
 
     def __str__(self) -> str:
-        return (f"torch {self.torch} on " if self.torch else "") + self.device + (" + graphs" if self.graphs else "")
+        how = f"torch {self.torch} on " if self.torch else "one session on " if self.bare else ""
+        return how + self.device + (" + graphs" if self.graphs else "")
 
     @contextmanager
     def opened(self, bundle: Path, batches: Sequence[int]) -> Iterator[tuple[Call, Backend | None]]:
         """Open a bundle, and run every batch size once."""
-        manifest, folder = Manifest.read(bundle)
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
         if self.torch:
             call = eager(manifest, self.device, compiled=self.torch == "compile")
             backend = None
+        elif self.bare:
+            call = partial(bare, open_session(opened.contents[ONNX_FILE], self.device, threads=1))
+            backend = None
         else:
             options = BackendOptions(max_batch_size=max(batches), cuda_graphs=self.graphs)
-            backend, _ = open_backend(folder, manifest, self.device, options)
+            backend, _ = open_backend(opened, self.device, options)
             call = partial(logits, backend)
         try:
             for batch in batches:
@@ -79,6 +91,31 @@ class Contender:
 def logits(backend: Backend, images: Any) -> Any:
     """Return logits for as many images as there are, as `Classifier` does."""
     return backend.run(fill_up(images, backend.batch_sizes)).logits[: len(images)]
+
+
+def bare(session: Any, images: Any) -> Any:
+    """Return the logits of a session of ONNX Runtime."""
+    return session.run(["logits"], {"images": images})[0]
+
+
+def alternate(contender: Contender, bundle: Path, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Return the milliseconds of a call of each batch size, on average: after one of the same size, and of another."""
+    random = np.random.default_rng(0)
+    shape = Manifest.read(bundle)[0].preprocessing.shape
+    inputs = [random.integers(0, 256, (batch, *shape), dtype=np.uint8) for batch in batches]
+    with contender.opened(bundle, batches) as (call, _):
+
+        def medians(order: Sequence[Any]) -> float:
+            times: dict[int, list[float]] = {}
+            for images in order:
+                started = perf_counter()
+                call(images)
+                times.setdefault(len(images), []).append(perf_counter() - started)
+            return 1e3 * float(np.mean([np.median(found[1:]) for found in times.values()]))
+
+        same = medians([images for images in inputs for _ in range(rounds)])
+        alternating = medians(inputs * rounds)
+    return {"contender": str(contender), "same_ms": same, "alternating_ms": alternating}
 
 
 def eager(manifest: Manifest, device: str, compiled: bool) -> Call:
@@ -198,6 +235,8 @@ def command(arguments: Sequence[str]) -> None:
     about = {**machine(), "torch": torch.__version__, "precision": precisions.pop()}
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    alternating = alternations(options.devices, options.a, options.batch, options.blocks)
     rows: list[dict[str, Any]] = []
     for contender in contenders(options.devices, not options.no_torch):
         with tqdm(total=len(options.batch) * options.blocks, desc=str(contender), disable=None, leave=False) as bar:
@@ -207,11 +246,32 @@ def command(arguments: Sequence[str]) -> None:
                 if contender.device == options.devices[0]:
                     raise
                 print(f"{contender} is left out: {error}", file=sys.stderr)
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
     for title, cell in TABLES.items():
         print(f"\n{title}:\n\n{table(rows, options.batch, cell)}")
     if options.json:
-        write_json(options.json, {"about": about, "rows": rows})
+        write_json(options.json, {"about": about, "alternating": alternating, "rows": rows})
+
+
+def alternations(devices: Sequence[str], bundle: Path, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Measure what changing batch sizes cost on each device, and print it at once."""
+    bounds = Manifest.read(bundle)[0].batch
+    sizes = [size for size in bucket_sizes(bounds, max(batches)) if size in batches] or list(batches)
+    print(f"\nMilliseconds a call, mean of the medians of batches of {', '.join(map(str, sizes))}:\n")
+    print("| | one size after the other | sizes alternate | ratio |\n|---|---|---|---|")
+    rows = []
+    alone = [Contender(device, bare=True) for device in devices if not device.startswith("tensorrt")]
+    for contender in [*alone, *contenders(devices, with_torch=False)]:
+        try:
+            row = alternate(contender, bundle, sizes, max(rounds, 5))
+        except ProviderUnavailable as error:
+            if contender.device == devices[0]:
+                raise
+            print(f"{contender} is left out: {error}", file=sys.stderr)
+            continue
+        same, alternating = row["same_ms"], row["alternating_ms"]
+        print(f"| {contender} | {same:.3f} | {alternating:.3f} | {alternating / same:.2f} |", flush=True)
+        rows.append(row)
+    return rows
 
 
 def table(rows: Sequence[dict[str, Any]], batches: Sequence[int], cell: Callable[[dict[str, Any]], str]) -> str:

@@ -110,7 +110,8 @@ def command(arguments: Sequence[str]) -> None:
                 telling[name][kind].append(auroc(groups["right"], groups[kind], name))
             for rule in (check_threshold(calibrate(held_out, name, coverage)) for coverage in COVERAGES):
                 for kind, logits in groups.items():
-                    rejected[f"{name}, coverage {rule.coverage}"][kind].append(float(rule.rejects(logits).mean()))
+                    share = float(rule.rejects(rule.scores(logits)).mean())
+                    rejected[f"{name}, coverage {rule.coverage}"][kind].append(share)
     show("score", telling)
     show("share rejected", rejected)
 

@@ -23,7 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
-from tnn_runtime import Classifier, DeadlineExceeded, Health, InputError, NotAnswered, Prediction, TnnError, UsageError
+from tnn_runtime import Classifier, Health, Prediction, TnnError, UsageError
 from tnn_runtime.prometheus import prometheus_text
 
 MAX_BODY = 16 << 20
@@ -34,14 +34,6 @@ TIMEOUT_S = 5.0
 
 DRAIN_S = 30.0
 RETRY_AFTER_S = 1
-
-STATUS: dict[type[TnnError], int] = {
-    InputError: 422,
-    UsageError: 400,
-    DeadlineExceeded: 504,
-    NotAnswered: 503,
-    TnnError: 500,
-}
 
 
 @dataclass(frozen=True)
@@ -75,10 +67,9 @@ app = FastAPI(title="Tversky classifier", lifespan=lifespan, redirect_slashes=Fa
 
 @app.exception_handler(TnnError)
 async def refuse(request: Request, error: TnnError) -> JSONResponse:
-    """Answer an error of the classifier with its message, and the status of its class or the nearest base."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return JSONResponse({"detail": str(error)}, status, headers)
+    """Answer an error of the classifier with what it says of itself."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.http_status == 503 else None
+    return JSONResponse(error.to_dict(), error.http_status, headers)
 
 
 @app.exception_handler(RequestValidationError)

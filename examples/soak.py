@@ -1,9 +1,12 @@
 """Soak a bundle: many threads submit images, some of them bad, late or cancelled, and every single answer is checked.
 
     MALLOC_ARENA_MAX=1 python examples/soak.py runs/demo/bundle-tversky --threads 64 --images 1600000
+    MALLOC_ARENA_MAX=1 python examples/soak.py runs/demo/bundle-tversky --reload runs/demo/bundle-linear --every 3
 
 Each accepted image must be answered once, with the answer that the same image gets when it is alone, or with the error
-that fits what was done to it. Memory is measured between many rounds, when no image is on its way; in the last half of
+that fits what was done to it. With ``--reload`` the bundle is exchanged for another one and back, again and again, and
+the answer must be that of the bundle that accepted the image. Some of the bad images are made to cost far more than
+their pixels do. Memory is measured between many rounds, when no image is on its way; in the last half of
 the rounds it must not grow: the 95% interval of its slope must reach down to ``--tolerance``, by default 1 byte an
 image. An object that is lost with each batch is more than that; what is less is a page or an arena of the allocators
 now and then, when the queue was longer than ever before. Until then the caches of the allocator (a single one for all
@@ -14,24 +17,42 @@ What may not be is an error, and the exit code 1.
 
 from __future__ import annotations
 
+import functools
 import gc
+import io
+import itertools
+import operator
 import os
 import random
+import struct
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import stats
 from tqdm import tqdm
 
-from tnn_runtime import Classifier, DeadlineExceeded, InputError, Prediction, QueueFull, TnnError, UsageError
+from tnn_runtime import (
+    Classifier,
+    DeadlineExceeded,
+    Deployment,
+    InputError,
+    Prediction,
+    Predictions,
+    QueueFull,
+    TnnError,
+    UsageError,
+)
 from tnn_runtime.console import Parser, positive_int, run
 
 ALL_CLASSES = 1 << 16
@@ -40,11 +61,33 @@ MAX_BATCH_SIZE = 32
 TOLERANCE = 1e-4
 ROUNDS = 60
 PATIENCE_S = 60
-BAD_IMAGE = b"no image at all"
+
+
+Scores = NDArray[np.float64]
 
 
 class SoakError(TnnError):
     """Something was found that may not be."""
+
+
+def bombs() -> list[bytes]:
+    """Return files that are made to cost: a JPEG of 10,000 scans, a PNG of 60,000 x 60,000 pixels, a BMP of runs."""
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (64, 64)).save(jpeg, "JPEG", subsampling=0)
+    Image.new("1", (8, 8)).save(png, "PNG")
+    painted, header = jpeg.getvalue(), png.getvalue()
+    start, end = painted.index(b"\xff\xda"), painted.rindex(b"\xff\xd9")
+    size_chunk = b"IHDR" + struct.pack(">II", 60_000, 60_000) + header[24:29]
+    size, offset = 2 + 2 * 2500, 14 + 40 + 4 * 256
+    info = struct.pack("<IiiHHIIiiII", 40, 4000, 4000, 1, 8, 1, size, 0, 0, 256, 0)
+    runs = (
+        b"BM" + struct.pack("<IHHI", offset + size, 0, 0, offset) + info + bytes(4 * 256) + b"\xff\x01" * 2500 + b"\0\1"
+    )
+    return [
+        painted[:start] + painted[start:end] * 10_000 + painted[end:],
+        header[:12] + size_chunk + struct.pack(">I", zlib.crc32(size_chunk)) + header[33:],
+        runs,
+    ]
 
 
 @dataclass
@@ -58,24 +101,38 @@ class Record:
     kept: list[bytes] = field(default_factory=list)
 
 
-def distinct_images(classifier: Classifier, count: int = 400) -> tuple[list[NDArray[np.uint8]], NDArray[np.float64]]:
+def distinct_images(
+    classifiers: Sequence[Classifier], count: int = 400
+) -> tuple[list[NDArray[np.uint8]], dict[str, Scores]]:
     """Return random images that cannot be mistaken for each other by their answers, and these answers.
 
-    Each image is run alone; the answers are scores ``[N, classes]`` that differ by far more than rounding.
+    Each image is run alone. For each version of the bundle, the answers are scores ``[N, classes]``, which differ by
+    far more than rounding from each other and from those of the other versions.
     """
     generator = np.random.default_rng(0)
     images: list[NDArray[np.uint8]] = []
-    answers: list[NDArray[np.float64]] = []
+    found: list[list[Scores]] = []
+    seen: dict[int, list[Scores]] = defaultdict(list)
     for _ in range(count):
         low, high = sorted(generator.integers(0, 257, 2))
-        image = generator.integers(low, high + 1, classifier.info["input_shape"]).clip(0, 255).astype(np.uint8)
-        answer = scores(classifier.predict([image], ALL_CLASSES)[0])
-        if all(np.abs(answer - other).max() > 10 * TOLERANCE for other in answers):
+        image = generator.integers(low, high + 1, classifiers[0].info["input_shape"]).clip(0, 255).astype(np.uint8)
+        answers = [scores(classifier.predict([image], ALL_CLASSES)[0]) for classifier in classifiers]
+        rivals = [[*seen[len(one)], *(other for other in answers if other is not one)] for one in answers]
+        if all(differs(one, others) for one, others in zip(answers, rivals, strict=True)):
             images.append(image)
-            answers.append(answer)
+            found.append(answers)
+            for one in answers:
+                seen[len(one)].append(one)
     if len(images) < 10:
-        raise UsageError("this model gives nearly the same answer for all images; use a trained one")
-    return images, np.stack(answers)
+        raise UsageError("these models give nearly the same answer for all images; use trained ones")
+    stacked = map(np.stack, zip(*found, strict=True))
+    return images, {one.info["version"]: rows for one, rows in zip(classifiers, stacked, strict=True)}
+
+
+def differs(answer: Scores, others: Sequence[Scores]) -> bool:
+    """Return whether an answer cannot be mistaken for any of the others that have as many classes."""
+    same = [other for other in others if len(other) == len(answer)]
+    return not same or bool(np.abs(np.stack(same) - answer).max(axis=1).min() > 10 * TOLERANCE)
 
 
 def warm_up(classifier: Classifier) -> None:
@@ -92,9 +149,10 @@ def scores(ranked: Sequence[Prediction]) -> NDArray[np.float64]:
 
 
 def client(
-    classifier: Classifier,
+    deployment: Deployment,
     images: Sequence[NDArray[np.uint8]],
-    answers: NDArray[np.float64],
+    answers: dict[str, Scores],
+    bad: Sequence[bytes],
     share: int,
     seed: int,
     record: Record,
@@ -104,13 +162,14 @@ def client(
     dice = random.Random(seed)  # noqa: S311
     left = share
     while left:
-        burst: list[tuple[str, int, Future[list[Prediction]]]] = []
+        burst: list[tuple[str, int, set[str], Future[Predictions]]] = []
         while len(burst) < min(BURST, left):
             which = dice.randrange(len(images))
             kind = dice.choices(["plain", "cancelled", "late", "bad"], [85, 5, 5, 5])[0]
+            before = deployment.current
             try:
-                future = classifier.submit(
-                    BAD_IMAGE if kind == "bad" else images[which],
+                future = deployment.submit(
+                    dice.choice(bad) if kind == "bad" else images[which],
                     ALL_CLASSES,
                     timeout_s=dice.choice([0.0, 0.001, 0.01]) if kind == "late" else None,
                 )
@@ -122,9 +181,10 @@ def client(
             future.add_done_callback(lambda _: count_answer(record))
             if kind == "cancelled":
                 kind = "cancelled" if future.cancel() else "plain"
-            burst.append((kind, which, future))
-        for kind, which, future in burst:
-            outcome = check(kind, future, answers, which)
+            versions = {one.info["version"] for one in (before, deployment.current)}
+            burst.append((kind, which, versions, future))
+        for kind, which, versions, future in burst:
+            outcome = check(kind, future, {version: answers[version] for version in versions}, which)
             with record.lock:
                 record.outcomes[outcome] += 1
                 if outcome.startswith("WRONG"):
@@ -140,8 +200,15 @@ def count_answer(record: Record) -> None:
         record.answered += 1
 
 
-def check(kind: str, future: Future[list[Prediction]], answers: NDArray[np.float64], which: int) -> str:
-    """Return what became of an image, in words that begin with WRONG if that may not be."""
+def check(kind: str, future: Future[Predictions], answers: dict[str, Scores], which: int) -> str:
+    """Return what became of an image, in words that begin with WRONG if that may not be.
+
+    Args:
+        kind: What was done to it.
+        future: That of its answer.
+        answers: Those to all images, of each version that may have accepted it.
+        which: Its place among the images.
+    """
     try:
         found = scores(future.result(PATIENCE_S))
     except CancelledError:
@@ -154,16 +221,19 @@ def check(kind: str, future: Future[list[Prediction]], answers: NDArray[np.float
         return f"WRONG: {kind} image was not answered in {PATIENCE_S} s"
     if kind in ("cancelled", "bad"):
         return f"WRONG: {kind} image was answered"
-    nearest = int(np.abs(answers - found).max(axis=1).argmin())
-    if nearest != which or np.abs(answers[which] - found).max() > TOLERANCE:
-        return f"WRONG: image {which} got the answer of image {nearest}"
-    return "answered"
+    rights = [rows for rows in answers.values() if rows.shape[1] == len(found)]
+    if any(np.abs(rows[which] - found).max() <= TOLERANCE for rows in rights):
+        return "answered"
+    if not rights:
+        return f"WRONG: image {which} got the answer of another version"
+    nearest = int(np.min([np.abs(rows - found).max(axis=1) for rows in rights], axis=0).argmin())
+    return f"WRONG: image {which} got the answer of image {nearest}, or of another version"
 
 
 def soak(
-    classifier: Classifier,
+    deployment: Deployment,
     images: Sequence[NDArray[np.uint8]],
-    answers: NDArray[np.float64],
+    answers: dict[str, Scores],
     threads: int,
     total: int,
     leak: int,
@@ -171,6 +241,7 @@ def soak(
 ) -> tuple[Record, list[tuple[int, int]]]:
     """Submit images from many threads, round by round, and return what they saw, and the memory after each round."""
     record, samples = Record(), []
+    bad = [b"no image at all", *bombs()]
 
     def rest() -> None:
         gc.collect()
@@ -184,7 +255,7 @@ def soak(
             for round_number in range(ROUNDS):
                 place = round_number * threads + number
                 first, last = (total * end // (ROUNDS * threads) for end in (place, place + 1))
-                client(classifier, images, answers, last - first, place, record, leak)
+                client(deployment, images, answers, bad, last - first, place, record, leak)
                 barrier.wait()
         except BaseException:
             barrier.abort()
@@ -194,6 +265,27 @@ def soak(
         for running in [pool.submit(work, number) for number in range(threads)]:
             running.result()
     return record, samples
+
+
+@contextmanager
+def reloading(deployment: Deployment, bundles: Sequence[Path], every_s: float) -> Iterator[list[bool]]:
+    """Exchange the bundle for the next one every few seconds meanwhile; yield whether each reload has lost nothing."""
+    done, reloads = threading.Event(), []
+
+    def work() -> None:
+        for bundle in itertools.cycle([*bundles[1:], bundles[0]]):
+            if done.wait(every_s):
+                break
+            reloads.append(deployment.reload(bundle))
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work) if len(bundles) > 1 else None
+        try:
+            yield reloads
+        finally:
+            done.set()
+        if running is not None:
+            running.result()
 
 
 def memory_slope(samples: Sequence[tuple[int, int]]) -> tuple[float, tuple[float, float]]:
@@ -223,21 +315,32 @@ def command(arguments: Sequence[str]) -> None:
         "--tolerance", type=float, default=1.0, metavar="BYTES", help="by which memory may grow with each image"
     )
     parser.add_argument("--leak", type=positive_int, default=0, metavar="BYTES", help="to keep of each answer")
+    parser.add_argument("--reload", type=Path, metavar="BUNDLE", help="bundle to exchange it for, and back")
+    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two reloads")
     options = parser.parse_args(arguments)
-    with Classifier.load(
+    bundles = [options.bundle, *([options.reload] if options.reload else [])]
+    with ExitStack() as stack:
+        classifiers = [
+            stack.enter_context(Classifier.load(bundle, options.device, threads=1, max_batch_size=MAX_BATCH_SIZE))
+            for bundle in bundles
+        ]
+        images, answers = distinct_images(classifiers)
+        warm_up(classifiers[0])
+    with Deployment(
         options.bundle,
         options.device,
         threads=1,
         max_batch_size=MAX_BATCH_SIZE,
         max_queue_delay_ms=1,
         max_queue_size=512,
-    ) as classifier:
-        images, answers = distinct_images(classifier)
-        warm_up(classifier)
+    ) as deployment:
         started = time.monotonic()
-        with tqdm(total=options.images, desc="soaking", unit="image", disable=None, delay=2) as progress:
+        with (
+            tqdm(total=options.images, desc="soaking", unit="image", disable=None, delay=2) as progress,
+            reloading(deployment, bundles, options.every) as reloads,
+        ):
             record, samples = soak(
-                classifier,
+                deployment,
                 images,
                 answers,
                 options.threads,
@@ -246,15 +349,19 @@ def command(arguments: Sequence[str]) -> None:
                 lambda n: progress.update(n - progress.n),
             )
         elapsed = time.monotonic() - started
-        metrics = classifier.metrics
+        metrics = functools.reduce(operator.add, deployment.metrics_by_version)
 
     for outcome, count in sorted(record.outcomes.items()):
         print(f"{count:8}  {outcome}")
+    if options.reload:
+        print(f"{len(reloads):8}  reloads")
     slope, (low, high) = memory_slope(samples)
     print(f"{len(images)} distinct images, {options.threads} threads, {options.images / elapsed:.0f} images/s")
     print(f"batches of {metrics.batch_sizes.mean:.1f} images on average")
     print(f"memory {samples[-1][1] / 2**20:.0f} MiB, growth {slope:.2f} bytes an image ({low:.2f} to {high:.2f})")
     problems = record.wrong[:5]
+    if not all(reloads):
+        problems.append("a bundle was exchanged before it had answered all")
     if record.answered != options.images:
         problems.append(f"{options.images} images were accepted, {record.answered} were answered")
     if metrics.waiting or metrics.running:

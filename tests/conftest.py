@@ -6,11 +6,14 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -18,8 +21,10 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from tnn_export import export_bundle
+from tnn_export.proof import running
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.model.backbones import BACKBONES
@@ -70,6 +75,20 @@ FIXTURES = Path(__file__).parent / "fixtures"
 RECIPE = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2, augment=())
 
 
+run_freshly = running._ended
+
+
+def run_forked(program: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """Run a program of the export as it does, but for the seconds that importing torch takes."""
+    return forked.run(forked.python, *map(str, program[1:]))
+
+
+running._ended = run_forked
+# Each export asks for the same list of operators, and making it takes half a second.
+onnxscript_apis.get_torchlib_ops = cache(onnxscript_apis.get_torchlib_ops)
+# No test is about a power failure, and a disk takes milliseconds to have written each file.
+os.fsync = lambda descriptor: None
+
 Once = Callable[[str, Callable[[Path], Any]], Any]
 
 
@@ -89,6 +108,12 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
         return pickle.loads(made.read_bytes())
 
     return get
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes in which the export proves artifacts are those of every day, with nothing imported."""
+    monkeypatch.setattr(running, "_ended", run_freshly)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """A CUDA runtime whose GPUs are memory of the host, and a TensorRT on top of it that computes with ONNX Runtime.
 
 Copies and computations wait in their streams until somebody waits for them, so that whoever forgets to wait reads
-garbage. Errors stick as they do in CUDA. `FakeCuda.leaks` tells what was not released.
+garbage. Errors stick as they do in CUDA. `FakeCuda.leaks` tells what was not released, and `FakeCuda.disturbed` what
+was called while another thread recorded.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class FakeCuda:
         self.failing: dict[str, int] = {}
         self.lost = 0
         self.devices: dict[int, int] = {}
+        self.recording: int | None = None
+        """The thread that records a graph."""
+        self.disturbed: list[str] = []
         self._recorded: dict[int, Any] = {}
         self._numbers = itertools.count(1)
         self._local = threading.local()
@@ -60,6 +64,9 @@ class FakeCuda:
 
         def checked(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append(name)
+            if self.recording not in (None, threading.get_ident()):
+                self.disturbed.append(name)
+                return real.cudaError_t(900), None
             code = self.lost or self.failing.get(name, 0)
             if code in STICKY:
                 self.lost = code
@@ -157,9 +164,11 @@ class FakeCuda:
     def cudaStreamBeginCapture(self, stream: Any, mode: Any) -> Any:  # noqa: N802
         assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.capturing[int(stream)] = []
+        self.recording = threading.get_ident()
         return (0,)
 
     def cudaStreamEndCapture(self, stream: Any) -> Any:  # noqa: N802
+        self.recording = None
         return 0, self._graph(self.capturing.pop(int(stream)))
 
     def cudaGraphInstantiate(self, graph: int, flags: int) -> Any:  # noqa: N802

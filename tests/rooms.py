@@ -16,7 +16,9 @@ ROOMS = {
         commands
         bench
         bulk prometheus
+        deployment
         classifier
+        replies
         queue
         backends
         engines explain

@@ -8,16 +8,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import forked
 import pytest
 from waiting import FOREVER, until
 
 from tnn_runtime import TnnError
 from tnn_runtime.console import notes, run
 from tnn_runtime.installation import install_command
+from tnn_train.__main__ import main
 
 
 @pytest.mark.parametrize(
@@ -40,41 +41,34 @@ def _hear_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _command_runs(process: subprocess.Popen[str], out: Path) -> bool:
+def _command_runs(process: subprocess.Popen[str]) -> bool:
     """Whether `run` has begun: the process catches SIGTERM."""
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), flags=re.MULTILINE)
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def _epoch_is_saved(process: subprocess.Popen[str], out: Path) -> bool:
-    return (out / "last").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the process table of Linux")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", [_command_runs, _epoch_is_saved])
-def test_an_interrupted_training_ends_in_one_line(
-    number: int, moment: Callable[[subprocess.Popen[str], Path], bool], photos: Path, tmp_path: Path
-) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tnn_train",
-        "--data",
-        str(photos),
-        "--out",
-        str(tmp_path / "run"),
-        "--epochs",
-        "9999",
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts
-    ) as process:
-        until(lambda: process.poll() is not None or moment(process, tmp_path / "run"))
-        process.send_signal(number)
-        _, error = process.communicate(timeout=FOREVER)
-    assert process.returncode == 130
+@pytest.mark.parametrize("moment", ["command runs", "epoch is saved"])
+def test_an_interrupted_training_ends_in_one_line(number: int, moment: str, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", str(photos), "--out", str(out), "--epochs", "9999"]
+    if moment == "command runs":
+        command = [sys.executable, "-m", "tnn_train", *arguments]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, preexec_fn=_hear_interrupts, **streams) as process:
+            until(lambda: process.poll() is not None or _command_runs(process))
+            process.send_signal(number)
+            _, error = process.communicate(timeout=FOREVER)
+        code = process.returncode
+    else:
+        program = forked.Program(main, [*arguments, "--backbone", "tiny"])
+        until(lambda: program.poll() is not None or (out / "last").exists())
+        program.send_signal(number)
+        result = program.end()
+        code, error = result.returncode, result.stderr
+    assert code == 130
     last = error.splitlines()[-1]
     assert last.startswith("tnn-train: interrupted")
     assert "Traceback" not in error

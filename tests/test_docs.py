@@ -9,8 +9,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
 from conftest import draw_photos
 
@@ -38,16 +42,41 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return result
 
 
+def run_forked(function: Callable[..., Any], *arguments: object, cwd: Path) -> str:
+    """Run what imports torch, forked from a process that has it, and return what it prints."""
+    result = forked.run(function, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def run_line(line: str, cwd: Path) -> str:
+    """Run a line of a page, and return what it prints."""
+    words = shlex.split(line, comments=True)
+    if words[:1] in (["tnn-train"], ["tnn-export"]):
+        (command,) = entry_points(group="console_scripts", name=words[0])
+        return run_forked(command.load(), words[1:], cwd=cwd)
+    return run("bash", "-euo", "pipefail", "-c", line, cwd=cwd).stdout
+
+
+def quicker(text: str, changes: dict[str, str]) -> str:
+    """Return commands that measure and learn for a shorter time."""
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    return text
+
+
 def shell_of_serving() -> list[str]:
     return [line for block in re.findall(r"```sh\n(.*?)```", SERVING, flags=re.DOTALL) for line in block.splitlines()]
 
 
 @pytest.fixture
 def serving(tmp_path: Path, bundles: dict[str, Path]) -> Path:
-    """A folder as the page on serving takes it: photos, their bundle, and the examples."""
+    """A folder as the page on serving takes it: photos, their bundle and another one, and the examples."""
     draw_photos(tmp_path / "photos")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "photos-bundle").symlink_to(bundles["tversky"])
+    (tmp_path / "runs" / "photos-bundle-2").symlink_to(bundles["ratio"])
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
@@ -103,28 +132,31 @@ def test_the_options_of_documented_runtime_commands_exist() -> None:
 def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
     draw_photos(tmp_path / "photos")
     (shell,) = [block for block in blocks("sh") if "photos" in block]
-    result = run("bash", "-euo", "pipefail", "-c", shell, cwd=tmp_path)
+    shell = quicker(shell, {"--epochs 10": "--epochs 2", "--threads 1": "--threads 1 --processes 1 --blocks 2"})
+    printed = "".join(run_line(line, tmp_path) for line in shell.splitlines())
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 41
-    assert result.stdout.count("passed") == 6
-    assert "A/B" in result.stdout
+    assert printed.count("passed") == 6
+    assert "A/B" in printed
 
 
 def test_the_python_of_serving_runs(serving: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
-    printed = run(sys.executable, "-c", block, cwd=serving).stdout.splitlines()
+    predicting, reloading = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
+    printed = run(sys.executable, "-c", predicting, cwd=serving).stdout.splitlines()
     assert len(printed) == 2
     assert all("Prediction(label=" in line for line in printed)
+    run(sys.executable, "-c", reloading, cwd=serving)
 
 
 @pytest.mark.slow
 def test_the_commands_of_serving_run(serving: Path) -> None:
-    lines = shell_of_serving()
-    for line in lines:
-        if line.startswith("python "):
-            run("bash", "-c", line, cwd=serving)
+    lines = [line for line in shell_of_serving() if line.startswith("python ")]
+    soak = {"--images 20000 --tolerance 100": "--images 2000 --tolerance 6000"}
+    changes = {**soak, "--blocks 5": "--blocks 2 --seconds 0.1"}
+    for line in quicker("\n".join(lines), changes).splitlines():
+        run_line(line, serving)
     assert len((serving / "labels.csv").read_text().splitlines()) == 41
     assert (serving / "explanation.png").exists()
-    assert sum(line.startswith("python ") for line in lines) == 5
+    assert len(lines) == 5
 
 
 def test_the_service_of_serving_runs(serving: Path) -> None:
@@ -152,13 +184,14 @@ def test_the_service_of_serving_runs(serving: Path) -> None:
 @pytest.mark.slow
 def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
     block, similarity = blocks("python")
-    assert run(sys.executable, "-c", similarity, cwd=tmp_path).stdout == "torch.Size([10])\n"
+    assert run_forked(exec, similarity, cwd=tmp_path) == "torch.Size([10])\n"
     source = (ROOT / "examples" / "quickstart.py").read_text()
     assert source.split('"""\n', 1)[1].strip() == block.strip()
     draw_photos(tmp_path / "photos")
-    result = run(sys.executable, str(ROOT / "examples" / "quickstart.py"), cwd=tmp_path)
-    assert "lowered head, onnx, torchscript passed" in result.stdout
-    assert re.search("^(cat|dog): for it speaks? '", result.stdout, flags=re.MULTILINE)
+    (tmp_path / "quickstart.py").write_text(quicker(source, {"epochs=10": "epochs=2"}))
+    printed = run_forked(forked.python, str(tmp_path / "quickstart.py"), cwd=tmp_path)
+    assert "lowered head, onnx, torchscript passed" in printed
+    assert re.search("^(cat|dog): for it speaks? '", printed, flags=re.MULTILINE)
 
 
 def test_the_commands_for_installing_exist() -> None:
@@ -184,7 +217,9 @@ def test_links_lead_to_files() -> None:
 @pytest.mark.slow
 def test_the_demo(tmp_path: Path) -> None:
     options = ["--epochs", "1", "--limit", "120", "--image-size", "8", "--blocks", "2", "--out", "out"]
-    result = run(sys.executable, str(ROOT / "examples" / "demo"), *options, cwd=tmp_path)
+    options += ["--backbone", "tiny"]
+    demo = str(ROOT / "examples" / "demo")
+    printed = run_forked(forked.python, demo, *options, cwd=tmp_path)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["dataset"] == "digits"
     for values in summary["heads"].values():
@@ -212,15 +247,9 @@ def test_the_demo(tmp_path: Path) -> None:
     ends = [f"{100 * end:+.2f}" for end in summary["difference"]["ci95"]]
     assert f"{ends[0]} to {ends[1]} points" in html
     assert len(list((tmp_path / "out" / "test-images").rglob("*.png"))) == 120
-    hints = result.stdout.split("try next:\n")[1].strip().splitlines()
+    hints = printed.split("try next:\n")[1].strip().splitlines()
     assert len(hints) == 3
     run("bash", "-c", hints[0], cwd=tmp_path)
-    again = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo"), *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = forked.run(forked.python, demo, *options, cwd=tmp_path)
     assert again.returncode == 1
     assert "demo: error: out already exists" in again.stderr

@@ -158,7 +158,12 @@ class TestService:
         monkeypatch.setattr(Classifier, "predict_async", fail)
         answer = client.post("/predict", content=image)
         assert answer.status_code == status
-        assert answer.json() == {"detail": "it failed; try something else"}
+        assert answer.json() == {
+            "code": error.code,
+            "detail": "it failed; try something else",
+            "retryable": status >= 503,
+            "index": None,
+        }
         assert ("retry-after" in answer.headers) == (status == 503)
 
     def test_health_and_metrics(self, client: Client, service: ModuleType, image: bytes) -> None:
@@ -167,13 +172,14 @@ class TestService:
         client.post("/predict", content=image)
         metrics = client.get("/metrics")
         assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
-        assert 'tnn_images_total{model="bundle-v2"} 1.0' in metrics.text
+        version = service.app.state.classifier.info["version"]
+        assert f'tnn_images_total{{model="bundle-v2",version="{version}"}} 1.0' in metrics.text
         service.app.state.classifier.drain()
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 503
         assert "drains" in client.get("/health/ready").json()["reason"]
         assert client.post("/predict", content=image).status_code == 503
-        assert 'tnn_ready{model="bundle-v2"} 0.0' in client.get("/metrics").text
+        assert f'tnn_ready{{model="bundle-v2",version="{version}"}} 0.0' in client.get("/metrics").text
 
     def test_its_description_tells_of_the_body(self, client: Client) -> None:
         described = client.get("/openapi.json").json()["paths"]["/predict"]["post"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
-from tnn_runtime.answers.results import Prediction
+from tnn_runtime.answers.results import Predictions
 from tnn_runtime.classifier import Classifier
-from tnn_runtime.errors import InputError
+from tnn_runtime.errors import InputError, QueueFull
 
 __all__ = ["Classified", "classify_files"]
+
+_LOOK_AGAIN_S = 0.005
 
 _IN_FLIGHT = 256
 """Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
@@ -28,7 +32,7 @@ class Classified(NamedTuple):
     """
 
     path: Path
-    predictions: list[Prediction]
+    predictions: Predictions
     error: str
 
 
@@ -38,6 +42,7 @@ def classify_files(
     """Classify files in batches, and yield what became of each, in their order.
 
     Only a few hundred are held at a time, however many there are. A file that cannot be used does not stop the others.
+    Where the queue is full of the images of others, this waits for room, and it has no deadlines.
 
     Args:
         classifier: A loaded bundle.
@@ -50,17 +55,29 @@ def classify_files(
         UsageError: If an argument is out of its range.
     """
     most = min(_IN_FLIGHT, classifier.info["max_queue_size"])
-    waiting: deque[tuple[Path, Future[list[Prediction]]]] = deque()
-    for path in paths:
-        if len(waiting) == most:
+    waiting: deque[tuple[Path, Future[Predictions]]] = deque()
+    try:
+        for path in paths:
+            if len(waiting) == most:
+                yield _answer(*waiting.popleft())
+            while True:
+                try:
+                    waiting.append((path, classifier.submit(path, top_k, reject=reject, timeout_s=math.inf)))
+                    break
+                except QueueFull:
+                    if waiting:
+                        yield _answer(*waiting.popleft())
+                    else:
+                        time.sleep(_LOOK_AGAIN_S)
+        while waiting:
             yield _answer(*waiting.popleft())
-        waiting.append((path, classifier.submit(path, top_k, reject=reject)))
-    while waiting:
-        yield _answer(*waiting.popleft())
+    finally:
+        for _, future in waiting:
+            future.cancel()
 
 
-def _answer(path: Path, future: Future[list[Prediction]]) -> Classified:
+def _answer(path: Path, future: Future[Predictions]) -> Classified:
     try:
         return Classified(path, future.result(), "")
     except InputError as error:
-        return Classified(path, [], str(error))
+        return Classified(path, Predictions(), str(error))

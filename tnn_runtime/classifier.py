@@ -5,44 +5,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import Outputs
-from tnn_runtime.answers.reject import check_score, check_threshold
-from tnn_runtime.answers.results import Answers, Prediction
+from tnn_runtime.answers.outputs import Outputs, not_finite
+from tnn_runtime.answers.reject import check_score
+from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
-from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.explain import Explainer, open_explainer, why_unexplained
+from tnn_runtime.bundle.opened import open_bundle
+from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull
+from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
-from tnn_runtime.images.preprocess import ImageSource
-from tnn_runtime.options import at_least_one, device_list, seconds
+from tnn_runtime.images.limits import Limits
+from tnn_runtime.images.preprocess import AnyImage
+from tnn_runtime.options import at_least_one, device_list, environment_number, seconds
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.cores import usable_cores
+from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
 
 __all__ = ["Classifier", "Health"]
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Images = Sequence[ImageSource] | NDArray[np.uint8]
+Images = Sequence[AnyImage] | NDArray[np.uint8]
 
 _UINT8 = np.dtype(np.uint8)
+_LOOK_AGAIN_S = 0.005
+_VERSION_DIGITS = 12
 _CLOSED = "this classifier is closed; load the bundle again"
 _DRAINING = "this classifier drains: it answers what it has accepted, and takes nothing new; send it elsewhere"
 
@@ -84,6 +92,10 @@ class Classifier:
         metrics: Metrics,
         explainer: Explainer | None,
         *,
+        digest: str = "",
+        limits: Limits | None = None,
+        decoders: int = 1,
+        max_concurrent_calls: int | None = None,
         timeout_s: float | None = None,
         tracer: Any = None,
     ) -> None:
@@ -96,21 +108,31 @@ class Classifier:
             queue: How submitted images wait.
             metrics: Where the replicas count.
             explainer: What explains the logits; ``None`` if the bundle cannot be explained.
+            digest: SHA-256 of the manifest, which has the hashes of all files.
+            limits: What an image may be; by default the default limits.
+            decoders: As for `load`.
+            max_concurrent_calls: As for `load`.
             timeout_s: As for `load`, in seconds.
             tracer: As for `load`; the replicas have it already, and here it decides whether requests are linked.
         """
         self._manifest = manifest
         self._shape = manifest.preprocessing.shape
         self._folder = folder
+        self._digest = digest
         self._replicas = replicas
         self._queue = queue
         self._metrics = metrics
+        self._failures = Failures(metrics, _LOG)
+        self._replies = Replies(manifest, explainer, metrics)
         self._explainer = explainer
+        self._limits = limits or Limits()
+        self._max_concurrent_calls = max_concurrent_calls
+        self._places = None if max_concurrent_calls is None else threading.Semaphore(max_concurrent_calls)
         self._timeout_s = timeout_s
         self._tracer = tracer
         self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
         self._lifecycle = Lifecycle()
-        self._decoders = Decoders(manifest.preprocessing, usable_cores())
+        self._decoders = Decoders(manifest.preprocessing, self._limits, decoders, metrics)
         self._batcher: Batcher | None = None
         self._making = threading.Lock()
 
@@ -129,7 +151,10 @@ class Classifier:
         max_batch_size: int = 64,
         max_queue_delay_ms: float = 2.0,
         max_queue_size: int = 1024,
+        max_concurrent_calls: int | None = None,
         timeout_s: float | None = None,
+        limits: Limits | None = None,
+        decoders: int | None = None,
         cache_dir: str | Path | None = None,
         warmup: bool = True,
         self_check: bool = True,
@@ -146,8 +171,8 @@ class Classifier:
             providers: Execution providers of ONNX Runtime to use instead of those of the device, first choice first,
                 such as ``("TensorrtExecutionProvider", "CUDAExecutionProvider")`` on a CUDA device.
             provider_options: Options of the first provider, as ONNX Runtime spells them.
-            threads: CPU threads for one call, by default the usable cores (affinity and quota of the control group),
-                shared among the replicas.
+            threads: CPU threads for one call; by default ``TNN_THREADS``, or the usable cores (affinity and quota of
+                the control group) shared among the replicas.
             spin: Whether idle CPU threads wait actively: a little faster for a process that has its cores for itself,
                 much slower for one that shares them.
             tf32: Whether float32 products on CUDA may round their factors to 10 bits.
@@ -155,8 +180,13 @@ class Classifier:
             max_batch_size: Images a batch, at most; larger inputs are split.
             max_queue_delay_ms: How long a submitted image waits for others while a model is free, in milliseconds.
             max_queue_size: Submitted images that may wait; more are refused with `QueueFull`.
-            timeout_s: Seconds within which the batch of a submitted image must begin, or it gets `DeadlineExceeded`;
-                by default there is no limit.
+            max_concurrent_calls: How many calls of ``predict``, ``logits``, ``embed``, ``explain`` and
+                ``reject_scores`` may run at once; more wait until one of them has ended. By default there is no limit.
+            timeout_s: Seconds within which the batch of a submitted image must begin, and a call may wait for others
+                to end, or it gets `DeadlineExceeded`; by default there is no limit.
+            limits: What an image may be; by default ``TNN_MAX_PIXELS``, ``TNN_MAX_BYTES`` and ``TNN_FORMATS``, or the
+                defaults of `Limits`.
+            decoders: Images that are decoded at once; by default ``TNN_DECODERS``, or the usable cores.
             cache_dir: Where engines of TensorRT are kept; by default in the user's cache folder.
             warmup: Whether to run each batch size that the device is prepared for, so that no request waits for it.
             self_check: Whether to replay the golden samples.
@@ -172,12 +202,23 @@ class Classifier:
             UsageError: If an argument is out of its range.
         """
         devices = device_list(device)
-        threads = max(1, usable_cores() // len(devices)) if threads is None else threads
-        at_least_one(threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size)
+        cores = usable_cores()
+        if threads is None:
+            threads = environment_number("TNN_THREADS", max(1, cores // len(devices)))
+        decoders = environment_number("TNN_DECODERS", cores) if decoders is None else decoders
+        limits = Limits.from_environment() if limits is None else limits
+        at_least_one(
+            threads=threads,
+            decoders=decoders,
+            max_batch_size=max_batch_size,
+            max_queue_size=max_queue_size,
+            max_concurrent_calls=1 if max_concurrent_calls is None else max_concurrent_calls,
+        )
         delay_s = seconds(max_queue_delay_ms, "max_queue_delay_ms", "milliseconds") / 1000
         timeout_s = None if timeout_s is None else seconds(timeout_s, "timeout_s")
-        manifest, folder = Manifest.read(bundle, public_key)
-        explainer = open_explainer(manifest, folder)
+        opened = open_bundle(bundle, public_key)
+        manifest, folder = opened.manifest, opened.folder
+        explainer = open_explainer(opened)
         max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
         options = BackendOptions(
             threads=threads,
@@ -189,16 +230,16 @@ class Classifier:
             cuda_graphs=cuda_graphs,
             cache_dir=None if cache_dir is None else Path(cache_dir),
         )
-        metrics = Metrics()
+        metrics = Metrics(max_batch_size, opened.digest[:_VERSION_DIGITS])
         replicas: list[Replica] = []
         try:
             for name in devices:
-                backend, reason = open_backend(folder, manifest, name, options)
+                backend, reason = open_backend(opened, name, options)
                 replicas.append(Replica(backend, manifest.batch.smallest, reason, metrics, tracer))
                 if warmup:
-                    replicas[-1].warm_up(manifest.preprocessing.shape)
+                    replicas[-1].warm_up()
                 if self_check:
-                    replay_golden_samples(folder, manifest, backend.device, replicas[-1].logits, max_batch_size)
+                    replay_golden_samples(opened, backend.device, replicas[-1].logits, max_batch_size)
         except BaseException:
             Replicas(replicas).close()
             raise
@@ -206,28 +247,43 @@ class Classifier:
         for replica in replicas:
             _LOG.info("%s runs on %s: %s", folder, replica.backend.device, replica.reason)
         queue = QueueOptions(max_batch_size, delay_s, max_queue_size)
-        return cls(manifest, folder, Replicas(replicas), queue, metrics, explainer, timeout_s=timeout_s, tracer=tracer)
+        return cls(
+            manifest,
+            folder,
+            Replicas(replicas),
+            queue,
+            metrics,
+            explainer,
+            digest=opened.digest,
+            limits=limits,
+            decoders=decoders,
+            max_concurrent_calls=max_concurrent_calls,
+            timeout_s=timeout_s,
+            tracer=tracer,
+        )
 
-    def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[list[Prediction]]:
+    def predict(self, images: Images, top_k: int = 5, *, reject: bool = False) -> list[Predictions]:
         """Classify images.
 
         Args:
-            images: Paths, bytes of image files, PIL images, or uint8 arrays ``[H, W]``, ``[H, W, 1]`` or
-                ``[H, W, 3]``, mixed as you like and of any size; or one uint8 array ``[N, H, W, C]``.
+            images: Paths, the content of image files (``bytes``, ``bytearray``, ``memoryview``), open files, PIL
+                images, or uint8 arrays ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``, mixed as you like and of any size;
+                or one uint8 array ``[N, H, W, C]``.
             top_k: How many classes to return for each image; all of them if there are fewer.
             reject: Whether to give no prediction for images whose `reject_scores` are below the bundle's threshold.
 
         Returns:
-            For each image, in order, its ``top_k`` predictions, best first; none if it is rejected.
+            For each image, in order, the list of its ``top_k`` predictions, best first, which also says whether the
+            image is rejected, and its reject score. The list of a rejected image is empty.
 
         Raises:
             UsageError: If images are to be rejected, and the bundle has no threshold.
             InputError: If an image cannot be used; the message names it.
             NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         """
-        predictions = self._predictions(top_k, reject)
+        make = self._replies.predictions(top_k, reject).make
         answers = self._make_answers(self._run(images))
-        return [predictions(answers, row) for row in range(len(answers.logits))]
+        return [make(answers, row) for row in range(len(answers.logits))]
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """Return the logits, float32 ``[N, classes]``, of the images that `predict` accepts.
@@ -271,41 +327,104 @@ class Classifier:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
                 version does not know.
         """
-        explain = self._explanation(top_k, num_features, num_prototypes)
-        return explain(self._make_answers(self._run(images)))
+        make = self._replies.explanations(top_k, num_features, num_prototypes).make
+        with self._counted():
+            answers = self._make_answers(self._outputs(images))
+            return [make(answers, row) for row in range(len(answers.logits))]
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["prediction"] = "prediction",
+        reject: bool = False,
+        timeout_s: float | None = None,
+    ) -> Future[Predictions]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["logits", "embedding"],
+        timeout_s: float | None = None,
+    ) -> Future[NDArray[np.float32]]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["explanation"],
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[list[Explanation]]: ...
+
+    @overload
+    def submit(
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: Literal["all"],
+        reject: bool = False,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[Answer]: ...
 
     def submit(
-        self, image: ImageSource, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
-    ) -> Future[list[Prediction]]:
+        self,
+        image: AnyImage,
+        top_k: int = 5,
+        *,
+        answer: AnswerName = "prediction",
+        reject: bool = False,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        timeout_s: float | None = None,
+    ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
 
-        Files are decoded in the background. Callbacks of the future run in the thread that runs the batches: keep them
-        short.
+        Files are decoded in the background. Callbacks of the future run one after another in a thread that the
+        classifier has for them; they may call it, and even close it.
 
         Args:
             image: An image as `predict` accepts it.
-            top_k: How many classes to return.
+            top_k: How many classes to return, or to explain.
+            answer: What to return, all of it from one run of the model: ``"prediction"``, what `predict` returns for
+                the image; ``"logits"``, float32 ``[classes]``; ``"embedding"``, float32 ``[D]``; ``"explanation"``,
+                what `explain` returns for it; ``"all"``, an `Answer` with all of these.
             reject: As for `predict`.
+            num_features: As for `explain`.
+            num_prototypes: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
-            A future of what `predict` returns for the image, which can be cancelled until its batch begins. Its errors
-            are those of `predict` and `DeadlineExceeded`.
+            A future of the answer, which can be cancelled until its batch begins. Its errors are those of `predict`
+            and `DeadlineExceeded`.
 
         Raises:
             QueueFull: If too many images wait.
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        (request,) = self._enqueue([image], self._predictions(top_k, reject), timeout_s)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes)
+        (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
     async def predict_async(
         self, images: Images, top_k: int = 5, *, reject: bool = False, timeout_s: float | None = None
-    ) -> list[list[Prediction]]:
+    ) -> list[Predictions]:
         """Classify images like `predict`, in batches with the images of other callers, without blocking the event loop.
 
-        Either all images are accepted or none. If the task is cancelled or an image fails, the others are cancelled.
+        Either all images are accepted or none; more than the queue can hold are sent in pieces, one after another. If
+        the task is cancelled or an image fails, the others are cancelled.
         Files are decoded in the background; Pillow images, and arrays of another size than the model's, are scaled
         at once, in the calling thread.
 
@@ -314,16 +433,16 @@ class Classifier:
             DeadlineExceeded: If a batch did not begin in time.
             InputError, NotAnswered: As `predict`.
         """
-        return await self._await_answers(images, self._predictions(top_k, reject), timeout_s)
+        return await self._await_answers(images, self._replies.predictions(top_k, reject), timeout_s)
 
     async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `logits` returns; see `predict_async`."""
-        rows = await self._await_answers(images, lambda answers, row: answers.logits[row], timeout_s)
+        rows = await self._await_answers(images, logits, timeout_s)
         return np.stack(rows) if rows else self._nothing().logits
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._await_answers(images, lambda answers, row: answers.embedding[row], timeout_s)
+        rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -336,9 +455,8 @@ class Classifier:
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        explain = self._explanation(top_k, num_features, num_prototypes)
-        answers = await self._await_answers(images, Answers.only, timeout_s)
-        return await asyncio.to_thread(lambda: [row for answer in answers for row in explain(answer)])
+        reply = self._replies.explanations(top_k, num_features, num_prototypes)
+        return await self._await_answers(images, reply, timeout_s)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -351,6 +469,8 @@ class Classifier:
         first = next(iter(self._replicas)).backend
         return {
             "bundle": str(self._folder),
+            "digest": self._digest,
+            "version": self._digest[:_VERSION_DIGITS],
             "device": ", ".join(replica.backend.device for replica in self._replicas),
             "reason": "; ".join(dict.fromkeys(replica.reason for replica in self._replicas)),
             "threads": first.threads,
@@ -363,7 +483,10 @@ class Classifier:
             "max_batch_size": self._queue.max_batch_size,
             "max_queue_delay_ms": self._queue.max_delay_s * 1000,
             "max_queue_size": self._queue.max_queue_size,
+            "max_concurrent_calls": self._max_concurrent_calls,
             "timeout_s": self._timeout_s,
+            "limits": asdict(self._limits),
+            "decoders": self._decoders.threads,
             "batch_sizes": list(first.batch_sizes),
             "reject": None if self._manifest.reject is None else asdict(self._manifest.reject),
             "versions": first.versions,
@@ -373,13 +496,28 @@ class Classifier:
     @property
     def health(self) -> Health:
         """Whether it serves, and what it has to do."""
-        reason = "; ".join([self._lifecycle.refusal, *map(str, self._replicas.lost)]).strip("; ")
+        if self._lifecycle.is_fork:
+            return Health(False, self._lifecycle.refusal, 0, 0)
+        refusal = self._lifecycle.refusal
+        ends = [] if self._batcher is None or refusal else [self._batcher.end]
+        reasons = dict.fromkeys([refusal, *map(str, self._replicas.lost), *ends])
+        reason = "; ".join(filter(None, reasons))
         return Health(not reason, reason, self._metrics.read().waiting, self._lifecycle.open_requests)
 
     @property
     def metrics(self) -> MetricsSnapshot:
-        """What it has counted since it was loaded; see `tnn_runtime.prometheus` for monitoring systems."""
+        """What it has counted since it was loaded; see `tnn_runtime.prometheus` for monitoring systems.
+
+        Raises:
+            ClassifierClosed: In a fork of the process that loaded it.
+        """
+        self._lifecycle.check_process()
         return self._metrics.read()
+
+    @property
+    def metrics_by_version(self) -> tuple[MetricsSnapshot, ...]:
+        """Its metrics, alone: those of a `Deployment` are several."""
+        return (self.metrics,)
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Accept nothing new, and wait until all that was accepted is answered.
@@ -389,7 +527,11 @@ class Classifier:
 
         Returns:
             Whether all is answered.
+
+        Raises:
+            ClassifierClosed: In a fork of the process that loaded it.
         """
+        self._lifecycle.check_process()
         limit = None if timeout_s is None else seconds(timeout_s, "timeout_s")
         self._lifecycle.stop(self._lifecycle.refusal or _DRAINING)
         return self._lifecycle.wait(limit)
@@ -397,8 +539,11 @@ class Classifier:
     def close(self) -> None:
         """Release the model and end all threads. Later calls raise `ClassifierClosed`; closing twice is fine.
 
-        Calls that run are answered; images that wait in the queue get `ClassifierClosed`: call `drain` first.
+        Calls that run are answered; images that wait in the queue get `ClassifierClosed`: call `drain` first. In a fork
+        of the process that loaded it there is nothing to release, and this does nothing.
         """
+        if self._lifecycle.is_fork:
+            return
         self._lifecycle.stop(_CLOSED)
         with self._making:
             batcher = self._batcher
@@ -418,42 +563,64 @@ class Classifier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is None and not self._lifecycle.is_fork:
             self.drain()
         self.close()
 
-    def _predictions(self, top_k: int, reject: bool) -> Callable[[Answers, int], list[Prediction]]:
-        """Return what makes the predictions for one row of answers."""
-        at_least_one(top_k=top_k)
-        if reject:
-            check_threshold(self._manifest.reject)
-        return partial(Answers.predictions, top_k=top_k, reject=reject)
-
-    def _explanation(
-        self, top_k: int, num_features: int, num_prototypes: int
-    ) -> Callable[[Answers], list[list[Explanation]]]:
-        """Return what explains answers."""
-        at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
-        explainer = self._explainer
-        if explainer is None:
-            raise UsageError(why_unexplained(self._manifest))
-        return lambda answers: explainer(answers.embedding, answers.logits, top_k, num_features, num_prototypes)
-
     def _run(self, images: Images) -> Outputs:
-        """Run the model on all images now."""
+        """Run the model on all images now, as a request of its own."""
+        with self._counted():
+            return self._outputs(images)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count what is done within as one request, from acceptance to answer."""
+        self._lifecycle.check_process()
+        started = time.monotonic()
         self._metrics.request()
         try:
             self._lifecycle.accept()
             try:
-                outputs = [self._replicas.run(batch) for batch in self._batches(images)]
+                with self._place():
+                    yield
             finally:
                 self._lifecycle.answered()
         except Exception as error:
-            self._metrics.failed(type(error).__name__)
+            self._failures.add(error)
             raise
+        self._metrics.answered(time.monotonic() - started)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Wait for a place among the calls that may run at once, and hold it within.
+
+        Raises:
+            DeadlineExceeded: If there is none in time.
+        """
+        if self._places is None:
+            yield
+            return
+        if not self._places.acquire(timeout=self._timeout_s):
+            raise DeadlineExceeded(
+                f"{self._max_concurrent_calls} calls ran for the {self._timeout_s:g} s that this one could wait; make "
+                "fewer at a time, or allow more time"
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def _outputs(self, images: Images) -> Outputs:
+        """Run the model on all images now."""
+        outputs = [self._replicas.run(batch) for batch in self._batches(images)]
         if len(outputs) == 1:
-            return outputs[0]
-        return Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+            (whole,) = outputs
+        else:
+            whole = Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+        if len(bad := whole.bad_rows):
+            self._metrics.not_finite(len(bad))
+            raise not_finite(int(bad[0]))
+        return whole
 
     def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -472,43 +639,74 @@ class Classifier:
         shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
         return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
 
-    async def _await_answers(
-        self, images: Images, answer: Callable[[Answers, int], T], timeout_s: float | None
-    ) -> list[T]:
+    async def _await_answers(self, images: Images, reply: Reply[T], timeout_s: float | None) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
-        requests = self._enqueue(_container(images), answer, timeout_s)
+        images, most = _container(images), self._queue.max_queue_size
+        if len(images) <= most:
+            return await self._await_piece(images, reply, timeout_s)
+        answers: list[T] = []
+        for start in range(0, len(images), most):
+            answers += await self._await_piece(images[start : start + most], reply, timeout_s, waits=start > 0)
+        return answers
+
+    async def _await_piece(
+        self, images: Images, reply: Reply[T], timeout_s: float | None, *, waits: bool = False
+    ) -> list[T]:
+        """Put images into the queue, once there is room for them if that is waited for, and wait for the answers."""
+        while True:
+            try:
+                requests = self._enqueue(images, reply, timeout_s)
+                break
+            except QueueFull:
+                if not waits:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_S)
         try:
             return list(await asyncio.gather(*map(asyncio.wrap_future, requests)))
         finally:
             for request in requests:
                 request.cancel()
 
-    def _enqueue(self, images: Images, answer: Callable[[Answers, int], Any], timeout_s: float | None) -> list[Request]:
+    def _enqueue(self, images: Images, reply: Reply[Any], timeout_s: float | None) -> list[Request]:
         """Put images into the queue, all or none."""
-        limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s")
+        self._lifecycle.check_process()
+        limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(answer, limit, link) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()
             batcher.accept(requests)
         except Exception as error:
-            self._metrics.failed(type(error).__name__, len(requests))
+            self._failures.add(error, len(requests))
             raise
         for request, image in zip(requests, images, strict=True):
+            request._owner = self  # or the answer would come to nobody, where nobody else holds it
             if isinstance(image, np.ndarray) and self._is_ready(image[None]):
                 batcher.put(request, image.copy())
-            else:
-                prepare = partial(self._manifest.preprocessing, image)
-                self._decoders.do(image, partial(batcher.prepare, request, prepare))
+                continue
+            try:
+                request._source = source = self._decoders.taken(image)
+                decode = partial(request._decode, self._decoders.decode)
+                self._decoders.do(source, partial(batcher.prepare, request, decode))
+            except (InputError, NotAnswered) as error:
+                request._fail(error)
         return requests
 
     def _started_batcher(self) -> Batcher:
         with self._making:
             if self._batcher is None:
                 self._lifecycle.check()
-                self._batcher = Batcher(self._replicas, self._make_answers, self._queue, self._lifecycle, self._metrics)
-                weakref.finalize(self, self._batcher.abandon)
+                self._batcher = Batcher(
+                    self._replicas,
+                    self._make_answers,
+                    self._queue,
+                    self._lifecycle,
+                    self._metrics,
+                    self._failures,
+                    self._decoders.do_soon,
+                )
+                weakref.finalize(self, self._batcher.close)
             return self._batcher
 
     def _link(self) -> Any:
@@ -529,6 +727,6 @@ def _container(images: Any) -> Any:
                 f"got an array of dtype {images.dtype} and shape {list(images.shape)}; expected uint8 [N, H, W, C], or "
                 "a list of images"
             )
-    elif isinstance(images, str | bytes) or not isinstance(images, Sequence):
+    elif isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
         raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
     return images

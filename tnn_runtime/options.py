@@ -1,45 +1,68 @@
-"""What a classifier is loaded with, checked."""
+"""What a classifier is loaded with, by arguments and by the environment, checked."""
 
 from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["at_least_one", "device_list", "seconds"]
+__all__ = ["at_least_one", "device_list", "environment", "environment_number", "seconds", "shown"]
 
 _MANY = 1 << 20
 _LONGEST_S = threading.TIMEOUT_MAX / 2
 _SHOWN = 80
 
 
-def at_least_one(**values: int) -> None:
-    """Make sure that numbers are integers from 1 on.
+def at_least_one(below: int = _MANY, /, **values: int) -> None:
+    """Make sure that numbers are integers from 1 on, and below a bound.
 
     Raises:
         UsageError: If one is not; the message has the name that it was given with.
     """
     for name, value in values.items():
         try:
-            good = not isinstance(value, bool) and 1 <= operator.index(value) < _MANY
+            good = not isinstance(value, bool) and 1 <= operator.index(value) < below
         except TypeError:
             good = False
         if not good:
-            raise UsageError(f"{name} is {_shown(value)}; expected an integer of at least 1 and below {_MANY}")
+            raise UsageError(f"{name} is {shown(value)}; expected an integer of at least 1 and below {below}")
 
 
-def seconds(value: Any, name: str, unit: str = "seconds") -> float:
+def environment(name: str) -> str:
+    """Return what an environment variable holds; empty if it is not set."""
+    return os.environ.get(name, "").strip()
+
+
+def environment_number(name: str, default: int, below: int = _MANY) -> int:
+    """Return the integer from 1 on that an environment variable holds, or a default if it is not set or empty.
+
+    Raises:
+        UsageError: If it holds something else.
+    """
+    text = environment(name)
+    try:
+        number = int(text or default)
+    except ValueError:
+        raise UsageError(f"{name} is {shown(text)}; expected an integer of at least 1 and below {below}") from None
+    at_least_one(below, **{name: number})
+    return number
+
+
+def seconds(value: Any, name: str, unit: str = "seconds", *, endless: bool = False) -> float:
     """Return a duration as it is, or as many years as the system can wait.
 
     Raises:
-        UsageError: If it is no finite number from 0 on.
+        UsageError: If it is no number from 0 on, or infinity where there has to be an end.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UsageError(f"{name} is {_shown(value)}; expected a number of {unit}, 0 or more")
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= math.inf or (value == math.inf and not endless):
+        raise UsageError(f"{name} is {shown(value)}; expected a number of {unit}, 0 or more")
     return float(min(value, _LONGEST_S))
 
 
@@ -51,13 +74,13 @@ def device_list(device: str | Sequence[str]) -> tuple[str, ...]:
     """
     devices = (device,) if isinstance(device, str) or not isinstance(device, Sequence) else tuple(device)
     if not all(isinstance(name, str) for name in devices):
-        raise UsageError(f"unknown device {_shown(device)}; expected a name such as 'auto', or a list of names")
+        raise UsageError(f"unknown device {shown(device)}; expected a name such as 'auto', or a list of names")
     if not devices or (len(devices) > 1 and "auto" in devices):
-        raise UsageError(f"device is {_shown(device)}; expected a device, or a list of devices without 'auto'")
+        raise UsageError(f"device is {shown(device)}; expected a device, or a list of devices without 'auto'")
     return devices
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Return a value as Python writes it, on one line and not too long."""
     try:
         text = " ".join(repr(value).split())

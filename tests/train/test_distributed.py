@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
+import killable
 import pytest
 import torch
 from plain_loop import train_plainly
 
 from tnn_train import ModelConfig, TrainConfig, evaluate, load_checkpoint, load_data
+from tnn_train.__main__ import main
 
 SCRIPT = Path(__file__).parents[1] / "tiny_train.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -31,11 +34,13 @@ def options(photos: Path, out: Path, recipe: TrainConfig, *more: str) -> list[st
     for name, value in vars(recipe).items():
         if value != getattr(TrainConfig(), name):
             words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    return [str(SCRIPT), "--data", str(photos), "--out", str(out), *words, *more]
+    return ["--data", str(photos), "--out", str(out), *words, *more]
 
 
-def run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(arguments: list[str], *, processes: int = 2) -> str:
+    """Train in one process or in two, and return what they print."""
+    launched = (forked.torchrun, main) if processes == 2 else (main,)
+    result = forked.run(*launched, arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -58,8 +63,8 @@ def history(folder: Path) -> list[dict[str, float]]:
 )
 def test_two_processes_give_the_metrics_of_one(more: dict[str, Any], uneven: Path, tmp_path: Path) -> None:
     recipe, plain = dataclasses.replace(RECIPE, **more), ("--backbone", "plain")
-    run([sys.executable, *options(uneven, tmp_path / "one", recipe, *plain)])
-    printed = run([*TORCHRUN, *options(uneven, tmp_path / "two", recipe, *plain)])
+    run(options(uneven, tmp_path / "one", recipe, *plain), processes=1)
+    printed = run(options(uneven, tmp_path / "two", recipe, *plain))
     assert printed.count("test accuracy") == 1
     for ours, theirs in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate"):
@@ -85,7 +90,7 @@ def test_two_processes_do_what_the_plain_loop_does(
     model = ModelConfig(backbone="plain", head="linear")
     expected = train_plainly(load_data(uneven, image_size=8), model, recipe)
     more = ("--backbone", "plain", "--head", "linear", "--image-size", "8")
-    run([*TORCHRUN, *options(uneven, tmp_path / "two", recipe, *more)])
+    run(options(uneven, tmp_path / "two", recipe, *more))
     # The rounding of half precision hangs on the size of a batch.
     assert expected.distance(load_checkpoint(tmp_path / "two" / "last").model) <= distance
     assert [row["train_loss"] for row in history(tmp_path / "two")] == pytest.approx(expected.losses, rel=0.02)
@@ -96,7 +101,7 @@ def test_two_processes_do_what_the_plain_loop_does(
 def test_what_is_validated_is_what_is_saved(more: dict[str, Any], uneven: Path, tmp_path: Path) -> None:
     """Batch norm of the CPU has other statistics in each process."""
     recipe = dataclasses.replace(RECIPE, **more)
-    run([*TORCHRUN, *options(uneven, tmp_path / "run", recipe, "--backbone", "tiny")])
+    run(options(uneven, tmp_path / "run", recipe, "--backbone", "tiny"))
     data = load_data(uneven)
     for name in ("last", "best"):
         checkpoint = load_checkpoint(tmp_path / "run" / name)
@@ -107,15 +112,14 @@ def test_what_is_validated_is_what_is_saved(more: dict[str, Any], uneven: Path, 
 def test_a_run_of_two_processes_resumes_in_two_and_with_batch_norm(photos: Path, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, learning_rate=0.1, save_steps=2)
     arguments = options(photos, tmp_path / "run", recipe, "--backbone", "tiny")
-    run([*TORCHRUN, *arguments])
+    subprocess.run([*TORCHRUN, str(SCRIPT), *arguments], capture_output=True, check=True)
     whole = load_checkpoint(tmp_path / "run" / "last").model.state_dict()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test_accuracy"] >= 0.9
-    stopping = SCRIPT.parent / "tiny_train_stopped.py"
     parts = options(photos, tmp_path / "parts", recipe, "--backbone", "tiny")
-    stopped = subprocess.run([*TORCHRUN, str(stopping), *parts[1:]], capture_output=True, text=True, check=False)
-    assert stopped.returncode != 0
-    assert "last holds epoch 2, step 2: repeat the command with --resume" in stopped.stderr
-    run([*TORCHRUN, *parts, "--resume"])
+    result = forked.run(forked.torchrun, killable.stopped, parts)
+    assert result.returncode != 0
+    assert "last holds epoch 2, step 2: repeat the command with --resume" in result.stderr
+    run([*parts, "--resume"])
     state = load_checkpoint(tmp_path / "parts" / "last").model.state_dict()
     assert all(torch.equal(state[name], whole[name]) for name in whole)

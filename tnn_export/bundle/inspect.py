@@ -9,7 +9,7 @@ from typing import Any
 from tnn_export.formats.opsets import oldest_runtime
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
-from tnn_runtime.bundle.storage import read_json
+from tnn_runtime.bundle.reading import read_json
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.text import printable
 

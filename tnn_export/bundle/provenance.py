@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.bundle.storage import read_json
+from tnn_runtime.bundle.reading import read_json
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, refuse_run
 from tnn_train.run_files import BEST, RESULTS_FILE, RESULTS_SCHEMA
 

@@ -35,6 +35,7 @@ from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import Samples, make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
 from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, ONNX_FILE, Manifest, TensorSpec
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import TnnError
@@ -193,11 +194,11 @@ def _samples(
 def _load(folder: Path) -> None:
     """Load a bundle that was written, as a service would, or as far as that is possible without ONNX."""
     try:
-        manifest, _ = Manifest.read(folder)
-        if ONNX_FILE in manifest.files:
+        bundle = open_bundle(folder)
+        if ONNX_FILE in bundle.manifest.files:
             Classifier.load(folder, "cpu", threads=1).close()
         else:
-            open_explainer(manifest, folder)
+            open_explainer(bundle)
     except TnnError as error:
         raise ExportError(f"the bundle cannot be loaded, so nothing was written ({error})") from error
 

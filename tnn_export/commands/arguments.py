@@ -61,7 +61,7 @@ def add_export_options(parser: Parser) -> None:
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
-    """Return what was given for them; what does nothing beside the others is told in a note.
+    """Return what was given for them; a note names what does nothing beside the others.
 
     Raises:
         UsageError: As `ExportOptions`.

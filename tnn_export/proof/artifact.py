@@ -1,13 +1,15 @@
 """Runs one artifact with nothing but its own library, in a process of its own: a program, not a module to import.
 
-    python artifact.py FORMAT FILE BATCHES OUTPUTS DEVICE THREADS [OPTIMIZER...]
+    python artifact.py FORMAT FILE BATCHES OUTPUTS DEVICE THREADS [FLOAT32 OPTIMIZER...]
 
 BATCHES is an ``.npz`` file of uint8 arrays ``[n, H, W, C]`` named ``0``, ``1`` and so on; OUTPUTS is the ``.npz`` file
-to write, with an array ``I/NAME`` for each batch I and each output. OPTIMIZERs are what ONNX Runtime is to leave out.
+to write, with an array ``I/NAME`` for each batch I and each output. Two things are for ONNX Runtime alone: whether its
+products are of float32, ``True`` or ``False``, which TF32 is then kept from, and OPTIMIZERs that it is to leave out.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import warnings
@@ -21,25 +23,35 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[NDArray[np.uint8]], Arrays]
 
 
-def onnx(file: str, device: str, threads: int, *without: str) -> tuple[Run, str]:
+def onnx(file: str, device: str, threads: int, in_float32: str, *without: str) -> tuple[Run, str]:
     """Load a ``.onnx`` file with ONNX Runtime, which does without some of its optimizers."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    on_cpu = device == "cpu"
+    asked = {"device_id": device.partition(":")[2] or "0"} | ({"use_tf32": "0"} if in_float32 == "True" else {})
+    providers: list[Any] = ["CPUExecutionProvider"] if on_cpu else [("CUDAExecutionProvider", asked)]
+    if not on_cpu:
         onnxruntime.preload_dlls()
-        providers = [("CUDAExecutionProvider", {"device_id": device.partition(":")[2] or "0", "use_tf32": "0"})]
-    session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=without or None)
-    if device != "cpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
-    names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True)), (
-        " without ".join([f"onnxruntime {onnxruntime.__version__}", *without])
-    )
+
+    @functools.cache
+    def session_for(batch: int | None) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        if batch is not None:  # as it is served: a session for each size, and nothing for the CPU to do
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            options.add_free_dimension_override_by_name("batch", batch)
+        session = onnxruntime.InferenceSession(file, options, providers=providers, disabled_optimizers=without or None)
+        if not on_cpu and session.get_providers()[0] != "CUDAExecutionProvider":
+            raise RuntimeError(f"{device} was asked for, and ONNX Runtime chose {session.get_providers()}")
+        return session
+
+    def run(images: NDArray[np.uint8]) -> Arrays:
+        session = session_for(None if on_cpu else len(images))
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    return run, " without ".join([f"onnxruntime {onnxruntime.__version__}", *without])
 
 
 def torchscript(file: str, device: str, threads: int) -> tuple[Run, str]:
@@ -121,10 +133,10 @@ LOADERS: dict[str, Callable[..., tuple[Run, str]]] = {
 }
 
 
-def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str, *without: str) -> None:
+def main(kind: str, file: str, batches: str, outputs: str, device: str, threads: str, *how: str) -> None:
     """Load the artifact, run every batch, write what came out, and print what ran it."""
     warnings.simplefilter("ignore")
-    run, library = LOADERS[kind](file, device, int(threads), *without)
+    run, library = LOADERS[kind](file, device, int(threads), *how)
     results: Arrays = {}
     with np.load(batches, allow_pickle=False) as inputs:
         for name in inputs.files:

@@ -12,7 +12,7 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.samples import Samples
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import PROOF_FILE, Manifest
-from tnn_runtime.bundle.storage import read_arrays
+from tnn_runtime.bundle.reading import read_arrays
 from tnn_runtime.errors import ArtifactError, TnnError
 from tnn_train.heads import build_head
 from tnn_train.model.config import ModelConfig

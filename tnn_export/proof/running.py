@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_export.errors import ExportError
-from tnn_runtime.backends import CRASHING_OPTIMIZERS
+from tnn_runtime.backends import CRASHING_OPTIMIZERS, FLOAT32_PRODUCTS
 from tnn_runtime.queue.cores import usable_cores
 
 __all__ = ["Outputs", "Ran", "Runner", "fresh_process"]
@@ -65,6 +65,8 @@ def fresh_process(kind: str, file: Path, device: str = "cpu", precision: str = "
             np.savez(inputs, **{str(number): images for number, images in enumerate(batches)})  # type: ignore[arg-type]
             # -P: the modules beside the program must not hide the libraries of the same names.
             program = [sys.executable, "-P", _PROGRAM, kind, file, inputs, outputs, device, usable_cores()]
+            if kind == "onnx":
+                program.append(precision in FLOAT32_PRODUCTS)
             notes: tuple[str, ...] = ()
             result = _ended(program)
             if crashing and -result.returncode in (signal.SIGSEGV, signal.SIGABRT):

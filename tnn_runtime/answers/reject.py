@@ -70,9 +70,9 @@ class Reject:
         with np.errstate(over="ignore", invalid="ignore"):
             return SCORES[self.score](logits)
 
-    def rejects(self, logits: Logits) -> NDArray[np.bool_]:
-        """Return which rows of logits ``[N, C]`` are rejected; none if there is no threshold."""
-        reached = self.scores(logits) >= (-np.inf if self.threshold is None else self.threshold)
+    def rejects(self, scores: Scores) -> NDArray[np.bool_]:
+        """Return which of some scores ``[N]`` reject their image; none if there is no threshold."""
+        reached = scores >= (-np.inf if self.threshold is None else self.threshold)
         return np.asarray(~reached)
 
 

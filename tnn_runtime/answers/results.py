@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.ranking import largest, softmax
-from tnn_runtime.answers.reject import Reject, check_threshold
+from tnn_runtime.answers.reject import Reject, check_score, check_threshold
 
-__all__ = ["Answers", "Prediction"]
+__all__ = ["Answers", "Prediction", "Predictions"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,32 @@ class Prediction:
     index: int
 
 
+class Predictions(list[Prediction]):
+    """The best classes of one image, best first: a list, which is empty if the image is rejected.
+
+    Args:
+        found: The predictions.
+        rejected: Whether the caller asked to reject images, and this one is below the threshold of the bundle.
+        reject_score: How sure the model is of the image, as `Classifier.reject_scores` returns it; ``None`` if the
+            bundle does not say which score to use.
+    """
+
+    __slots__ = ("reject_score", "rejected")
+
+    def __init__(
+        self, found: Iterable[Prediction] = (), rejected: bool = False, reject_score: float | None = None
+    ) -> None:
+        super().__init__(found)
+        self.rejected = rejected
+        self.reject_score = reject_score
+
+    def __repr__(self) -> str:
+        """Show the predictions as a list; those of a rejected image tell its score."""
+        if self.rejected:
+            return f"<rejected, reject_score={self.reject_score:.4g}>"
+        return super().__repr__()
+
+
 class Answers:
     """The outputs for a batch, and what follows from them; computed once for the whole batch, when first asked for.
 
@@ -41,6 +67,7 @@ class Answers:
     """
 
     def __init__(self, outputs: Outputs, class_names: Sequence[str], rule: Reject | None = None) -> None:
+        self.outputs = outputs
         self.logits, self.embedding = outputs
         self._class_names = class_names
         self._rule = rule
@@ -50,17 +77,23 @@ class Answers:
         """Return the answers for one image, without the batch that it was in."""
         return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names, self._rule)
 
-    def predictions(self, row: int, top_k: int, reject: bool = False) -> list[Prediction]:
+    def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
+        score = None if self._rule is None else float(self._reject_scores[row])
         if reject and self._rejected[row]:
-            return []
+            return Predictions((), True, score)
         scores = self._scores[row]
         best = self._best(top_k)[row].tolist()
-        return [Prediction(self._class_names[index], float(scores[index]), index) for index in best]
+        found = [Prediction(self._class_names[index], float(scores[index]), index) for index in best]
+        return Predictions(found, False, score)
+
+    @cached_property
+    def _reject_scores(self) -> NDArray[np.float32]:
+        return check_score(self._rule).scores(self.logits)
 
     @cached_property
     def _rejected(self) -> NDArray[np.bool_]:
-        return check_threshold(self._rule).rejects(self.logits)
+        return check_threshold(self._rule).rejects(self._reject_scores)
 
     def _best(self, top_k: int) -> NDArray[np.int64]:
         if top_k not in self._ranked:

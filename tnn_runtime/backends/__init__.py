@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -18,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
 
 __all__ = [
     "BACKENDS",
     "CRASHING_OPTIMIZERS",
     "DEVICES",
+    "FLOAT32_PRODUCTS",
     "PROBE",
     "Backend",
     "BackendOptions",
@@ -45,7 +47,7 @@ BACKENDS = {
 """For each kind of device the module of this package and the class that runs on it.
 
 The module also has a function ``probe(device)``, which runs the model `PROBE` and tells with what, or raises an error,
-and for GPUs ``device_timer(folder, manifest, device, options)``, see `open_device_timer`.
+and for GPUs ``device_timer(bundle, device, options)``, see `open_device_timer`.
 """
 
 TimedRun: TypeAlias = Callable[[NDArray[np.uint8]], tuple[float, NDArray[np.float32]]]
@@ -58,6 +60,10 @@ PROBE = Path(__file__).with_name("probe.onnx")
 CRASHING_OPTIMIZERS = {"fp16": ("MatmulTransposeFusion",)}
 """What ONNX Runtime has to leave out on the CPU, by precision: with it, 1.23 and later crash on vision transformers. No
 other model is faster for it."""
+
+FLOAT32_PRODUCTS = ("fp32", "int8")
+"""The precisions whose products ONNX Runtime computes in float32 on CUDA, in int8 between the quantisations. Without
+TF32 there, it would keep the others from the tensor cores."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Backend(Protocol):
     """The batch sizes that it is prepared for, smallest first; empty where any is as good as another."""
 
     concurrency: int
-    """How many calls of `run` at once keep the device busy."""
+    """How many calls of `run` at once keep the device busy; where there are batch sizes, more would wait for them."""
 
     versions: dict[str, str]
     """The libraries it runs on."""
@@ -118,13 +124,20 @@ class Backend(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Run what first runs are slow for: each batch size, everywhere where it may run.
+
+        Errors are those of `run`.
+        """
+        ...
+
     def close(self) -> None:
         """Release the model."""
         ...
 
 
-def open_backend(folder: Path, manifest: Manifest, device: str, options: BackendOptions) -> tuple[Backend, str]:
-    """Load the model in ``folder`` on ``device``.
+def open_backend(bundle: Bundle, device: str, options: BackendOptions) -> tuple[Backend, str]:
+    """Load the model of a bundle on ``device``.
 
     ``"auto"`` takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
     never takes TensorRT, which may build an engine for minutes and computes with other kernels: that is for the user to
@@ -140,14 +153,12 @@ def open_backend(folder: Path, manifest: Manifest, device: str, options: Backend
     """
     wanted = parse_device(device)
     if wanted.kind == "auto":
-        return _open_best(folder, manifest, options)
-    return _open(folder, manifest, wanted, options), "as asked"
+        return _open_best(bundle, options)
+    return _open(bundle, wanted, options), "as asked"
 
 
-def open_device_timer(
-    folder: Path, manifest: Manifest, device: str, options: BackendOptions
-) -> AbstractContextManager[TimedRun]:
-    """Load the model in ``folder`` on a GPU so that the clock of the GPU can be read, which serving has no need of.
+def open_device_timer(bundle: Bundle, device: str, options: BackendOptions) -> AbstractContextManager[TimedRun]:
+    """Load the model of a bundle on a GPU so that the clock of the GPU can be read, which serving has no need of.
 
     The time runs from when the images have arrived to when the outputs are there to be copied back. The moments in
     which the GPU waits for the host to queue more are part of it.
@@ -157,7 +168,7 @@ def open_device_timer(
     """
     wanted = parse_device(device)
     module = importlib.import_module(f"{__name__}.{BACKENDS[wanted.kind][0]}")
-    timer: AbstractContextManager[TimedRun] = module.device_timer(folder, manifest, wanted, options)
+    timer: AbstractContextManager[TimedRun] = module.device_timer(bundle, wanted, options)
     return timer
 
 
@@ -167,24 +178,33 @@ def probe_device(device: Device) -> str:
     Raises:
         TnnError: If the device does not work, with what is missing.
     """
-    what: str = importlib.import_module(f"{__name__}.{BACKENDS[device.kind][0]}").probe(device)
+    probe = importlib.import_module(f"{__name__}.{BACKENDS[device.kind][0]}").probe
+    with _opening(device):
+        what: str = probe(device)
     return what
 
 
-def _open(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Backend:
+def _open(bundle: Bundle, device: Device, options: BackendOptions) -> Backend:
     module, name = BACKENDS[device.kind]
-    backend: Backend = getattr(importlib.import_module(f"{__name__}.{module}"), name)(folder, manifest, device, options)
+    opener = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    with _opening(device):
+        backend: Backend = opener(bundle, device, options)
     return backend
 
 
-def _open_best(folder: Path, manifest: Manifest, options: BackendOptions) -> tuple[Backend, str]:
+def _opening(device: Device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.kind == "cpu" else OPENING
+
+
+def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
     if options.providers is not None or options.provider_options:
         raise UsageError(
             "providers and their options were given, and device 'auto' chooses them itself; name the device, such as "
             "'cuda' or 'cpu'"
         )
+    manifest = bundle.manifest
     try:
-        cuda = _open(folder, manifest, Device("cuda"), options)
+        cuda = _open(bundle, Device("cuda"), options)
     except ProviderUnavailable as error:
         reason = str(error)
     else:
@@ -195,4 +215,4 @@ def _open_best(folder: Path, manifest: Manifest, options: BackendOptions) -> tup
             cuda.close()
             reason = str(error)
     on_cpu = dataclasses.replace(options, cuda_graphs=False)
-    return _open(folder, manifest, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"
+    return _open(bundle, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"

@@ -1,8 +1,8 @@
-"""Calls of an ONNX Runtime session whose inputs and outputs stay at the same addresses."""
+"""Calls of ONNX Runtime sessions whose inputs and outputs stay at the same addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tnn_runtime.backends.cuda import Cuda
@@ -14,68 +14,78 @@ from tnn_runtime.bundle.manifest import Manifest
 __all__ = ["BoundSlot", "failed_run"]
 
 
+_NOT_RECORDED = -1
+
+
 class BoundSlot(Slot):
     """Inputs and outputs bound once for each batch size; they share the memory of the largest.
+
+    A session plans its convolutions again whenever the batch size changes, and forgets the plans of before. With a
+    session for each size nothing is planned after the first run, and what a recorded graph was planned with stays.
 
     ONNX Runtime computes on streams of its own unless it is given one, so that images must have arrived before it
     starts, and outputs are there when it returns.
 
     Args:
-        session: The session.
-        cuda: The GPU that it runs on.
+        sessions: The session that runs batches of each size.
+        cuda: The GPU that they run on.
         manifest: Names, types and shapes of the inputs and outputs.
-        sizes: The batch sizes, smallest first.
-        graphs: Whether the session records CUDA graphs, one for each size.
+        graphs: Whether the sessions record CUDA graphs, one for each size; all runs are then in one thread.
         memory: What ONNX Runtime calls the memory of the device: ``"cuda"``.
-        stream: The stream that the session was given to compute on, if it was.
+        stream: The stream that the sessions were given to compute on, if they were.
     """
 
     def __init__(
         self,
-        session: Any,
+        sessions: Mapping[int, Any],
         cuda: Cuda,
         manifest: Manifest,
-        sizes: Sequence[int],
         *,
         graphs: bool = False,
         memory: str = "cuda",
         stream: Any = None,
     ) -> None:
-        (images,), outputs = manifest.inputs, manifest.outputs[:2]
-        super().__init__(cuda, Tensors(cuda, images, outputs, sizes[-1], stream=stream), sizes)
-        self._session: Any = session
+        (images,), outputs, sizes = manifest.inputs, manifest.outputs[:2], sorted(sessions)
+        super().__init__(cuda, Tensors(cuda, images, outputs, sizes[-1], stream=stream), sizes, graphs)
         self._wait_for_images = stream is None
-        self._bindings: dict[int, tuple[Any, Any]] = {}
+        self._calls: dict[int, tuple[Any, Any, Any]] = {}
         index = cuda.index if memory == "cuda" else 0
         for size in sizes:
-            binding = session.io_binding()
+            binding = sessions[size].io_binding()
             for spec in (images, *outputs):
                 bind = binding.bind_input if spec is images else binding.bind_output
                 buffer = self._tensors.buffers[spec.name]
                 shape = [size, *map(int, buffer.host.shape[1:])]
                 bind(spec.name, memory, index, buffer.dtype, shape, buffer.address)
             # ONNX Runtime looks up the graph in any options there are, and where it finds none that costs 50 us.
-            options = ort.RunOptions() if graphs else None
-            if options is not None:
-                options.log_severity_level = 4
-                options.add_run_config_entry("gpu_graph_id", str(size))
-            self._bindings[size] = binding, options
+            self._calls[size] = sessions[size], binding, _recording(_NOT_RECORDED) if graphs else None
 
     def close(self) -> None:
-        """Release the bindings, the memory, and the hold on the session."""
-        self._bindings.clear()
-        self._session = None
+        """Release the bindings, the memory, and the hold on the sessions."""
+        self._calls.clear()
         super().close()
 
     def _compute(self, count: int) -> None:
-        binding, options = self._bindings[count]
+        session, binding, options = self._calls[count]
         if self._wait_for_images:
             self._cuda.wait(self._tensors.stream)
         try:
-            self._session.run_with_iobinding(binding, options)
+            session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             self._cuda.wait(self._tensors.stream)  # says so if the device is lost, where the message does not
             raise failed_run(count, error) from error
+
+    def _record(self, count: int) -> None:
+        self._calls[count] = *self._calls[count][:2], _recording(count)
+        self._compute(count)
+
+
+def _recording(number: int) -> Any:
+    """Return options for runs that are recorded under a number, the first of them, and replayed, the others."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    return options
 
 
 def failed_run(count: int, error: Exception) -> Exception:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tnn_runtime.backends.failures import failure
+from tnn_runtime.backends.libraries import CUDA_MAJOR, driver_problems
 from tnn_runtime.errors import NotAnswered, ProviderUnavailable
 
 __all__ = ["Buffer", "Cuda", "Graph", "cuda_runtime"]
@@ -55,8 +56,9 @@ class Cuda:
                 self.use()
                 self._call("cudaFree", 0)  # makes the context, which fails where the GPU cannot be used
         except NotAnswered as error:
+            remedy = f"install a driver for CUDA {CUDA_MAJOR} on a machine with an NVIDIA GPU"
             raise ProviderUnavailable(
-                f"no GPU works here ({error}); install a driver for CUDA 13 on a machine with an NVIDIA GPU"
+                f"no GPU works here ({error}); {'; '.join(driver_problems()) or remedy}"
             ) from error
         if index >= count:
             raise ProviderUnavailable(

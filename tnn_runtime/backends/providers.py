@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.backends import BackendOptions, Device
+from tnn_runtime.backends import FLOAT32_PRODUCTS, BackendOptions, Device
 from tnn_runtime.backends.batches import bucket_sizes
-from tnn_runtime.backends.libraries import missing_driver, missing_libraries
+from tnn_runtime.backends.libraries import CUDA_MAJOR, driver_problems, missing_libraries
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.engines.cache import engine_folder
@@ -43,9 +42,10 @@ _TENSORRT_10 = "pip install 'tensorrt>=10.13,<11'; ONNX Runtime takes no other T
 def chosen_providers(device: Device, manifest: Manifest, options: BackendOptions) -> list[tuple[str, dict[str, str]]]:
     """Return the providers to ask ONNX Runtime for, each with its options.
 
-    Nothing that changes results is on unless it was asked for: no TF32, no FP16 or INT8 switch. The TensorRT provider
-    has no switch against TF32, so that it must be accepted or switched off for the process. Its engines are built for
-    the batch sizes of the backend and kept in the engine folder.
+    Nothing that changes results is on unless it was asked for: no TF32, no FP16 or INT8 switch. The CUDA provider's
+    switch against TF32 keeps half precision from the tensor cores, too: it is set for bundles in fp32 and int8 alone.
+    The TensorRT provider has no such switch, so that TF32 must be accepted or switched off for the process. Its engines
+    are built for the batch sizes of the backend and kept in the engine folder.
 
     Raises:
         UsageError: If the providers do not fit the device, or an option does not fit the providers.
@@ -72,8 +72,7 @@ def chosen_providers(device: Device, manifest: Manifest, options: BackendOptions
     if names[0] == CPU and asked:
         raise UsageError(f"{CPU} has no options, got {asked}; leave them out (threads=N sets the number of threads)")
     own = {
-        CUDA: {"device_id": str(device.index), "use_tf32": str(int(options.tf32))}
-        | ({"enable_cuda_graph": "1"} if options.cuda_graphs else {}),
+        CUDA: _cuda_options(device, manifest, options),
         TENSORRT: _tensorrt_options(device, manifest, options) if TENSORRT in names else {},
     }
     return [(name, own.get(name, {}) | (asked if place == 0 else {})) for place, name in enumerate(names)]
@@ -113,13 +112,25 @@ def cuda_problems() -> list[str]:
     """Return what keeps the CUDA provider from working, each with its remedy; empty where it can be loaded."""
     if CUDA not in ort.get_available_providers():
         return provider_problems(CUDA)
-    with contextlib.redirect_stdout(io.StringIO()):
-        ort.preload_dlls()
-    major = str(getattr(ort, "cuda_version", "") or "13").partition(".")[0]
+    _preload()
+    major = str(getattr(ort, "cuda_version", "") or CUDA_MAJOR).partition(".")[0]
     toolkit = [f"lib{name}.so.{major}" for name in ("cudart", "cublasLt", "cublas")] + ["libcurand.so.10"]
-    problems = [*missing_driver(), *missing_libraries([*toolkit, "libcudnn.so.9"], _TOOLKIT)]
+    problems = [*driver_problems(int(major)), *missing_libraries([*toolkit, "libcudnn.so.9"], _TOOLKIT)]
     # The provider names the first library that it lacks; worth asking only where none of the known ones does.
     return problems or missing_libraries([_provider_library("cuda")], _TOOLKIT)
+
+
+def _preload() -> None:
+    """Load the CUDA libraries of installed wheels, without what ONNX Runtime prints about those that are missing.
+
+    Only its own ``print`` is replaced: to redirect the standard output would take it away from other threads, too.
+    """
+    names = ort.preload_dlls.__globals__
+    names["print"] = lambda *words, **options: None
+    try:
+        ort.preload_dlls()
+    finally:
+        names.pop("print", None)
 
 
 def _tensorrt_problems() -> list[str]:
@@ -146,6 +157,14 @@ def _names(providers: Any) -> Sequence[str]:
         )
     names: Sequence[str] = providers
     return names
+
+
+def _cuda_options(device: Device, manifest: Manifest, options: BackendOptions) -> dict[str, str]:
+    # Each session sees one batch size, so that its memory need not grow beyond what the first run asks for.
+    asked = {"device_id": str(device.index), "arena_extend_strategy": "kSameAsRequested"}
+    if manifest.precision in FLOAT32_PRODUCTS:
+        asked["use_tf32"] = str(int(options.tf32))
+    return asked | ({"enable_cuda_graph": "1"} if options.cuda_graphs else {})
 
 
 def _tensorrt_options(device: Device, manifest: Manifest, options: BackendOptions) -> dict[str, str]:

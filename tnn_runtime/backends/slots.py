@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.backends.batches import fill_up
+from tnn_runtime.backends.capture import GPU
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.bundle.manifest import TensorSpec
 from tnn_runtime.errors import ClassifierClosed, NotAnswered, RunError
@@ -31,12 +32,28 @@ class Slot(ABC):
         cuda: The GPU.
         tensors: Its inputs and outputs.
         sizes: The batch sizes that it is prepared for, smallest first.
+        graphs: Whether work is recorded once for each batch size, which `warm_up` does.
     """
 
-    def __init__(self, cuda: Cuda, tensors: Tensors, sizes: Sequence[int]) -> None:
+    def __init__(self, cuda: Cuda, tensors: Tensors, sizes: Sequence[int], graphs: bool = False) -> None:
         self._cuda = cuda
         self._tensors = tensors
         self._sizes = sizes
+        self._graphs = graphs
+
+    def warm_up(self) -> None:
+        """Run each batch size once, since its first run plans, compiles and allocates; then record it, if asked to.
+
+        Errors are those of `run`.
+        """
+        images = self._tensors.images
+        for size in self._sizes:
+            batch = np.zeros((size, *images.host.shape[1:]), images.dtype)
+            self.run(batch)
+            if self._graphs:
+                with GPU.alone():
+                    self._record(size)
+                self.run(batch)
 
     def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         """Return the outputs for a batch of one of the sizes, in memory of their own.
@@ -45,9 +62,10 @@ class Slot(ABC):
             RunError: If the model fails on it.
             DeviceLost: If the device failed for good.
         """
-        self._fill(images)
-        self._compute(len(images))
-        return self._tensors.read(len(images))
+        with self._running():
+            self._fill(images)
+            self._compute(len(images))
+            return self._tensors.read(len(images))
 
     def timed_run(self, images: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         """Return for how many seconds the GPU computes, and the first of the outputs.
@@ -56,9 +74,10 @@ class Slot(ABC):
         what computes must do so on this stream.
         """
         filled = fill_up(images, self._sizes)
-        self._fill(filled)
-        seconds = self._cuda.seconds(self._tensors.stream, lambda: self._compute(len(filled)))
-        return seconds, self._tensors.read(len(images))[0]
+        with self._running():
+            self._fill(filled)
+            seconds = self._cuda.seconds(self._tensors.stream, lambda: self._compute(len(filled)))
+            return seconds, self._tensors.read(len(images))[0]
 
     def close(self) -> None:
         """Release it."""
@@ -67,6 +86,21 @@ class Slot(ABC):
     @abstractmethod
     def _compute(self, count: int) -> None:
         """Compute the outputs for the first images that the tensors have, or queue that on their stream."""
+
+    @abstractmethod
+    def _record(self, count: int) -> None:
+        """Record what `_compute` does for this batch size, so that it is replayed from then on."""
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Keep recordings away, and leave nothing on the way: the next run writes to the same memory."""
+        with GPU:
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(NotAnswered):  # what failed first is told
+                    self._cuda.wait(self._tensors.stream)
+                raise
 
     def _fill(self, images: NDArray[Any]) -> None:
         if len(images) not in self._sizes:
@@ -100,13 +134,24 @@ class Slots(Generic[AnySlot]):
         with self._lent() as slot:
             return slot.run(images)
 
+    def warm_up(self) -> None:
+        """Warm up each of the slots; see `Slot.warm_up`."""
+        taken = [self._free.get() for _ in range(self._count)]
+        try:
+            for slot in taken:
+                if slot is not None:
+                    slot.warm_up()
+        finally:
+            for slot in taken:
+                self._free.put(slot)
+
     def close(self) -> None:
         """Wait for the calls that run, then release all slots. Closing twice is fine."""
         with self._closing:
             for _ in range(self._count):
                 slot = self._free.get()
                 if slot is not None:
-                    with contextlib.suppress(NotAnswered):  # a lost device has nothing left to release
+                    with contextlib.suppress(NotAnswered), GPU:  # a lost device has nothing left to release
                         slot.close()
             if self._count:
                 self._free.put(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends import PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
+from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
-from tnn_runtime.backends.libraries import missing_driver
+from tnn_runtime.backends.libraries import driver_problems
 from tnn_runtime.backends.slots import AT_ONCE, Slot, Slots, Tensors
-from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest, TensorSpec
-from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt
+from tnn_runtime.bundle.manifest import ONNX_FILE, TensorSpec
+from tnn_runtime.bundle.opened import Bundle
+from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt, read_engine
 from tnn_runtime.engines.library import collecting_logger
 from tnn_runtime.errors import ArtifactError, EngineError, NotAnswered, ProviderUnavailable, RunError, UsageError
 
@@ -38,8 +41,7 @@ class TensorRtBackend:
     when it is opened. With CUDA graphs these first runs are recorded, and replayed from then on.
 
     Args:
-        folder: The bundle folder.
-        manifest: Its manifest, which the engine must agree with.
+        bundle: The bundle, with whose manifest the engine must agree.
         device: The GPU.
         options: How to run it. ``providers`` and ``provider_options`` are ONNX Runtime's, and refused here.
 
@@ -49,8 +51,8 @@ class TensorRtBackend:
         ArtifactError: If the bundle has no ONNX model, TensorRT refuses it, or it is not what the manifest says.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> None:
-        engine = _load(folder, manifest, device, options)
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
+        engine, manifest = _load(bundle, device, options), bundle.manifest
         self.device = str(device)
         self.threads = options.threads
         self.batch_sizes = sizes = bucket_sizes(manifest.batch, options.max_batch_size)
@@ -87,26 +89,31 @@ class TensorRtBackend:
         logits, embedding = self._slots.run(images)
         return Outputs(logits, embedding)
 
+    def warm_up(self) -> None:
+        """Do nothing: each batch size has run in each slot when this was opened."""
+
     def close(self) -> None:
         """Release the engine, after the calls that run. Closing twice is fine."""
         self._slots.close()
 
 
 @contextmanager
-def device_timer(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
+def device_timer(bundle: Bundle, device: Device, options: BackendOptions) -> Iterator[TimedRun]:
     """Run the engine of the backend in a slot whose time is taken; see `open_device_timer`."""
-    engine = _load(folder, manifest, device, options)
+    manifest = bundle.manifest
     (images,) = manifest.inputs
     sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-    slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
-    try:
-        slot.warm_up()
+    with contextlib.ExitStack() as opened:
+        with OPENING:
+            engine = _load(bundle, device, options)
+            slot = EngineSlot(engine, images, manifest.outputs, sizes, options.cuda_graphs)
+            opened.callback(Slots([slot]).close)
+            slot.warm_up()
         yield slot.timed_run
-    finally:
-        slot.close()
 
 
-def _load(folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> LoadedEngine:
+def _load(bundle: Bundle, device: Device, options: BackendOptions) -> LoadedEngine:
+    folder, manifest = bundle.folder, bundle.manifest
     if ONNX_FILE not in manifest.files:
         raise ArtifactError(f"{folder} lists no {ONNX_FILE}, which engines are built from; export with --formats onnx")
     if options.providers is not None or options.provider_options:
@@ -119,16 +126,17 @@ def _load(folder: Path, manifest: Manifest, device: Device, options: BackendOpti
     cuda.use()
     (images,) = manifest.inputs
     sizes = bucket_sizes(manifest.batch, options.max_batch_size)
-    path = build_engine(
-        folder / ONNX_FILE,
-        engine_folder(options.cache_dir),
-        input_name=images.name,
-        shape=manifest.preprocessing.shape,
-        batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
-        library=library,
-        tf32=options.tf32,
-        gpu=device.index,
-    )
+    with bundle.model_on_disk() as model:
+        path = build_engine(
+            model,
+            engine_folder(options.cache_dir),
+            input_name=images.name,
+            shape=manifest.preprocessing.shape,
+            batch=(sizes[0], sizes[len(sizes) // 2], sizes[-1]),
+            library=library,
+            tf32=options.tf32,
+            gpu=device.index,
+        )
     engine = LoadedEngine(library, cuda, path)
     engine.check(images, manifest.outputs)
     return engine
@@ -143,7 +151,7 @@ class LoadedEngine:
         path: The file.
 
     Raises:
-        EngineError: If TensorRT does not load it.
+        EngineError: If it is not the file that was built, or TensorRT does not load it.
     """
 
     def __init__(self, library: Library, cuda: Cuda, path: Path) -> None:
@@ -156,7 +164,7 @@ class LoadedEngine:
         self._logger = collecting_logger(trt, self.complaints)
         cuda.use()
         self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(read_engine(path))
         if self._engine is None:
             raise EngineError(f"{library} does not load {path} ({self.said()}); remove it, and it is built again")
 
@@ -238,11 +246,11 @@ class EngineSlot(Slot):
         graphs: bool,
         wanted: int = 2,
     ) -> None:
-        super().__init__(engine.cuda, Tensors(engine.cuda, images, outputs, sizes[-1], wanted), sizes)
+        super().__init__(engine.cuda, Tensors(engine.cuda, images, outputs, sizes[-1], wanted), sizes, graphs)
         self._engine = engine
         self._input = images.name
         self._shaped: dict[int, int] = {}
-        self._graphs: dict[int, Graph] | None = {} if graphs else None
+        self._recorded: dict[int, Graph] = {}
         self._scratch = 0
         self._contexts: dict[int, Any] = {}
         try:
@@ -255,27 +263,20 @@ class EngineSlot(Slot):
             self.close()
             raise
 
-    def warm_up(self) -> None:
-        """Run each batch size once, since its first run compiles, allocates and records."""
-        for size in self._sizes:
-            self.run(np.zeros((size, *self._tensors.images.host.shape[1:]), self._tensors.images.dtype))
-
     def close(self) -> None:
         """Release the contexts and the memory."""
         self._cuda.use()
-        for graph in (self._graphs or {}).values():
+        for graph in self._recorded.values():
             graph.close()
         self._contexts.clear()
         self._cuda.free(self._scratch)
         super().close()
 
     def _compute(self, count: int) -> None:
-        if self._graphs is None:
-            self._queue(count)
+        if count in self._recorded:
+            self._recorded[count].launch(self._tensors.stream)
         else:
-            if count not in self._graphs:
-                self._graphs[count] = self._record(count)
-            self._graphs[count].launch(self._tensors.stream)
+            self._queue(count)
 
     def _context(self) -> Any:
         context = self._engine.context(self._scratch)
@@ -284,15 +285,12 @@ class EngineSlot(Slot):
                 raise RunError(f"{self._engine} takes no address for {name!r} ({self._engine.said()}); report this")
         return context
 
-    def _record(self, count: int) -> Graph:
-        cuda, stream = self._cuda, self._tensors.stream
-        # The first run with a shape allocates and chooses, which cannot be recorded.
-        self._queue(count)
-        cuda.wait(stream)
+    def _record(self, count: int) -> None:
+        stream = self._tensors.stream
         may_record = getattr(self._contexts[count], "is_stream_capturable", None)  # TensorRT for RTX alone has it
         if may_record is not None and not may_record(int(stream)):
             raise RunError(f"{self._engine} cannot record batches of {count}; load the bundle without cuda_graphs")
-        return cuda.record(stream, lambda: self._queue(count))
+        self._recorded[count] = self._cuda.record(stream, lambda: self._queue(count))
 
     def _queue(self, count: int) -> None:
         context, engine, stream = self._contexts[count], self._engine, self._tensors.stream
@@ -352,4 +350,4 @@ def tensorrt_problems() -> list[str]:
             needed()
         except ProviderUnavailable as error:
             problems.append(str(error))
-    return problems + missing_driver()
+    return problems + driver_problems()

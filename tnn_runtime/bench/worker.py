@@ -28,7 +28,7 @@ from tnn_runtime.bench.environment import Clock, thread_settings
 from tnn_runtime.bench.errors import BenchmarkError, error_to_json
 from tnn_runtime.bench.memory import device_bytes, peak_bytes, resident_bytes
 from tnn_runtime.bench.timing import TimedCall, by_wall_clock, repeats_for, take_turns, warm_up
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import ProviderUnavailable, RunError, TnnError
 
@@ -128,18 +128,18 @@ def _bundles(job: Job) -> Offer:
     with contextlib.suppress(ImportError):
         importlib.import_module("onnxruntime")
 
-    def open_bundle(path: str) -> Opened:
+    def open_one(path: str) -> Opened:
         classifier = Classifier.load(
             path, device, threads=job.threads, max_batch_size=largest, public_key=what["public_key"]
         )
         about = {key: value for key, value in classifier.info.items() if key != "class_names"}
         if about["device"] == "cpu":
             return Opened(classifier.logits, about)
-        manifest, folder = Manifest.read(path, what["public_key"])
+        bundle = open_bundle(path, what["public_key"])
         options = BackendOptions(threads=job.threads, max_batch_size=largest)
-        return Opened(classifier.logits, about, partial(open_device_timer, folder, manifest, about["device"], options))
+        return Opened(classifier.logits, about, partial(open_device_timer, bundle, about["device"], options))
 
-    openers = {name: partial(open_bundle, what[path]) for name, path in (("a", "a"), ("b", "b"), ("control", "b"))}
+    openers = {name: partial(open_one, what[path]) for name, path in (("a", "a"), ("b", "b"), ("control", "b"))}
     return Offer(openers, tuple(what["shape"]), alike=("b", "control"), device=device)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tnn_runtime.answers.reject import SCORES, Reject
 from tnn_runtime.bundle.json_values import decode
-from tnn_runtime.bundle.storage import FolderKind, existing_folder, read_json, verify_files, write_json
+from tnn_runtime.bundle.reading import OpenFolder, read_folder, read_json
+from tnn_runtime.bundle.storage import FolderKind, write_json
 from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 
@@ -32,6 +31,7 @@ __all__ = [
     "BatchBounds",
     "Manifest",
     "TensorSpec",
+    "check_path",
 ]
 
 SCHEMA_VERSION = 4
@@ -49,6 +49,16 @@ BUNDLE = FolderKind("bundle", MANIFEST_FILE, (SIGNATURE_FILE, CARD_FILE, "model*
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 16
 """The largest batch that a graph may need at least."""
+
+
+def check_path(bundle: str | Path) -> None:
+    """Make sure that what should be a bundle is a path.
+
+    Raises:
+        UsageError: If it is not.
+    """
+    if not isinstance(bundle, str | Path):
+        raise UsageError(f"bundle is a {type(bundle).__name__}; expected the path of a bundle folder")
 
 
 @dataclass(frozen=True)
@@ -138,28 +148,38 @@ class Manifest:
             ArtifactError: If anything is missing, damaged, altered, unsafe or of a newer schema.
             UsageError: If the bundle is no path, or the key cannot be used.
         """
-        if not isinstance(bundle, str | Path):
-            raise UsageError(f"bundle is a {type(bundle).__name__}; expected the path of a bundle folder")
-        folder = existing_folder(Path(bundle), BUNDLE)
-        path = folder / MANIFEST_FILE
-        if public_key is None:
-            content = read_json(path, "bundle", SCHEMA_VERSION)
-        else:
+        check_path(bundle)
+
+        def read(folder: OpenFolder) -> tuple[Manifest, Path]:
+            manifest, _ = cls.of(folder, public_key)
+            folder.verify(manifest.files)
+            return manifest, folder.path
+
+        return read_folder(Path(bundle), BUNDLE, read)
+
+    @classmethod
+    def of(cls, folder: OpenFolder, public_key: str | Path | None = None) -> tuple[Manifest, bytes]:
+        """Return the manifest in an open folder without looking at the files that it lists, and its bytes.
+
+        Raises:
+            SignatureError, ArtifactError, UsageError: As `read`.
+        """
+        path, content = folder.path / MANIFEST_FILE, folder.read(MANIFEST_FILE)
+        if public_key is not None:
             from tnn_runtime.bundle.signature import verify_signature
 
-            verify = partial(verify_signature, folder / SIGNATURE_FILE, public_key)
-            content = read_json(path, "bundle", SCHEMA_VERSION, verify)
-        content.pop("schema_version")
+            verify_signature(folder, SIGNATURE_FILE, public_key, content)
+        fields = read_json(path, BUNDLE.name, SCHEMA_VERSION, content)
+        fields.pop("schema_version")
         try:
-            manifest = decode(cls, content, "manifest")
+            manifest = decode(cls, fields, "manifest")
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"{path} is not a valid manifest ({error}); export the bundle again") from error
         if problem := manifest._contradiction():
             raise ArtifactError(f"{path} {problem}; export the bundle again")
-        verify_files(folder, manifest.files, "bundle", manifest.optional)
-        left_out = {name for name in manifest.optional if not os.path.lexists(folder / name)}
+        left_out = {name for name in manifest.optional if not folder.has(name)}
         files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
-        return dataclasses.replace(manifest, files=files), folder
+        return dataclasses.replace(manifest, files=files), content
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""

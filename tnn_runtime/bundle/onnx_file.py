@@ -1,4 +1,4 @@
-"""What an ONNX file says of the files beside it, read without the package ``onnx``, which the runtime does not need.
+"""What an ONNX file says of its weights and of the files beside it, read without the package ``onnx``.
 
 An ONNX file is a `ModelProto` in the wire format of protocol buffers (https://protobuf.dev/programming-guides/encoding):
 fields of a number, a wire type and a value, where a value with its length before it may be a message of fields again.
@@ -7,13 +7,19 @@ Only messages that lead to a tensor are looked into; all else is skipped, and no
 
 from __future__ import annotations
 
+import io
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError
 
-__all__ = ["external_files"]
+__all__ = ["external_files", "large_weights"]
 
 _TENSOR, _ENTRY = "TensorProto", "StringStringEntryProto"
 _PARTS: dict[str | int, dict[int, str]] = {
@@ -37,6 +43,12 @@ _PARTS: dict[str | int, dict[int, str]] = {
 
 _KEY, _VALUE, _LOCATION = 1, 2, b"location"
 
+_GRAPH, _NODE, _INITIALIZER = 7, 1, 5
+_NODE_INPUT, _NODE_OPERATOR = 1, 4
+_DIMENSIONS, _TYPE, _NAME, _CONTENT = 1, 2, 8, 9
+_WEIGHTED = (b"Conv", b"Gemm", b"MatMul")
+_DTYPES: dict[int, Any] = {1: np.float32, 10: np.float16}
+
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _SIZES = {_FIXED64: 8, _FIXED32: 4, _GROUP: 0, _GROUP_END: 0}
 _LONGEST_TAG, _LONGEST_VARINT = 5, 10
@@ -59,7 +71,7 @@ class _Damaged(ValueError):
     """Bytes that are no model, or more fields than models have."""
 
 
-def external_files(model: Path) -> list[str]:
+def external_files(model: Path, content: bytes | None = None) -> list[str]:
     """Return the names of the files in which an ONNX model keeps tensors (`TensorProto.external_data`), sorted.
 
     The tensors may be initializers, attributes of nodes, or parts of sparse tensors, in the graph, its subgraphs,
@@ -68,6 +80,7 @@ def external_files(model: Path) -> list[str]:
 
     Args:
         model: The file. A few bytes of each tensor are read, however large it is.
+        content: What is in it, if it has been read already.
 
     Returns:
         The names as the model has them: paths from its folder on, which may lead anywhere.
@@ -76,12 +89,65 @@ def external_files(model: Path) -> list[str]:
         ArtifactError: If it cannot be read, or is not the wire format of a model.
     """
     try:
-        with model.open("rb") as file:
+        with model.open("rb") if content is None else io.BytesIO(content) as file:
             return sorted(_names(file))
     except OSError as error:
         raise ArtifactError(f"{model} cannot be read ({error.strerror}); expected an ONNX model") from error
     except _Damaged as error:
         raise ArtifactError(f"{model} is no ONNX model that can be read ({error}); export or copy it again") from error
+
+
+def large_weights(model: bytes, smallest: int) -> dict[str, NDArray[Any]]:
+    """Return the weights of convolutions and matrix products of a model's graph, by the names of their initializers.
+
+    Those in other files are left out, and those of other types than float32 and float16.
+
+    Args:
+        model: The content of the ONNX file, through which `external_files` went without an error.
+        smallest: Bytes that a weight must have to be returned.
+
+    Returns:
+        Views of the content, which must not be written to.
+    """
+    used: set[bytes] = set()
+    found: dict[bytes, NDArray[Any]] = {}
+    for _, graph in _fields(model, _GRAPH):
+        for number, content in _fields(graph, _NODE, _INITIALIZER):
+            if number == _INITIALIZER:
+                tensor = _tensor(content)
+                if tensor is not None and tensor[1].nbytes >= smallest:
+                    found.update([tensor])
+                continue
+            node = list(_fields(content, _NODE_INPUT, _NODE_OPERATOR))
+            if any(number == _NODE_OPERATOR and bytes(value) in _WEIGHTED for number, value in node):
+                used.update(bytes(value) for number, value in node if number == _NODE_INPUT)
+    return {name.decode(): array for name, array in found.items() if name in used}
+
+
+def _tensor(content: memoryview) -> tuple[bytes, NDArray[Any]] | None:
+    """Return the name and the values of a `TensorProto`; None if they are elsewhere or of another type."""
+    fields = list(_fields(content, _DIMENSIONS, _TYPE, _NAME, _CONTENT))
+    values = dict(fields)
+    dtype = _DTYPES.get(_varint(bytes(values.get(_TYPE, b"\0")), _LONGEST_VARINT)[0])
+    if dtype is None or _CONTENT not in values or _NAME not in values:
+        return None
+    shape: list[int] = []
+    for place in [bytes(value) for number, value in fields if number == _DIMENSIONS]:
+        while place:
+            size, length = _varint(place, _LONGEST_VARINT)
+            shape.append(size)
+            place = place[length:]
+    array = np.frombuffer(values[_CONTENT], dtype)
+    return (bytes(values[_NAME]), array.reshape(shape)) if array.size == math.prod(shape) else None
+
+
+def _fields(message: bytes | memoryview, *numbers: int) -> Iterator[tuple[int, memoryview]]:
+    """Yield the fields of these numbers of a message, each with the bytes of its value."""
+    view, file, place = memoryview(message), io.BytesIO(message), 0
+    while place < len(view):
+        number, _, start, place = _field(file, place, len(view))
+        if number in numbers:
+            yield number, view[start:place]
 
 
 def _names(file: BinaryIO) -> set[str]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.errors import SignatureError, UsageError
+from tnn_runtime.bundle.reading import OpenFolder
+from tnn_runtime.errors import ArtifactError, SignatureError, UsageError
 from tnn_runtime.installation import install_command
 
 try:
@@ -28,11 +29,12 @@ _IS_PRIVATE = "is a private key; expected a public one: openssl pkey -in KEY.pem
 _INSTEAD_OF_PUBLIC = {"PRIVATE KEY": _IS_PRIVATE, "ENCRYPTED PRIVATE KEY": _IS_PRIVATE}
 
 
-def verify_signature(signature: Path, public_key: str | Path, message: bytes) -> None:
+def verify_signature(folder: OpenFolder, name: str, public_key: str | Path, message: bytes) -> None:
     """Make sure that a file is the signature of a message by the owner of a key.
 
     Args:
-        signature: The file with the signature, beside the manifest that it belongs to.
+        folder: The bundle.
+        name: The file with the signature in it.
         public_key: A PEM file.
         message: The bytes of the manifest.
 
@@ -44,22 +46,24 @@ def verify_signature(signature: Path, public_key: str | Path, message: bytes) ->
     key: ed25519.Ed25519PublicKey = read_key(
         public_key, "PUBLIC KEY", load, ed25519.Ed25519PublicKey, _INSTEAD_OF_PUBLIC
     )
-    folder = signature.parent
-    if signature.is_symlink() or not signature.is_file():
+    try:
+        signature = folder.read(name)
+    except ArtifactError as error:
         raise SignatureError(
-            f"{folder} is not signed; expected {signature.name} by the owner of {public_key}; get the signed bundle "
+            f"{folder.path} is not signed; expected {name} by the owner of {public_key}; get the signed bundle "
             "from its maker, or sign it with: tnn-export sign"
-        )
-    if (size := signature.stat().st_size) != _BYTES:
+        ) from error
+    if len(signature) != _BYTES:
         raise SignatureError(
-            f"{signature} has {size} bytes; expected the {_BYTES} of an Ed25519 signature; get the bundle again"
+            f"{folder.path / name} has {len(signature)} bytes; expected the {_BYTES} of an Ed25519 signature; get the "
+            "bundle again"
         )
     try:
-        key.verify(signature.read_bytes(), message)
+        key.verify(signature, message)
     except InvalidSignature as error:
         raise SignatureError(
-            f"{folder} was altered after it was signed, or signed by another than the owner of {public_key}; do not "
-            "use it, get the bundle again from its maker"
+            f"{folder.path} was altered after it was signed, or signed by another than the owner of {public_key}; do "
+            "not use it, get the bundle again from its maker"
         ) from error
 
 

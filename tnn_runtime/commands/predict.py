@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tnn_runtime.answers.results import Prediction
+from tnn_runtime.answers.results import Predictions
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
@@ -115,11 +115,18 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
     return files, empty, errors
 
 
-def _printer(style: str, files: list[Path]) -> Callable[[Path, list[Prediction]], None]:
+def _printer(style: str, files: list[Path]) -> Callable[[Path, Predictions], None]:
     """Return a function that prints the predictions for one file."""
     if style == "jsonl":
         return lambda file, ranked: print(
-            json.dumps({"path": str(file), "predictions": [dataclasses.asdict(prediction) for prediction in ranked]})
+            json.dumps(
+                {
+                    "path": str(file),
+                    "predictions": [dataclasses.asdict(prediction) for prediction in ranked],
+                    "rejected": ranked.rejected,
+                    "reject_score": ranked.reject_score,
+                }
+            )
         )
     if style == "text":
         width = max((len(printable(str(file))) for file in files), default=0)

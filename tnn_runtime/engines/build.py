@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tnn_runtime.bundle.json_values import decode
-from tnn_runtime.bundle.storage import describe_files, read_json, verify_files, write_bytes, write_json
+from tnn_runtime.bundle.reading import OpenFolder, read_json
+from tnn_runtime.bundle.storage import FolderKind, describe_files, write_bytes, write_json
 from tnn_runtime.engines.builder import serialize
 from tnn_runtime.engines.hardware import build_target
 from tnn_runtime.engines.library import INSTALL, Library, find_tensorrt
 from tnn_runtime.engines.spec import EngineSpec, fingerprint
-from tnn_runtime.errors import EngineError, ProviderUnavailable, TnnError
+from tnn_runtime.errors import ArtifactError, EngineError, ProviderUnavailable, TnnError
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "read_engine"]
 
 SCHEMA_VERSION = 1
 LOCK_FILE = "engines.lock"
+_KIND = FolderKind("engine", LOCK_FILE, ())
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,13 +81,33 @@ def build_engine(
     return engine
 
 
+def read_engine(engine: Path) -> bytes:
+    """Return the content of an engine that `build_engine` made, if it is what was written.
+
+    Raises:
+        EngineError: If it is missing or another file.
+    """
+    try:
+        return _read(engine)[0]
+    except ArtifactError as error:
+        raise EngineError(f"{error}; if another process builds engines there, try again") from error
+
+
 def _fits(engine: Path, spec: EngineSpec) -> bool:
     try:
-        record = read_json(engine.with_suffix(".json"), "engine", SCHEMA_VERSION)
-        verify_files(engine.parent, {engine.name: record.get("file")}, "engine")
-        return decode(EngineSpec, record.get("spec"), "spec") == spec
+        return decode(EngineSpec, _read(engine)[1], "spec") == spec
     except (TnnError, TypeError):
         return False
+
+
+def _read(engine: Path) -> tuple[bytes, Any]:
+    """Return the content of an engine, and what was noted of it."""
+    record = read_json(engine.with_suffix(".json"), "engine", SCHEMA_VERSION)
+    try:
+        with contextlib.closing(OpenFolder(engine.parent, _KIND)) as folder:
+            return folder.read_verified(engine.name, record.get("file")), record.get("spec")
+    except OSError as error:
+        raise ArtifactError(f"{engine.parent} cannot be read ({error.strerror}); make it readable") from error
 
 
 def _build(library: Library, model: Path, spec: EngineSpec, engine: Path) -> None:

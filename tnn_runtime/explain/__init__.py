@@ -5,9 +5,8 @@ What a family has to provide is in `tnn_runtime.explain.base`, and what it retur
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tnn_runtime.bundle.manifest import HEAD_FILE, MANIFEST_FILE, Manifest
+from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.base import Explainer
 from tnn_runtime.explain.linear import LinearExplainer
@@ -19,12 +18,11 @@ EXPLAINERS: dict[str, type[Explainer]] = {"linear": LinearExplainer, "tversky": 
 """The families by name."""
 
 
-def open_explainer(manifest: Manifest, folder: Path) -> Explainer | None:
+def open_explainer(bundle: Bundle) -> Explainer | None:
     """Make the explainer of a bundle.
 
     Args:
-        manifest: Of the bundle.
-        folder: The bundle folder; its files have been verified.
+        bundle: The bundle.
 
     Returns:
         The explainer, or ``None`` if the bundle cannot be explained, for the reason that `why_unexplained` tells.
@@ -32,13 +30,15 @@ def open_explainer(manifest: Manifest, folder: Path) -> Explainer | None:
     Raises:
         ArtifactError: If the manifest does not list a file that the family needs, or it cannot be used.
     """
+    manifest, folder = bundle.manifest, bundle.folder
     family = manifest.model["head"]
     if family not in EXPLAINERS:
         return None
     explainer = EXPLAINERS[family]
     if HEAD_FILE in manifest.files:
         options, size = manifest.model.get(family.replace("-", "_")), manifest.outputs[1].shape[1]
-        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0)
+        content = bundle.contents[HEAD_FILE]
+        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content)
     if explainer.needs_file:
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list {HEAD_FILE}; export the bundle again")
     return None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.ranking import largest, softmax
-from tnn_runtime.bundle.storage import read_arrays
+from tnn_runtime.bundle.reading import read_arrays
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.result import Explanation, FeatureLead
 
@@ -46,6 +46,7 @@ class Explainer(ABC):
         options: The family's own configuration in the manifest; ``None`` if it has none.
         class_names: C names.
         size: D, the size of an embedding, or the channels of a map.
+        content: What is in the file, if it has been read already.
 
     Attributes:
         needs_file: Whether a bundle of the family without ``head.npz`` is damaged. Where that is normal, such as for
@@ -59,17 +60,20 @@ class Explainer(ABC):
 
     needs_file: ClassVar[bool] = True
 
-    def __init__(self, path: Path, options: Any, class_names: Sequence[str], size: int) -> None:
+    def __init__(
+        self, path: Path, options: Any, class_names: Sequence[str], size: int, content: bytes | None = None
+    ) -> None:
         self.class_names = tuple(class_names)
         shapes = self.shapes(options)
-        self.arrays = {name: array.astype(np.float64) for name, array in read_arrays(path, *shapes).items()}
+        found = read_arrays(path, *shapes, content=content)
+        self.arrays = {name: array.astype(np.float64) for name, array in found.items()}
         if not all(np.isfinite(array).all() for array in self.arrays.values()):
             raise ArtifactError(f"{path} has values that are no finite numbers; export the bundle again")
         sizes = {"C": len(self.class_names), "D": size}
         if not all(_fits(array.shape, shapes[name], sizes) for name, array in self.arrays.items()):
-            found = {name: list(array.shape) for name, array in self.arrays.items()}
+            shown = {name: list(array.shape) for name, array in self.arrays.items()}
             raise ArtifactError(
-                f"{path} has the shapes {found} for {len(self.class_names)} classes and embeddings of {size} values; "
+                f"{path} has the shapes {shown} for {len(self.class_names)} classes and embeddings of {size} values; "
                 "export the bundle again"
             )
 

@@ -149,7 +149,9 @@ class TverskyExplainer(Explainer):
     write has the value that it had then.
     """
 
-    def __init__(self, path: Path, options: Any, class_names: Sequence[str], size: int) -> None:
+    def __init__(
+        self, path: Path, options: Any, class_names: Sequence[str], size: int, content: bytes | None = None
+    ) -> None:
         try:
             self._is_ratio = {"contrast": False, "ratio": True}[options["model"]]
             self._common = common_of(options["intersection"], is_ratio=self._is_ratio)
@@ -169,7 +171,7 @@ class TverskyExplainer(Explainer):
             named = isinstance(options, Mapping)
             form = {name: options[name] for name in options if name != "attributes"} if named else options
             raise ArtifactError(f"the form {form} cannot be explained by this version; upgrade tnn-deploy") from error
-        super().__init__(path, options, class_names, size)
+        super().__init__(path, options, class_names, size, content)
         values = self.arrays
         prototypes = values["prototype_features"]
         self._names = self._feature_names(path, attributes, prototypes.shape[1])

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from tnn_runtime.errors import InputError
-from tnn_runtime.images.files import FORMATS, listed
+from tnn_runtime.images.files import listed
+from tnn_runtime.images.limits import FORMATS
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
 from tnn_runtime.text import why_not_utf8
@@ -111,7 +112,7 @@ def read_image_folder(folder: Path) -> ImageFolder:
     """Read how a folder of images is laid out; no image is opened.
 
     Folders with the names of `SPLITS` are splits if nothing else lies beside them, if both a training and another split
-    are there, or if one of them holds folders and no images. Else they are classes, which is told in a note.
+    are there, or if one of them holds folders and no images. Else they are classes, and a note says so.
     """
     root, unusable = read_tree(folder)
     named = {name: split for name in root.folders if (split := _SPLIT_OF.get(name.casefold()))}

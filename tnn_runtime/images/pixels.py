@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+
+from tnn_runtime.images.bombs import check_exif
 
 __all__ = ["FITS", "WHITE", "Colour", "Picture", "cropped_share", "fitted", "picture"]
 
@@ -19,11 +21,20 @@ FITS = ("crop", "pad", "squash")
 """How an image gets to the model's size. ``crop``: scaled to cover it, and cropped at the centre; ``pad``: scaled to
 fit inside, and filled up with the background; ``squash``: scaled to height and width without regard to its shape."""
 
-_TURNED = frozenset(range(2, 9))
-"""The values of EXIF's orientation with which the rows are not from the top to the bottom, or the columns not from the
-left to the right."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, for each value of EXIF's orientation but 1, which is upright."""
 
 _BILINEAR = Image.Resampling.BILINEAR
+_MUCH = 4
+"""How often an image may be widened before it is shortened as much."""
 _STEPS_OF_GREY = {"L;2": 85, "L;4": 17}
 """What grey levels of fewer than 8 bits are multiplied by when Pillow decodes them."""
 
@@ -80,6 +91,9 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, background: Colo
     if fit == "crop":
         return ImageOps.fit(image, size, method=_BILINEAR)
     if fit == "squash":
+        if _MUCH * image.width < size[0] and image.height > _MUCH * size[1]:
+            # Pillow may widen first, to far more pixels than the image has.
+            image = image.resize((image.width, size[1]), _BILINEAR)
         return image.resize(size, _BILINEAR)
     scale = max(image.width / size[0], image.height / size[1])
     inner = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
@@ -100,10 +114,23 @@ def _stored_as(image: Image.Image) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF data says."""
+    """Turn an image as its EXIF data says; an image whose EXIF data is damaged is taken as it lies."""
     image.load()  # PNG may have the data after the pixels
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return ImageOps.exif_transpose(image) if turned else image
+    try:
+        check_exif(_exif(image))
+        orientation: Any = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(orientation)
+    except Exception:  # Pillow raises a dozen unrelated classes on damaged data, which is no damage of the picture
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Return the EXIF data that Pillow will read, where they are apart from the file."""
+    found: Any = image.info.get("exif")
+    if found is None and (text := image.info.get("Raw profile type exif")):
+        found = bytes.fromhex("".join(text.split("\n")[3:]))
+    return found or b""
 
 
 def _eight_bit(image: Image.Image) -> tuple[Image.Image, int | None]:

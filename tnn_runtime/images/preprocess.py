@@ -7,43 +7,41 @@ normalising happen inside the model's graph.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from tnn_runtime.errors import ArtifactError, InputError
-from tnn_runtime.images.files import (
-    FORMATS,
-    MAX_BYTES,
-    MAX_PIXELS,
-    broken,
-    check_pixels,
-    open_file,
-)
+from tnn_runtime.images.files import broken, check_pixels, open_file
+from tnn_runtime.images.limits import LIMITS, MAX_PIXELS, Limits
 from tnn_runtime.images.pixels import FITS, WHITE, Colour, Picture, cropped_share, fitted, picture
 from tnn_runtime.text import printable
 
 __all__ = [
     "FITS",
-    "FORMATS",
-    "MAX_BYTES",
-    "MAX_PIXELS",
     "SMALLEST_STD",
     "WHITE",
+    "AnyImage",
     "Colour",
     "ImageSource",
     "Preprocessing",
     "Traits",
     "open_image",
+    "taken",
 ]
 
 ImageSource: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""An image that is decoded, or to be decoded: the path or the content of a file, or pixels."""
+
+AnyImage: TypeAlias = ImageSource | os.PathLike[str] | bytearray | memoryview | IO[bytes]
+"""What callers may give for an image; see `taken`."""
 
 SMALLEST_STD = 1e-6
 _MODES = {1: "L", 3: "RGB"}
@@ -144,27 +142,27 @@ class Preprocessing:
         }
         return "turned upright (EXIF)", transparency, colours, fits[self.fit]
 
-    def __call__(self, source: ImageSource) -> NDArray[np.uint8]:
+    def __call__(self, source: AnyImage, limits: Limits = LIMITS) -> NDArray[np.uint8]:
         """Return one image as a uint8 array ``[height, width, channels]``.
 
         Raises:
-            InputError: If the source is no image, is empty, or is over `MAX_PIXELS` or `MAX_BYTES`.
+            InputError: If the source is no image, is empty, or is over the limits.
         """
-        return self.decode(source)[0]
+        return self.decode(source, limits)[0]
 
-    def decode(self, source: ImageSource) -> tuple[NDArray[np.uint8], Traits]:
+    def decode(self, source: AnyImage, limits: Limits = LIMITS) -> tuple[NDArray[np.uint8], Traits]:
         """Return one image as ``__call__`` does, and what decoding it told of it.
 
         Raises:
             InputError: As `__call__`.
         """
-        with self._picture(source) as whole:
+        with self._picture(source, limits) as whole:
             size = self.width, self.height
             image = fitted(whole.image, size, self.fit, self.background or WHITE)
             cropped = cropped_share(whole.image, size) if self.fit == "crop" else 0.0
         return np.asarray(image, dtype=np.uint8).reshape(self.shape), Traits(whole.peak, cropped)
 
-    def picture(self, source: ImageSource) -> Image.Image:
+    def picture(self, source: AnyImage) -> Image.Image:
         """Return the whole picture as the model sees it before it is brought to the model's size: to be shown.
 
         Raises:
@@ -174,9 +172,9 @@ class Preprocessing:
             return whole.image.copy()
 
     @contextmanager
-    def _picture(self, source: ImageSource) -> Iterator[Picture]:
+    def _picture(self, source: AnyImage, limits: Limits = LIMITS) -> Iterator[Picture]:
         """Decode a picture; what fails in the meantime, the source is to blame for."""
-        with open_image(source) as opened:
+        with open_image(source, limits) as opened:
             # Phone cameras write MPO: a JPEG, followed by previews or a second view.
             if getattr(opened, "is_animated", False) and opened.format != "MPO":
                 raise InputError(f"{_name(source)} has several frames; expected a single picture")
@@ -186,7 +184,7 @@ class Preprocessing:
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
                 raise broken(_name(source), error) from error
 
-    def batch(self, sources: Sequence[ImageSource], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
+    def batch(self, sources: Sequence[AnyImage], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
         """Return images as one uint8 array ``[len(sources), height, width, channels]``.
 
         Args:
@@ -200,34 +198,59 @@ class Preprocessing:
         return out
 
 
+def taken(source: AnyImage, limits: Limits = LIMITS) -> ImageSource:
+    """Return a source that the caller cannot change any more, where it is the content of a file: a path or bytes.
+
+    Raises:
+        InputError: If it is an open file that cannot be read.
+    """
+    if isinstance(source, str | Path | bytes | Image.Image | np.ndarray):
+        return source
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, os.PathLike):
+        return Path(os.fsdecode(source))
+    if not hasattr(source, "read"):
+        raise InputError(
+            f"got an image of type {type(source).__name__}; expected a path, bytes, an open file, a PIL image or a "
+            "uint8 array"
+        )
+    try:
+        content = source.read(limits.max_bytes + 1)
+    except Exception as error:  # files of callers may raise anything
+        raise broken("the open file", error) from error
+    if not isinstance(content, bytes):
+        raise InputError(f"got a file that gives {type(content).__name__}; expected one that was opened with mode 'rb'")
+    return content
+
+
 @contextmanager
-def open_image(source: ImageSource) -> Iterator[Image.Image]:
+def open_image(source: AnyImage, limits: Limits = LIMITS) -> Iterator[Image.Image]:
     """Open an image without decoding its pixels, and check its format, frames and size.
 
     Args:
-        source: A path, the bytes of a file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1 or 3]``.
+        source: A path, the content of a file, an open file, a Pillow image, or a uint8 array ``[H, W]`` or ``[H, W, 1
+            or 3]``.
+        limits: What it may be.
 
     Raises:
         InputError: If the source is no usable image.
     """
+    source = taken(source, limits)
     if isinstance(source, np.ndarray):
         opened: AbstractContextManager[Image.Image] = nullcontext(_from_array(source))
     elif isinstance(source, Image.Image):
         opened = nullcontext(source)
-    elif isinstance(source, str | Path | bytes):
-        opened = open_file(source, _name(source))
     else:
-        raise InputError(
-            f"got an image of type {type(source).__name__}; expected a path, bytes, a PIL image or a uint8 array"
-        )
+        opened = open_file(source, _name(source), limits)
     with opened as image:
         pixels = image.width * image.height
         if pixels == 0:
             raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
-        if pixels > MAX_PIXELS:
+        if pixels > limits.max_pixels:
             raise InputError(
                 f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; "
-                f"the limit is {MAX_PIXELS}; scale it down first"
+                f"the limit is {limits.max_pixels}; scale it down first"
             )
         yield image
 
@@ -244,5 +267,5 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
 
 
-def _name(source: ImageSource) -> str:
-    return printable(str(source)) if isinstance(source, str | Path) else "the image"
+def _name(source: AnyImage) -> str:
+    return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else "the image"

@@ -1,4 +1,4 @@
-"""Many images at once, by several threads: all that cannot be used are found before anybody is told of one."""
+"""Many images at once, by several threads: all that cannot be used are found before the first error is raised."""
 
 from __future__ import annotations
 

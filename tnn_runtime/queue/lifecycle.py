@@ -28,9 +28,28 @@ class Lifecycle:
         return self._open
 
     @property
+    def is_fork(self) -> bool:
+        """Whether this process is a fork of the one that loaded the classifier; locks may be held there for ever."""
+        return os.getpid() != self._process
+
+    @property
     def refusal(self) -> str:
         """Why requests are refused; empty while they are accepted."""
+        if self.is_fork:
+            return (
+                f"this classifier was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
+                "where its threads are missing; load the bundle after the fork"
+            )
         return self._refusal
+
+    def check_process(self) -> None:
+        """Make sure that this process is the one that loaded the classifier.
+
+        Raises:
+            ClassifierClosed: If it is a fork of that one.
+        """
+        if self.is_fork:
+            raise ClassifierClosed(self.refusal)
 
     def check(self) -> None:
         """Make sure that requests are accepted.
@@ -38,13 +57,8 @@ class Lifecycle:
         Raises:
             ClassifierClosed: If they are not, with the reason.
         """
-        if os.getpid() != self._process:
-            raise ClassifierClosed(
-                f"this classifier was loaded in process {self._process} and is used in {os.getpid()}, a fork of it, "
-                "where its threads are missing; load the bundle after the fork"
-            )
-        if self._refusal:
-            raise ClassifierClosed(self._refusal)
+        if refusal := self.refusal:
+            raise ClassifierClosed(refusal)
 
     def accept(self, count: int = 1) -> None:
         """Count requests that are accepted now; each must be followed by `answered`.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 __all__ = ["Distribution", "Metrics", "MetricsSnapshot"]
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Distribution:
         """Their mean, 0 if there were none."""
         return self.total / self.count if self.count else 0.0
 
+    def __add__(self, other: Distribution) -> Distribution:
+        """Return the histogram of what either has observed; their bounds must be the same."""
+        counts = tuple(map(operator.add, self.counts, other.counts))
+        return Distribution(self.bounds, counts, self.total + other.total)
+
+
+_NONE = Distribution((), (0,), 0.0)
+
 
 @dataclass(frozen=True)
 class MetricsSnapshot:
@@ -45,6 +55,8 @@ class MetricsSnapshot:
 
     A request is one call of ``predict``, ``logits``, ``embed``, ``explain`` or ``reject_scores``, or one image that was
     submitted, by `Classifier.submit` or by one of the methods for asyncio.
+
+    Durations are in seconds.
 
     Args:
         requests: Requests that came in, those that were refused included.
@@ -55,6 +67,13 @@ class MetricsSnapshot:
         inference_seconds: Duration of each run of the model, with the copies to the device and back.
         waiting: Submitted images that wait for their batch now.
         running: Runs of the model now.
+        not_finite: Images for which the model gave values that are no finite numbers.
+        rejected: Images that were rejected, as the caller asked for.
+        request_seconds: How long each request took from the call to its answer, without those that got none.
+        decode_seconds: How long decoding and scaling took for each image.
+        batch_fill: For each run of the model, its images divided by the largest batch, 0 to 1.
+        decoding: Images that are decoded, or wait for that, now.
+        version: The first 12 digits of the digest of the bundle.
     """
 
     requests: int
@@ -65,6 +84,23 @@ class MetricsSnapshot:
     inference_seconds: Distribution
     waiting: int
     running: int
+    not_finite: int = 0
+    rejected: int = 0
+    request_seconds: Distribution = _NONE
+    decode_seconds: Distribution = _NONE
+    batch_fill: Distribution = _NONE
+    decoding: int = 0
+    version: str = ""
+
+    def __add__(self, other: MetricsSnapshot) -> MetricsSnapshot:
+        """Return what both have counted together, under the version of this one."""
+        sums = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in ("failures", "version")
+        }
+        failures = dict(Counter(self.failures) + Counter(other.failures))
+        return MetricsSnapshot(**sums, failures=failures, version=self.version)
 
 
 class _Histogram:
@@ -82,19 +118,30 @@ class _Histogram:
 
 
 class Metrics:
-    """The counters themselves; every method may be called from any thread."""
+    """The counters themselves; every method may be called from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        max_batch_size: Images a batch, at most.
+        version: What stands for the bundle in monitoring systems.
+    """
+
+    def __init__(self, max_batch_size: int = 1, version: str = "") -> None:
+        self._max_batch_size = max_batch_size
+        self._version = version
         self._lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
         """Start again from 0."""
-        self._requests = self._images = self._waiting = self._running = 0
+        self._requests = self._images = self._waiting = self._running = self._decoding = 0
+        self._not_finite = self._rejected = 0
         self._failures: Counter[str] = Counter()
         self._queue = _Histogram(_SECONDS)
         self._batches = _Histogram(_SIZES)
+        self._fill = _Histogram(_SHARES)
         self._inference = _Histogram(_SECONDS)
+        self._decode = _Histogram(_SECONDS)
+        self._answers = _Histogram(_SECONDS)
 
     def request(self, count: int = 1) -> None:
         """Count requests that come in."""
@@ -105,6 +152,31 @@ class Metrics:
         """Count requests that get no answer."""
         with self._lock:
             self._failures[reason] += count
+
+    def answered(self, seconds: float) -> None:
+        """Record how long a request took that got its answer."""
+        with self._lock:
+            self._answers.observe(seconds)
+
+    def rejected(self) -> None:
+        """Count an image that was rejected."""
+        with self._lock:
+            self._rejected += 1
+
+    def decoding(self, change: int) -> None:
+        """Count images that begin to wait for being decoded, or are decoded or given up."""
+        with self._lock:
+            self._decoding += change
+
+    def decoded(self, seconds: float) -> None:
+        """Record how long decoding an image took."""
+        with self._lock:
+            self._decode.observe(seconds)
+
+    def not_finite(self, count: int) -> None:
+        """Count images for which the model gave values that are no finite numbers."""
+        with self._lock:
+            self._not_finite += count
 
     def waiting(self, change: int) -> None:
         """Count images that begin or cease to wait for their batch."""
@@ -128,6 +200,7 @@ class Metrics:
             self._running -= 1
             self._images += images
             self._batches.observe(images)
+            self._fill.observe(images / self._max_batch_size)
             self._inference.observe(seconds)
 
     def read(self) -> MetricsSnapshot:
@@ -142,4 +215,11 @@ class Metrics:
                 inference_seconds=self._inference.read(),
                 waiting=self._waiting,
                 running=self._running,
+                not_finite=self._not_finite,
+                rejected=self._rejected,
+                request_seconds=self._answers.read(),
+                decode_seconds=self._decode.read(),
+                batch_fill=self._fill.read(),
+                decoding=self._decoding,
+                version=self._version,
             )

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ class Replica:
         self.lost: DeviceLost | None = None
         self._smallest = smallest
         self._fills = smallest > 1 or bool(backend.batch_sizes)
+        # Whoever waits for one of the slots of a GPU waits here, before the time of the run is taken.
+        slots = threading.BoundedSemaphore(backend.concurrency) if backend.batch_sizes else nullcontext()
+        self._slots: AbstractContextManager[object] = slots
         self._metrics = metrics
         self._tracer = tracer
 
@@ -55,38 +59,34 @@ class Replica:
             RunError: If the model fails on this batch.
             DeviceLost: If the device has failed, now or before.
         """
-        if self.lost is not None:
-            raise own_copy(self.lost)
         count = len(images)
         filled = fill_up(images, self.backend.batch_sizes, self._smallest) if self._fills else images
-        started = time.perf_counter()
-        self._metrics.run_begins()
-        try:
-            if self._tracer is None:
-                outputs = self.backend.run(filled)
-            else:
-                with self._span(count, len(filled), links):
+        with self._slots:
+            if self.lost is not None:
+                raise own_copy(self.lost)
+            started = time.perf_counter()
+            self._metrics.run_begins()
+            try:
+                if self._tracer is None:
                     outputs = self.backend.run(filled)
-        except DeviceLost as error:
-            self.lost = error
-            _LOG.error("%s is lost: %s", self.backend.device, error)
-            raise
-        finally:
-            self._metrics.run_ends(count, time.perf_counter() - started)
+                else:
+                    with self._span(count, len(filled), links):
+                        outputs = self.backend.run(filled)
+            except DeviceLost as error:
+                self.lost = error
+                _LOG.error("%s is lost: %s", self.backend.device, error)
+                raise
+            finally:
+                self._metrics.run_ends(count, time.perf_counter() - started)
         return outputs if len(filled) == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the logits alone, as `run`."""
         return self.run(images).logits
 
-    def warm_up(self, shape: Sequence[int]) -> None:
-        """Run every batch size that the backend is prepared for, or the smallest where it takes any.
-
-        Args:
-            shape: ``(height, width, channels)`` of an image.
-        """
-        for size in self.backend.batch_sizes or (self._smallest,):
-            self.backend.run(np.zeros((size, *shape), np.uint8))
+    def warm_up(self) -> None:
+        """Run what first runs are slow for; see `Backend.warm_up`."""
+        self.backend.warm_up()
 
     def _span(self, count: int, size: int, links: Sequence[Any]) -> Any:
         attributes = {"tnn.device": self.backend.device, "tnn.images": count, "tnn.batch_size": size}
@@ -108,18 +108,26 @@ class Replicas:
         """The errors of the devices that were lost."""
         return [replica.lost for replica in self._replicas if replica.lost is not None]
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Run a batch on the replica that has the least to do, and whose device is not lost if there is one."""
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = ()) -> Outputs:
+        """Run a batch on the replica that has the least to do, and on another one if its device is lost.
+
+        Arguments and errors are those of `Replica.run`; `DeviceLost` if there is no device left.
+        """
         if len(self._replicas) == 1:
-            return self._replicas[0].run(images)
-        with self._lock:
-            replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
-            replica.running += 1
-        try:
-            return replica.run(images)
-        finally:
+            return self._replicas[0].run(images, links)
+        while True:
             with self._lock:
-                replica.running -= 1
+                replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
+                replica.running += 1
+            is_last = replica.lost is not None
+            try:
+                return replica.run(images, links)
+            except DeviceLost:
+                if is_last:
+                    raise
+            finally:
+                with self._lock:
+                    replica.running -= 1
 
     def close(self) -> None:
         """Release all models."""

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from tnn_runtime.images.preprocess import FITS, MAX_PIXELS, WHITE, Colour
+from tnn_runtime.images.limits import MAX_PIXELS
+from tnn_runtime.images.preprocess import FITS, WHITE, Colour
 from tnn_train.fields import Field, FieldError, check_utf8, one_of
 from tnn_train.statistics import NORMALIZE, Statistics, check_statistics
 

@@ -31,7 +31,7 @@ def read_groups(file: Path, folder: Path, splits: Mapping[str, Labelled]) -> dic
 
     Args:
         file: The CSV file.
-        folder: The folder from which on its paths are told; they may also be those of the images as they are.
+        folder: The folder that its paths start from; they may also be those of the images as they are.
         splits: The sets.
 
     Returns:

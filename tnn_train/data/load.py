@@ -69,7 +69,7 @@ def load_data(
 
     Splits that the data set does not come with are cut off its training set, stratified by class, with at least one
     image of each class in each set where there are enough. Every image is decoded once; those that are in two sets,
-    pixel for pixel, are told in a note.
+    pixel for pixel, are listed in a note.
 
     Args:
         source: A key of `DATASETS`, a folder of images, or a configuration, which carries all the other options.

@@ -52,9 +52,9 @@ class _Decoded:
 def read_sets(
     found: Found, config: DataConfig, preprocessing: Preprocessing, cache_bytes: int
 ) -> tuple[list[ImageSet], dict[Path, str]]:
-    """Split a data set, and decode the images of all sets, by threads: what cannot be used is told at once.
+    """Split a data set, and decode the images of all sets, by threads: one message lists all that cannot be used.
 
-    Classes that a set lacks, images that are in two sets, and what `tell_traits` has of them are told in notes.
+    Classes that a set lacks, images that are in two sets, and what `tell_traits` has of them are named in notes.
 
     Args:
         found: The data set.

@@ -25,7 +25,7 @@ class Head(nn.Module):
         family: What the family is called, on the command line and in configurations, checkpoints and manifests.
         takes: ``"embedding"``, or ``"map"`` for what the backbone has before it takes the mean over all places.
         evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
-        reject_score: The score of `tnn_runtime.answers.reject` that tells best how sure such a head is of an image.
+        reject_score: The score of `tnn_runtime.answers.reject` that measures best how sure such a head is of an image.
     """
 
     family: ClassVar[str]

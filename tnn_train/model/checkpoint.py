@@ -15,19 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from tnn_runtime.bundle.json_values import decode
-from tnn_runtime.bundle.storage import (
-    FolderKind,
-    describe_files,
-    existing_folder,
-    new_folder,
-    read_arrays,
-    read_json,
-    verify_files,
-    write_json,
-)
+from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
+from tnn_runtime.bundle.storage import FolderKind, describe_files, new_folder, write_json
 from tnn_runtime.errors import ArtifactError, TnnError, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.config import ModelConfig
@@ -155,8 +147,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema, or a weight is no finite number.
     """
-    path, raw = _read(folder)
-    arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL)
+    path, raw, (samples, weights) = _read(folder, SAMPLES_FILE, WEIGHTS_FILE)
+    arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL, content=samples)
     images, labels, calibration = arrays["images"], arrays.get("labels"), arrays.get("calibration")
     try:
         content = decode(_Content, raw, "config")
@@ -175,7 +167,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         ):
             raise TypeError("its images for calibration are not of the model's size")
         model = build_model(config)
-        model.load_state_dict(load_file(path / WEIGHTS_FILE))
+        model.load_state_dict(load(weights))
     except (TypeError, OSError, RuntimeError, SafetensorError, TnnError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
@@ -201,9 +193,9 @@ def load_trainer_state(folder: str | Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If the checkpoint is damaged or was saved without it.
     """
-    path, _ = _read(folder)
+    path, _, (content,) = _read(folder, STATE_FILE)
     try:
-        state: dict[str, Any] = torch.load(path / STATE_FILE, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"{path / STATE_FILE} cannot be read ({error}); this training cannot be resumed") from error
     return state
@@ -215,13 +207,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _read(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    path = existing_folder(Path(folder), CHECKPOINT)
-    content = read_json(path / CONFIG_FILE, "checkpoint", SCHEMA_VERSION)
-    files = content.get("files")
-    if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):
-        raise ArtifactError(
-            f"{path / CONFIG_FILE} does not list {WEIGHTS_FILE} and {SAMPLES_FILE}; copy the checkpoint again"
-        )
-    verify_files(path, files, "checkpoint")
-    return path, content
+def _read(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any], list[bytes]]:
+    """Return where a checkpoint is, its configuration, and the content of some of its files, once all are verified."""
+
+    def read(opened: OpenFolder) -> tuple[Path, dict[str, Any], list[bytes]]:
+        path = opened.path / CONFIG_FILE
+        content = read_json(path, CHECKPOINT.name, SCHEMA_VERSION, opened.read(CONFIG_FILE))
+        files = content.get("files")
+        if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):
+            raise ArtifactError(f"{path} does not list {WEIGHTS_FILE} and {SAMPLES_FILE}; copy the checkpoint again")
+        opened.verify({name: recorded for name, recorded in files.items() if name not in names})
+        for name in names:
+            if name not in files:
+                raise ArtifactError(f"{opened.path} was saved without {name}; this training cannot be resumed")
+        return opened.path, content, [opened.read_verified(name, files[name]) for name in names]
+
+    return read_folder(Path(folder), CHECKPOINT, read)

@@ -1,4 +1,4 @@
-"""Files of weights that cannot be read: what they are is told, and how to save a state dict."""
+"""Files of weights that cannot be read: errors that say what they are, and how to save a state dict."""
 
 from __future__ import annotations
 

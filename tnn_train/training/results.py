@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tnn_runtime.bundle.json_values import decode
-from tnn_runtime.bundle.storage import read_json, write_json
+from tnn_runtime.bundle.reading import read_json
+from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.errors import ArtifactError
 from tnn_train.run_files import LAST, METRICS_FILE, RESULTS_FILE, RESULTS_SCHEMA
 from tnn_train.training.identity import INCIDENTAL_DATA

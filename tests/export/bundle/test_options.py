@@ -126,7 +126,9 @@ def test_the_runtime_serves_every_precision(exported: dict[str, Path], data: Ima
 
 
 @pytest.mark.parametrize("precision", PRECISION_FORMATS)
-def test_a_bundle_is_checked_again(precision: str, exported: dict[str, Path]) -> None:
+def test_a_bundle_is_checked_again(precision: str, exported: dict[str, Path], request: pytest.FixtureRequest) -> None:
+    if precision == "fp32":
+        request.getfixturevalue("fresh_processes")
     report = check_bundle(exported[precision])
     manifest, _ = Manifest.read(exported[precision])
     assert report.passed

@@ -67,7 +67,7 @@ def test_at_most_the_stated_share_of_the_samples_is_rejected(score: str, count: 
     assert (rule.score, rule.coverage, rule.samples) == (score, coverage, count)
     assert (rule.threshold is None) == (count < fewest_samples(coverage))
     if rule.threshold is not None:
-        rejected = int(rule.rejects(LOGITS[:count]).sum())
+        rejected = int(rule.rejects(rule.scores(LOGITS[:count])).sum())
         assert rejected < (count + 1) * (1 - coverage) + 1e-9
         assert rejected >= (count + 1) * (1 - coverage) - 2
 
@@ -78,14 +78,16 @@ def test_unseen_images_of_the_same_kind_are_covered() -> None:
     shares = []
     for _ in range(300):
         logits = random.normal(0, 3, (1199, 5)).astype(np.float32)
-        shares.append(calibrate(logits[:199], "energy", 0.95).rejects(logits[199:]).mean())
+        rule = calibrate(logits[:199], "energy", 0.95)
+        shares.append(rule.rejects(rule.scores(logits[199:])).mean())
     assert np.mean(shares) == pytest.approx(0.05 - 0.05 / 200, abs=0.004)
 
 
 def test_what_is_no_number_is_rejected() -> None:
     logits = np.array([[np.nan, 1], [1, 2], [np.inf, np.inf], [3e38, 3e38]], np.float32)
     for score in SCORES:
-        rejected = Reject(score, -1e30, 0.9, 10).rejects(logits)
+        rule = Reject(score, -1e30, 0.9, 10)
+        rejected = rule.rejects(rule.scores(logits))
         assert rejected[:2].tolist() == [True, False]
         assert rejected.shape == (4,)
 
@@ -128,7 +130,9 @@ def test_the_command_prints_rejected(small_bundle: Path, photos: Path, capsys: p
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["rank"], row["label"], row["score"]) == ("", "rejected", "")
     assert main([*arguments, "--reject", "--format", "jsonl"]) == 0
-    assert json.loads(capsys.readouterr().out)["predictions"] == []
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["predictions"], answer["rejected"]) == ([], True)
+    assert answer["reject_score"] < 1e9
 
 
 def test_a_bundle_that_cannot_reject_says_why(small_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,12 @@ from tnn_runtime import ArtifactError, Classifier, ClassifierClosed, Manifest, P
 from tnn_runtime.backends import BackendOptions, Device, open_backend, providers
 from tnn_runtime.backends import onnxruntime as module
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers
+from tnn_runtime.backends.runs import Unbound
+from tnn_runtime.bundle.opened import open_bundle
 
 needs_no_gpu = pytest.mark.skipif(module.cuda_problems() == [], reason="this machine has a working GPU")
 ON_CPU, ON_CUDA = Device("cpu"), Device("cuda", 1)
+SENT = {"device_id": "1", "arena_extend_strategy": "kSameAsRequested"}
 
 
 @needs_no_gpu
@@ -83,7 +86,7 @@ def test_gpus_that_are_not_there_are_errors_with_all_that_is_missing(
     with pytest.raises(
         ProviderUnavailable, match=r"does not work here: .*lib\w+\.so.*; or choose device 'cpu'"
     ) as caught:
-        open_backend(small_bundle, Manifest.read(small_bundle)[0], device, BackendOptions(providers=names))
+        open_backend(open_bundle(small_bundle), device, BackendOptions(providers=names))
     assert ("libnvinfer.so.10" in str(caught.value)) == (names == [TENSORRT, CUDA])
 
 
@@ -106,16 +109,24 @@ def chosen(small_bundle: Path, device: Device, **options: Any) -> list[tuple[str
 
 def test_nothing_that_changes_results_is_on_unless_asked_for(small_bundle: Path) -> None:
     assert chosen(small_bundle, ON_CPU) == [(CPU, {})]
-    assert chosen(small_bundle, ON_CUDA) == [(CUDA, {"device_id": "1", "use_tf32": "0"})]
+    assert chosen(small_bundle, ON_CUDA) == [(CUDA, SENT | {"use_tf32": "0"})]
     assert chosen(small_bundle, ON_CUDA, tf32=True, cuda_graphs=True) == [
-        (CUDA, {"device_id": "1", "use_tf32": "1", "enable_cuda_graph": "1"})
+        (CUDA, SENT | {"use_tf32": "1", "enable_cuda_graph": "1"})
     ]
+
+
+@pytest.mark.parametrize(("precision", "sent"), [("fp32", True), ("int8", True), ("fp16", False), ("bf16", False)])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_half_precision_keeps_the_tensor_cores(small_bundle: Path, precision: str, sent: bool, tf32: bool) -> None:
+    manifest = dataclasses.replace(Manifest.read(small_bundle)[0], precision=precision)
+    ((_, asked),) = chosen_providers(ON_CUDA, manifest, BackendOptions(tf32=tf32))
+    assert asked == SENT | ({"use_tf32": str(int(tf32))} if sent else {})
 
 
 def test_options_of_providers_go_to_the_first(small_bundle: Path) -> None:
     asked = {"gpu_mem_limit": "1000000000"}
     assert chosen(small_bundle, ON_CUDA, providers=[CUDA, CPU], provider_options=asked) == [
-        (CUDA, {"device_id": "1", "use_tf32": "0", "gpu_mem_limit": "1000000000"}),
+        (CUDA, SENT | {"use_tf32": "0", "gpu_mem_limit": "1000000000"}),
         (CPU, {}),
     ]
 
@@ -188,7 +199,8 @@ def live(names: list[str], nodes: dict[str, int] | None, options: dict[str, Any]
     session = SimpleNamespace(get_providers=lambda: names, get_provider_options=lambda: options or {})
     if nodes is not None:
         parts = [
-            SimpleNamespace(ep_name=name, get_nodes=lambda count=count: [None] * count) for name, count in nodes.items()
+            SimpleNamespace(ep_name=name, get_nodes=lambda count=count: [SimpleNamespace(op_type="Gather")] * count)
+            for name, count in nodes.items()
         ]
         session.get_provider_graph_assignment_info = lambda: parts
     return session
@@ -201,7 +213,11 @@ def live(names: list[str], nodes: dict[str, int] | None, options: dict[str, Any]
         ([TENSORRT, CUDA], live([CUDA, CPU], {CUDA: 9}), r"and ONNX Runtime chose \['CUDA"),
         ([TENSORRT, CUDA], live([CUDA, TENSORRT, CPU], {CUDA: 9}), r"and ONNX Runtime chose \['CUDA"),
         ([TENSORRT], live([TENSORRT, CUDA, CPU], {TENSORRT: 9}), r"and ONNX Runtime chose \['Tens"),
-        ([CUDA], live([CUDA, CPU], {CUDA: 7, CPU: 2}), r"'CUDAExecutionProvider': 7, 'CPUE.* 2\} nodes; add CPUEx"),
+        (
+            [CUDA],
+            live([CUDA, CPU], {CUDA: 7, CPU: 2}),
+            r"'CUDAExecution.*: 7, 'CPUE.* 2\} nodes, \{'CPUE.*': \{'Gather': 2\}\}; add CPUEx",
+        ),
         ([CUDA, CPU], live([CUDA, CPU], {CPU: 9}), r"the CPU runs all of this model \(\{'CPUExecutionProvider': 9\}\)"),
         ([CUDA], live([CUDA, CPU], None), "does not tell which provider runs which node; install 1.31 or newer"),
     ],
@@ -286,16 +302,36 @@ def test_what_onnxruntime_refuses_on_a_gpu_is_told_with_the_reason(
 @needs_no_gpu
 def test_onnxruntime_itself_refuses_to_fall_back(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "require_providers", lambda device, names: None)
-    with pytest.raises(ProviderUnavailable, match="device 'cuda:0' does not run this model"):
+    with pytest.raises(ProviderUnavailable, match=r"was asked for with \['CUDA.*'\], and ONNX Runtime chose \['CPU"):
         Classifier.load(small_bundle, "cuda")
+
+
+def test_nodes_that_cuda_does_not_take_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime itself refuses them without a word of which they are."""
+    asked = []
+
+    def open_session(model: str, options: Any, **others: Any) -> Any:
+        asked.append(options.get_session_config_entry("session.disable_cpu_ep_fallback"))
+        if asked[-1] == "1":
+            raise RuntimeError(
+                "This session contains graph nodes that are assigned to the default CPU EP, but fallback to CPU EP has "
+                "been explicitly disabled by the user."
+            )
+        return live([CUDA, CPU], {CUDA: 7, CPU: 2})
+
+    monkeypatch.setattr(module, "require_providers", lambda device, names: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ProviderUnavailable, match=r"other providers run a part .*\{'Gather': 2\}\}; add CPUExecution"):
+        module._session("model.onnx", ON_CUDA, [(CUDA, {})], 1, False)
+    assert asked == ["1", "0"]
 
 
 # The CPU
 
 
 def test_the_cpu_backend_takes_any_batch_and_tells_what_it_is(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    backend, reason = open_backend(small_bundle, manifest, "cpu", BackendOptions(providers=[CPU]))
+    bundle = open_bundle(small_bundle)
+    backend, reason = open_backend(bundle, "cpu", BackendOptions(providers=[CPU]))
     assert (backend.device, reason, backend.batch_sizes, backend.concurrency) == ("cpu", "as asked", (), 1)
     assert backend.details["providers"] == [CPU]
     assert backend.details["nodes"][CPU] > 9
@@ -309,20 +345,21 @@ def test_the_cpu_backend_takes_any_batch_and_tells_what_it_is(small_bundle: Path
 
 
 def test_a_model_that_onnxruntime_refuses(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    (small_bundle / "model.onnx").write_bytes(b"\x08\x0anonsense")
+    bundle = open_bundle(small_bundle)
+    damaged = dataclasses.replace(bundle, contents={**bundle.contents, "model.onnx": b"\x08\x0anonsense"})
     with pytest.raises(ArtifactError, match="refuses the model"):
-        module.OnnxRuntimeBackend(small_bundle, manifest, ON_CPU, BackendOptions())
-    unlisted = dataclasses.replace(manifest, files={})
+        module.OnnxRuntimeBackend(damaged, ON_CPU, BackendOptions())
+    unlisted = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files={}))
     with pytest.raises(ArtifactError, match=r"lists no model.onnx, which the runtime needs; export with --formats"):
-        module.OnnxRuntimeBackend(small_bundle, unlisted, ON_CPU, BackendOptions())
+        module.OnnxRuntimeBackend(unlisted, ON_CPU, BackendOptions())
 
 
 def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
-    backend = module.OnnxRuntimeBackend(small_bundle, manifest, ON_CPU, BackendOptions())
+    bundle = open_bundle(small_bundle)
+    backend = module.OnnxRuntimeBackend(bundle, ON_CPU, BackendOptions())
     with pytest.raises(RunError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
         backend.run(np.zeros((2, 9, 9, 3), np.uint8))
-    backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))
+    wrong = np.zeros((2, 3), np.float32), np.zeros((2, 24))
+    backend._runs = Unbound({None: SimpleNamespace(run=lambda names, feed: wrong)}, [1], (8, 8, 3), on_gpu=False)
     with pytest.raises(ArtifactError, match=r"gives \[\(2, 3\), \(2, 24\)\] where the manifest has \[\(2, 2\), "):
         backend.run(np.zeros((2, 8, 8, 3), np.uint8))

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tnn_runtime import DeviceLost, Manifest, ProviderUnavailable, UsageError, backends
+from tnn_runtime import DeviceLost, ProviderUnavailable, UsageError, backends
 from tnn_runtime.backends import BACKENDS, Backend, BackendOptions, Device, open_backend, parse_device
 from tnn_runtime.backends.batches import bucket_sizes
 from tnn_runtime.bundle.manifest import BatchBounds
+from tnn_runtime.bundle.opened import Bundle, open_bundle
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ class Recorded:
     at_open: Exception | None = None
     at_run: Exception | None = None
 
-    def __init__(self, folder: Path, manifest: Manifest, device: Device, options: BackendOptions) -> None:
+    def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
         self.device, self.options, self.runs, self.closed = str(device), options, [], False
         Recorded.opened.append(self)
         if device.kind == "cuda" and self.at_open:
@@ -88,7 +89,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
 
 def opened(folder: Path, device: str, **options: Any) -> tuple[Backend, str]:
-    return open_backend(folder, Manifest.read(folder)[0], device, BackendOptions(**options))
+    return open_backend(open_bundle(folder), device, BackendOptions(**options))
 
 
 def test_every_kind_of_device_has_a_backend_that_exists() -> None:

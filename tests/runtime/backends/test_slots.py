@@ -22,12 +22,14 @@ from tnn_runtime.backends.binding import BoundSlot
 from tnn_runtime.backends.cuda import Buffer, Cuda
 from tnn_runtime.backends.slots import Slots
 from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.opened import open_bundle
 
 pytest.importorskip("cuda.bindings.runtime")
 
 from fake_cuda import FakeCuda
 
 SIZES = (1, 2, 4, 8)
+SENT = {"arena_extend_strategy": "kSameAsRequested"}
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def session(small_bundle: Path) -> Any:
 
 @pytest.fixture
 def slot(fake: FakeCuda, manifest: Manifest, session: Any) -> BoundSlot:
-    return BoundSlot(session, Cuda(1), manifest, SIZES, memory="cpu")
+    return BoundSlot(dict.fromkeys(SIZES, session), Cuda(1), manifest, memory="cpu")
 
 
 def images(count: int, seed: int = 0) -> Any:
@@ -150,7 +152,7 @@ def test_bound_runs_give_what_the_session_gives(slot: BoundSlot, session: Any) -
 
 
 def test_several_threads_share_two_slots(fake: FakeCuda, manifest: Manifest, session: Any) -> None:
-    slots = Slots([BoundSlot(session, Cuda(1), manifest, SIZES, memory="cpu") for _ in range(2)])
+    slots = Slots([BoundSlot(dict.fromkeys(SIZES, session), Cuda(1), manifest, memory="cpu") for _ in range(2)])
     batches = [images(SIZES[number % len(SIZES)], number) for number in range(64)]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(slots.run, batches))
@@ -174,17 +176,17 @@ def test_a_batch_that_does_not_fit_is_refused(slot: BoundSlot, shape: tuple[int,
 
 
 def test_a_failed_run_fails_alone(slot: BoundSlot) -> None:
-    real = slot._session
+    real = dict(slot._calls)
 
     def fail(binding: object, options: object) -> None:
         raise RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=1 ; hostname=x")
 
-    slot._session = SimpleNamespace(run_with_iobinding=fail)
+    slot._calls[2] = SimpleNamespace(run_with_iobinding=fail), None, None
     with pytest.raises(
         RunError, match=r"cannot run the model on 2 images \(CUBLAS failure 3: .*_FAILED\); use a small"
     ):
         slot.run(images(2))
-    slot._session = real
+    slot._calls.update(real)
     assert len(slot.run(images(2))[0]) == 2
 
 
@@ -193,12 +195,31 @@ def test_a_lost_device_is_noticed_though_the_message_is_silent(slot: BoundSlot, 
         fake.lost = 700
         raise RuntimeError("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED")
 
-    slot._session = SimpleNamespace(run_with_iobinding=fail)
+    slot._calls[2] = SimpleNamespace(run_with_iobinding=fail), None, None
     with pytest.raises(DeviceLost, match=r"CUDA error 700: cudaErrorIllegalAddress, an illegal memory access"):
         slot.run(images(2))
     with pytest.raises(DeviceLost, match=r"cudaSetDevice failed"):
         slot.run(images(2))
     Slots([slot]).close()
+
+
+@pytest.mark.parametrize("copies", range(1, 3))
+def test_nothing_of_a_failed_run_is_on_its_way_when_the_next_one_writes(
+    slot: BoundSlot, fake: FakeCuda, session: Any, copies: int
+) -> None:
+    real = fake.cudaMemcpyAsync
+
+    def fail(*arguments: Any) -> Any:
+        nonlocal copies
+        copies -= 1
+        return real(*arguments) if copies >= 0 else (2,)
+
+    fake.__dict__["cudaMemcpyAsync"] = fail
+    with pytest.raises(RunError, match="cudaMemcpyAsync failed"):
+        slot.run(images(4))
+    assert not any(fake.streams.values())
+    del fake.__dict__["cudaMemcpyAsync"]
+    assert np.array_equal(slot.run(images(2, 2))[0], session.run(["logits"], {"images": images(2, 2)})[0])
 
 
 # The whole backend
@@ -208,13 +229,14 @@ def test_a_lost_device_is_noticed_though_the_message_is_silent(slot: BoundSlot, 
 def opened(
     fake: FakeCuda, manifest: Manifest, session: Any, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., module.OnnxRuntimeBackend]:
-    """Opens the backend on ``cuda:1``, on a session of the CPU that stands for one of CUDA."""
+    """Opens the backend on ``cuda:1``, on a session of the CPU that stands for all those of CUDA."""
     monkeypatch.setattr(module, "_session", lambda *arguments: session)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
 
     def opener(**options: Any) -> module.OnnxRuntimeBackend:
         return module.OnnxRuntimeBackend(
-            small_bundle, manifest, Device("cuda", 1), BackendOptions(max_batch_size=8, **options)
+            open_bundle(small_bundle), Device("cuda", 1), BackendOptions(max_batch_size=8, **options)
         )
 
     return opener
@@ -251,7 +273,9 @@ def test_with_cuda_graphs_all_calls_go_through_one_thread(
         for batch, outputs in zip(batches, pool.map(backend.run, batches), strict=True):
             assert np.array_equal(outputs.logits, session.run(["logits"], {"images": batch})[0])
     assert {name for name, _ in seen} == {"tnn-cuda-graphs_0"}
-    assert {graph for _, graph in seen} == {"1", "2", "4", "8"}
+    # Before anybody asks, each size runs, is recorded, and is replayed; and then replayed again.
+    assert [graph for _, graph in seen[:12]] == [number for size in "1248" for number in ("-1", size, size)]
+    assert sorted(graph for _, graph in seen[12:]) == sorted("1248" * 4)
     with pytest.raises(RunError, match="got a batch of 3"):
         backend.run(images(3))
     backend.close()
@@ -269,8 +293,14 @@ def test_without_cuda_bindings_memory_is_pageable_and_said_to_be(
     monkeypatch.setattr(cuda, "cuda_runtime", missing)
     backend = opened()
     assert backend.details["memory"] == "pageable: cuda-bindings cannot be imported"
-    assert backend.batch_sizes == ()
-    assert backend.run(images(3)).logits.shape == (3, 2)
+    assert backend.batch_sizes == SIZES
+    backend.warm_up()
+    assert backend.run(images(4)).logits.shape == (4, 2)
+    with pytest.raises(RunError, match=r"got a batch of 3; expected one of \[1, 2, 4, 8\]: fill it up"):
+        backend.run(images(3))
+    backend.close()
+    with pytest.raises(ClassifierClosed):
+        backend.run(images(4))
     with pytest.raises(ProviderUnavailable, match="cuda-bindings"):
         opened(cuda_graphs=True)
 
@@ -280,7 +310,7 @@ def test_too_little_memory_for_the_buffers_is_an_error_that_leaves_nothing(
 ) -> None:
     fake.failing["cudaHostAlloc"] = 2
     with pytest.raises(
-        ProviderUnavailable, match=r"'cuda:1' has no room for batches of 8 \(cudaHostAlloc failed .*\);"
+        ProviderUnavailable, match=r"'cuda:1' cannot be prepared for batches of 1 to 8 \(cudaHostAlloc failed .*\);"
     ):
         opened()
     assert fake.leaks == []
@@ -304,14 +334,15 @@ def test_the_device_time_is_that_of_the_computation_alone(
 ) -> None:
     asked: list[Any] = []
 
-    def open_session(model: str, device: Device, providers: list[Any], threads: int, spin: bool) -> OnStream:
+    def open_session(model: str, device: Device, providers: list[Any], *how: Any) -> OnStream:
         asked.extend(providers)
         return OnStream(fake, session, int(providers[0][1]["user_compute_stream"]))
 
     monkeypatch.setattr(module, "_session", open_session)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
     options = BackendOptions(max_batch_size=8, tf32=True)
-    with open_device_timer(small_bundle, manifest, "cuda:1", options) as timed:
+    with open_device_timer(open_bundle(small_bundle), "cuda:1", options) as timed:
         for count in (1, 3, 8):
             seconds, logits = timed(images(count, count))
             assert seconds == 1e-3
@@ -319,8 +350,8 @@ def test_the_device_time_is_that_of_the_computation_alone(
         with pytest.raises(RunError, match="got a batch of 9"):
             timed(images(9))
     assert [(name, {**had, "user_compute_stream": "1"}) for name, had in asked] == [
-        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "1", "user_compute_stream": "1"})
-    ]
+        ("CUDAExecutionProvider", SENT | {"device_id": "1", "use_tf32": "1", "user_compute_stream": "1"})
+    ] * len(SIZES)
     assert fake.leaks == []
 
 
@@ -331,9 +362,10 @@ def test_a_device_timer_that_cannot_be_opened_leaves_nothing(
         raise ProviderUnavailable("no such luck")
 
     monkeypatch.setattr(module, "_session", refuse)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
     with (
         pytest.raises(ProviderUnavailable, match="no such luck"),
-        open_device_timer(small_bundle, manifest, "cuda", BackendOptions()),
+        open_device_timer(open_bundle(small_bundle), "cuda", BackendOptions()),
     ):
         pass
     assert fake.leaks == []

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import FOREVER
 
 from tnn_runtime import (
     ArtifactError,
     ClassifierClosed,
     DeviceLost,
     EngineError,
-    Manifest,
     ProviderUnavailable,
     RunError,
     UsageError,
@@ -38,6 +38,7 @@ from tnn_runtime.backends import (
 )
 from tnn_runtime.backends import tensorrt as module
 from tnn_runtime.bundle.manifest import ONNX_FILE
+from tnn_runtime.bundle.opened import Bundle, open_bundle
 from tnn_runtime.engines import Library, engine_folder, find_tensorrt
 from tnn_runtime.engines import build as engines
 
@@ -71,10 +72,10 @@ def trt(fake: FakeCuda, small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def opened(trt: FakeTensorRt, small_bundle: Path, tmp_path: Path) -> Opener:
-    def opener(manifest: Manifest | None = None, **options: Any) -> module.TensorRtBackend:
+    def opener(bundle: Bundle | None = None, **options: Any) -> module.TensorRtBackend:
         asked = {"max_batch_size": 8, "cache_dir": tmp_path / "engines"} | options
         return module.TensorRtBackend(
-            small_bundle, manifest or Manifest.read(small_bundle)[0], Device("tensorrt", 1), BackendOptions(**asked)
+            bundle or open_bundle(small_bundle), Device("tensorrt", 1), BackendOptions(**asked)
         )
 
     return opener
@@ -83,7 +84,7 @@ def opened(trt: FakeTensorRt, small_bundle: Path, tmp_path: Path) -> Opener:
 @pytest.fixture
 def expected(small_bundle: Path) -> Callable[[Any], Outputs]:
     """What ONNX Runtime gives on the CPU."""
-    backend, _ = open_backend(small_bundle, Manifest.read(small_bundle)[0], "cpu", BackendOptions())
+    backend, _ = open_backend(open_bundle(small_bundle), "cpu", BackendOptions())
     return backend.run
 
 
@@ -117,6 +118,29 @@ def test_batches_of_all_sizes_and_threads_get_their_own_answers(
         backend.run(images(1))
 
 
+def test_graphs_are_recorded_while_nothing_else_uses_a_gpu(
+    opened: Opener, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = opened()
+    threads = []
+    begin = fake.cudaStreamBeginCapture
+
+    def begin_and_look(*arguments: Any) -> Any:
+        begun = begin(*arguments)
+        threads.append(threading.Thread(target=live.run, args=[images(2)]))
+        threads[-1].start()
+        threads[-1].join(0.05)  # it never ends before the recording does
+        assert threads[-1].is_alive()
+        return begun
+
+    monkeypatch.setattr(fake, "cudaStreamBeginCapture", begin_and_look)
+    opened(cuda_graphs=True)
+    for thread in threads:
+        thread.join(FOREVER)
+    assert len(threads) == 8
+    assert fake.disturbed == []
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_device_time_is_that_of_the_engine_alone(
     trt: FakeTensorRt,
@@ -127,7 +151,7 @@ def test_the_device_time_is_that_of_the_engine_alone(
     graphs: bool,
 ) -> None:
     options = BackendOptions(max_batch_size=8, cache_dir=tmp_path, cuda_graphs=graphs)
-    with open_device_timer(small_bundle, Manifest.read(small_bundle)[0], "tensorrt:1", options) as timed:
+    with open_device_timer(open_bundle(small_bundle), "tensorrt:1", options) as timed:
         for count in (1, 3, 8):
             seconds, logits = timed(images(count, count))
             assert seconds == 1e-3
@@ -291,11 +315,12 @@ def test_an_engine_that_does_not_load_is_named(opened: Opener, trt: FakeTensorRt
 
 
 def test_an_engine_of_another_interface_is_refused(opened: Opener, small_bundle: Path) -> None:
-    manifest, _ = Manifest.read(small_bundle)
+    bundle = open_bundle(small_bundle)
+    manifest = bundle.manifest
     logits, *others = manifest.outputs
     renamed = dataclasses.replace(manifest, outputs=(dataclasses.replace(logits, name="scores"), *others))
     with pytest.raises(ArtifactError, match=r"has the tensors .*'logits': .* where the manifest has .*'scores': "):
-        opened(renamed)
+        opened(dataclasses.replace(bundle, manifest=renamed))
 
 
 @pytest.mark.parametrize("options", [{"providers": ["CUDAExecutionProvider"]}, {"provider_options": {"a": "b"}}])
@@ -305,8 +330,10 @@ def test_providers_are_not_for_tensorrt_itself(opened: Opener, options: Any) -> 
 
 
 def test_a_bundle_without_onnx_is_refused(opened: Opener, small_bundle: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    unlisted = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, files={}))
     with pytest.raises(ArtifactError, match=r"lists no model.onnx, which engines are built from"):
-        opened(dataclasses.replace(Manifest.read(small_bundle)[0], files={}))
+        opened(unlisted)
 
 
 def test_a_gpu_that_is_not_there_is_named(opened: Opener, fake: FakeCuda) -> None:
@@ -327,7 +354,7 @@ def test_all_that_is_missing_is_named_at_once(small_bundle: Path, monkeypatch: p
     for name in ("tensorrt", "tensorrt_rtx_bindings", "tensorrt_rtx", "tensorrt_lean", "tensorrt_dispatch"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ProviderUnavailable) as caught:
-        open_backend(small_bundle, Manifest.read(small_bundle)[0], "tensorrt:2", BackendOptions())
+        open_backend(open_bundle(small_bundle), "tensorrt:2", BackendOptions())
     message = str(caught.value)
     assert message.startswith("device 'tensorrt:2' does not work here: no TensorRT that builds engines: none is inst")
     for part in (

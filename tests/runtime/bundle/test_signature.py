@@ -15,6 +15,8 @@ from PIL import Image
 from tnn_export.bundle.signing import read_private_key, sign_bundle
 from tnn_runtime import ArtifactError, Classifier, Manifest, SignatureError, UsageError
 from tnn_runtime.__main__ import main
+from tnn_runtime.bundle.manifest import BUNDLE
+from tnn_runtime.bundle.reading import OpenFolder
 from tnn_runtime.bundle.signature import verify_signature
 
 PEM, PKCS8, OPEN = pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()
@@ -195,7 +197,12 @@ def test_the_documented_openssl_commands(small_bundle: Path, tmp_path: Path) -> 
     openssl("genpkey -algorithm ed25519 -out KEY.pem")
     openssl("pkey -in KEY.pem -pubout -out PUB.pem")
     signature = sign_bundle(small_bundle, tmp_path / "KEY.pem")
-    verify_signature(signature, tmp_path / "PUB.pem", (small_bundle / "manifest.json").read_bytes())
+    verify_signature(
+        OpenFolder(small_bundle, BUNDLE),
+        signature.name,
+        tmp_path / "PUB.pem",
+        (small_bundle / "manifest.json").read_bytes(),
+    )
     openssl("pkey -in KEY.pem -aes256 -passout pass:secret -out LOCKED.pem")
     with pytest.raises(UsageError, match="is encrypted"):
         read_private_key(tmp_path / "LOCKED.pem")

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 
 from tnn_runtime import ArtifactError, OutputExistsError
+from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
 from tnn_runtime.bundle.storage import (
     FolderKind,
     describe_files,
-    existing_folder,
     new_folder,
-    read_arrays,
-    read_json,
-    verify_files,
     write_text,
 )
 
@@ -154,7 +151,7 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
 def test_the_predecessor_is_read_after_an_interrupted_overwrite(tmp_path: Path) -> None:
     (tmp_path / ".target.previous").mkdir()
     fill(tmp_path / ".target.previous", "old")
-    assert existing_folder(tmp_path / "target", THING) == tmp_path / ".target.previous"
+    assert read_folder(tmp_path / "target", THING, lambda folder: folder.path) == tmp_path / ".target.previous"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +159,7 @@ def test_the_predecessor_is_read_after_an_interrupted_overwrite(tmp_path: Path) 
 )
 def test_names_never_leave_the_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(ArtifactError, match="not a plain name inside the folder"):
-        verify_files(tmp_path, {name: {"size": 0, "sha256": ""}}, "bundle")
+        OpenFolder(tmp_path, THING).verify({name: {"size": 0, "sha256": ""}})
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -171,7 +168,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     inside.mkdir()
     (inside / "file").symlink_to(tmp_path / "file")
     with pytest.raises(ArtifactError, match="missing or not a regular file"):
-        verify_files(inside, describe_files(tmp_path, ["file"]), "bundle")
+        OpenFolder(inside, THING).verify(describe_files(tmp_path, ["file"]))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", '{"schema_version": true}', '{"schema_version": 0}', "\xff"])

@@ -151,8 +151,8 @@ def test_a_family_of_the_future_does_all_but_explain(bundle: Path, data: ImageDa
 class ToyExplainer(AdditiveExplainer):
     """Classes whose logit is minus the squared distance of an embedding to their prototype."""
 
-    def __init__(self, path: Path, options: Any, class_names: tuple[str, ...], size: int) -> None:
-        super().__init__(path, options, class_names, size)
+    def __init__(self, path: Path, options: Any, *others: Any) -> None:
+        super().__init__(path, options, *others)
         self.scale: float = options["scale"]
 
     def shapes(self, options: Any) -> Mapping[str, str]:

@@ -18,8 +18,10 @@ from PIL import Image, ImageOps
 from tnn_runtime import InputError
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.images.decoders import Decoders
+from tnn_runtime.images.limits import LIMITS
 from tnn_runtime.images.preprocess import Preprocessing, Traits
 from tnn_runtime.images.reading import read_images
+from tnn_runtime.queue.metrics import Metrics
 
 Pixels = NDArray[np.uint8]
 HEIGHT, WIDTH = 6, 4
@@ -209,7 +211,7 @@ def test_much_that_is_cropped_is_told(
 
 def test_threads_and_single_calls_decode_alike() -> None:
     sources = [source for source, _, _ in TRANSPARENT.values()]
-    decoders = Decoders(RGB, 2)
+    decoders = Decoders(RGB, LIMITS, 2, Metrics())
     batches: Iterator[Pixels] = decoders.batches(sources, 5)
     np.testing.assert_array_equal(np.concatenate(list(batches)), RGB.batch(sources))
     decoders.close()

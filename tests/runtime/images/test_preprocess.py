@@ -5,7 +5,9 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,7 @@ from image_files import chunk, encode, png, tiff
 from PIL import Image, ImageOps
 
 from tnn_runtime import ArtifactError, InputError
-from tnn_runtime.images import files as imagefile
-from tnn_runtime.images import preprocess as module
+from tnn_runtime.images.limits import FORMATS, Limits
 from tnn_runtime.images.preprocess import Preprocessing
 
 RGB = Preprocessing(6, 4, 3, (0.5,) * 3, (0.5,) * 3)
@@ -25,6 +26,46 @@ AS_BEFORE = dataclasses.replace(RGB, background=None)
 @pytest.fixture
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 4, 3), dtype=np.uint8)
+
+
+class ForeignPath(os.PathLike[str]):
+    """A path of another library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", ["bytearray", "memoryview", "PathLike", "file", "BytesIO"])
+def test_other_kinds_of_sources_give_the_same_pixels(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(path)
+    content = path.read_bytes()
+    with path.open("rb") as file:
+        sources = {
+            "bytearray": bytearray(content),
+            "memoryview": memoryview(content),
+            "PathLike": ForeignPath(path),
+            "file": file,
+            "BytesIO": io.BytesIO(content),
+        }
+        np.testing.assert_array_equal(RGB(sources[kind]), RGB(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (io.StringIO("text"), "got a file that gives str; expected one that was opened with mode 'rb'"),
+        (7, "got an image of type int; expected a path, bytes, an open file, a PIL image or a uint8 array"),
+        (None, "got an image of type NoneType; expected a path"),
+        (io.BytesIO(), "the image is not an image that can be read"),
+    ],
+)
+def test_what_is_no_source(source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RGB(source)
 
 
 def test_every_kind_of_source_gives_the_same_pixels(pixels: np.ndarray, tmp_path: Path) -> None:
@@ -195,11 +236,10 @@ class TestBadInput:
         with pytest.raises(InputError, match="has the size 0x5; expected at least one pixel"):
             RGB(Image.new("RGB", (0, 5)))
 
-    def test_too_many_pixels_are_refused_before_decoding(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_pixels_are_refused_before_decoding(self) -> None:
         content = encode(Image.new("L", (100, 100)))
-        monkeypatch.setattr(module, "MAX_PIXELS", 9999)
         with pytest.raises(InputError, match="has 100x100 = 10000 pixels; the limit is 9999; scale it down first"):
-            RGB(content[:60])
+            RGB(content[:60], Limits(max_pixels=9999))
 
     def test_a_decompression_bomb(self) -> None:
         header = encode(Image.new("1", (1, 1)))
@@ -208,7 +248,9 @@ class TestBadInput:
             RGB(bomb)
 
     def test_another_type(self) -> None:
-        with pytest.raises(InputError, match="got an image of type int; expected a path, bytes, a PIL image"):
+        with pytest.raises(
+            InputError, match="got an image of type int; expected a path, bytes, an open file, a PIL image"
+        ):
             RGB(3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -291,27 +333,37 @@ class TestLimits:
         with pytest.raises(InputError, match=r"^'a\\nb.png' does not exist; expected an image file$"):
             RGB("a\nb.png")
 
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, Path, io.BytesIO])
     def test_too_many_bytes_are_refused_before_reading(
-        self, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, kind: Callable[[Any], Any], pixels: np.ndarray, tmp_path: Path
     ) -> None:
         content = encode(Image.fromarray(pixels))
         (tmp_path / "a.png").write_bytes(content)
-        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content))
-        assert RGB(content).shape == RGB(tmp_path / "a.png").shape
-        monkeypatch.setattr(imagefile, "MAX_BYTES", len(content) - 1)
-        for source in (content, tmp_path / "a.png"):
-            with pytest.raises(InputError, match=f"has {len(content)} bytes; the limit is {len(content) - 1}; scale"):
-                RGB(source)
+
+        def source() -> Any:
+            return kind(tmp_path / "a.png" if kind is Path else content)
+
+        assert RGB(source(), Limits(max_bytes=len(content))).shape == RGB.shape
+        with pytest.raises(InputError, match=f"has {len(content)} bytes; the limit is {len(content) - 1}; scale"):
+            RGB(source(), Limits(max_bytes=len(content) - 1))
+
+    @pytest.mark.parametrize("style", FORMATS)
+    def test_formats_that_are_not_allowed(self, style: str, pixels: np.ndarray) -> None:
+        content = encode(Image.fromarray(pixels), style)
+        others = tuple(name for name in FORMATS if name != style)
+        assert RGB(content, Limits(formats=(style.lower(),))).shape == RGB.shape
+        with pytest.raises(InputError, match=f"it is an? .*, not {', '.join(others[:-1])} or {others[-1]}.; convert"):
+            RGB(content, Limits(formats=others))
 
     def test_a_progressive_jpeg_that_paints_its_pixels_again_and_again(self, pixels: np.ndarray) -> None:
         content = encode(Image.fromarray(pixels), "JPEG", progressive=True)
         *start, last = content[:-2].split(b"\xff\xda")
-        several = [b"\xff\xda".join([*start, *[last] * count]) + b"\xff\xd9" for count in (50, 100)]
+        several = [b"\xff\xda".join([*start, *[last] * count]) + b"\xff\xd9" for count in (5, 100)]
         assert np.array_equal(RGB(several[0] + several[1]), RGB(several[0])), "what follows the image does not count"
-        with pytest.raises(InputError, match=r"cannot be decoded \(more than 100 scans\)"):
+        with pytest.raises(InputError, match=r"cannot be decoded \(scans that refine its pixels more than 8 times\)"):
             RGB(several[1])
         comment = b"\xff\xfe\0\4\xff\xd9"
-        with pytest.raises(InputError, match="more than 100 scans"):
+        with pytest.raises(InputError, match="more than 8 times"):
             RGB((b"\xff\xda".join(start) + (b"\xff\xda" + last + comment) * 101) + b"\xff\xd9")
         with pytest.raises(InputError, match="more than 10000 segments"):
             RGB(content[:2] + b"\xff\xfe\0\2" * 10_001 + content[2:])
@@ -334,7 +386,7 @@ class TestLimits:
         many = content[:33] + chunk(b"tEXt", b"k\0" + bytes(9)) * (1 << 17) + content[33:]
         (tmp_path / "many.png").write_bytes(many)
         for source in (many, tmp_path / "many.png"):
-            with pytest.raises(InputError, match="more than 131072 chunks"):
+            with pytest.raises(InputError, match="more than [0-9]+ chunks in [0-9]+ bytes"):
                 RGB(source)
 
     def test_a_tiff_with_absurd_tags(self, pixels: np.ndarray) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from waiting import FOREVER, Clock, until
 
-from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, RunError, UsageError
+from tnn_runtime import ClassifierClosed, DeadlineExceeded, DeviceLost, QueueFull, ResourcesExhausted, RunError
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.results import Answers
+from tnn_runtime.backends.batches import fill_up
 from tnn_runtime.queue import batching, replicas
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
+from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics
 from tnn_runtime.queue.replicas import Replica, Replicas
@@ -37,7 +40,7 @@ class Model:
         self.runs = threading.Semaphore(0)
         self.go = threading.Event()
         self.go.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         self.sizes.append(len(images))
@@ -47,6 +50,9 @@ class Model:
             raise self.error
         values = images.reshape(len(images), 1).astype(np.float32)
         return Outputs(values, values)
+
+    def warm_up(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -64,6 +70,8 @@ class Queue:
             QueueOptions(size, delay, limit),
             self.lifecycle,
             self.metrics,
+            Failures(self.metrics, logging.getLogger("tnn_runtime")),
+            elsewhere=lambda work: work(),
         )
 
     def send(self, value: int, timeout: float | None = None, answer: Callable[..., Any] | None = None) -> Request:
@@ -239,7 +247,8 @@ def test_a_failed_batch_is_told_to_all_of_it_and_the_next_one_runs(
     for found in errors:
         with pytest.raises(kind, match=message):
             raise found or AssertionError
-    assert "batch of 2 images failed on cpu" in caplog.text
+    assert "batch of 1 images failed on cpu" in caplog.text, "the second is held back, to bound the log"
+    assert "batch of 2 images" not in caplog.text
 
 
 def test_a_lost_device_is_lost_for_good() -> None:
@@ -262,19 +271,57 @@ def test_a_lost_device_is_lost_for_good() -> None:
     assert model.sizes == [1]
 
 
-def test_the_other_replica_serves_when_one_is_lost() -> None:
-    lost, well = Model("cuda:0"), Model("cuda:1")
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_the_wait_for_a_slot_of_a_gpu_is_no_part_of_a_run(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, metrics = Clock(monkeypatch, replicas), Metrics()
+    model = Model("cuda:0", slots, batch_sizes=(1,))
+    replica = Replica(model, 1, "as asked", metrics)
+    arrived = threading.Semaphore(0)
+
+    def fill(*arguments: Any) -> Any:
+        arrived.release()
+        return fill_up(*arguments)
+
+    monkeypatch.setattr(replicas, "fill_up", fill)
+    model.go.clear()
+    with ThreadPoolExecutor(slots + 1) as pool:
+        calls = [pool.submit(replica.run, np.zeros((1, 1, 1, 1), np.uint8)) for _ in range(slots + 1)]
+        try:
+            for _ in calls:
+                assert arrived.acquire(timeout=FOREVER)
+            for _ in range(slots):
+                assert model.runs.acquire(timeout=FOREVER)
+            assert not model.runs.acquire(timeout=0.05)  # the last one never runs before another one ends
+            assert metrics.read().running == slots
+            clock.now = 7.0
+        finally:
+            model.go.set()
+        wait(calls)
+    found = metrics.read().inference_seconds
+    assert (found.count, found.total) == (slots + 1, 7.0 * slots)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_the_batch_of_a_lost_replica_moves_to_another_one(concurrency: int) -> None:
+    lost, well = Model("cuda:0", concurrency), Model("cuda:1", concurrency)
     lost.error = DeviceLost("cuda:0 is lost")
     with queue(lost, well, size=1) as made:
         well.go.clear()
         requests = [made.send(value) for value in range(40)]
         assert lost.runs.acquire(timeout=FOREVER)
         well.go.set()
-        wait(requests, FOREVER)
-        failures = [request for request in requests if request.exception()]
-        assert len(failures) == len(lost.sizes) == 1
+        assert [request.result(FOREVER) for request in requests] == list(range(40))
         assert made.send(7).result(FOREVER) == 7
         assert made.replicas.run(np.full((1, 1, 1, 1), 9, np.uint8)).logits[0, 0] == 9
+
+
+def test_a_call_of_a_lost_replica_moves_to_another_one() -> None:
+    lost, well = Model("cuda:0"), Model("cuda:1")
+    lost.error = DeviceLost("cuda:0 is lost")
+    with queue(lost, well) as made:
+        for value in range(3):
+            assert made.replicas.run(np.full((1, 1, 1, 1), value, np.uint8)).logits[0, 0] == value
+    assert lost.sizes == [1]
 
 
 def test_replicas_and_concurrent_runs_work_side_by_side() -> None:
@@ -322,42 +369,146 @@ def test_closing_tells_those_who_wait() -> None:
     made.batcher.close()
 
 
-def test_a_callback_cannot_close_its_own_classifier() -> None:
-    model, errors = Model(), []
+def test_callbacks_run_in_one_thread_which_they_cannot_end() -> None:
+    model, threads = Model(), []
 
-    def close(future: Future[Any]) -> None:
-        try:
-            made.batcher.close()
-        except UsageError as error:
-            errors.append(str(error))
-
-    with queue(model) as made:
-        with busy(model, made) as first:
-            first.add_done_callback(close)
-        first.result(FOREVER)
-        made.send(1).result(FOREVER)
-    assert errors == ["a callback of a future closes its own classifier; close it from another thread"]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_callback_that_ends_the_thread_leaves_nobody_waiting() -> None:
-    model = Model()
-
-    def leave(future: Future[Any]) -> None:
-        raise GeneratorExit
+    def leave(error: type[BaseException], future: Future[Any]) -> None:
+        threads.append(threading.current_thread())
+        raise error
 
     with queue(model) as made:
         with busy(model, made):
             requests = [made.send(value) for value in range(6)]
-            requests[1].add_done_callback(leave)
-        assert [request.result(FOREVER) for request in requests[:2]] == [0, 1]
-        for request in requests[2:]:
-            with pytest.raises(RunError, match="a callback ended the thread that runs batches; load the bundle again"):
-                request.result(FOREVER)
-        for thread in made.batcher._threads:
-            thread.join(FOREVER)
-        with pytest.raises(RunError, match="load the bundle again"):
-            made.send(1)
+            bad = Request(print)
+            made.batcher.accept([bad])
+            for request, error in zip(
+                [*requests, bad], 7 * [SystemExit, GeneratorExit, ZeroDivisionError], strict=False
+            ):
+                request.add_done_callback(partial(leave, error))
+            made.batcher.prepare(bad, lambda: np.zeros(1, np.uint8)[3])
+        assert [request.result(FOREVER) for request in requests] == list(range(6))
+        assert made.send(7).result(FOREVER) == 7
+        until(lambda: len(threads) == 7)
+    assert len(set(threads)) == 1
+    assert not set(threads) & {*made.batcher._threads, threading.main_thread()}
+
+
+@pytest.mark.parametrize("call", ["close", "wait", "run", "send"])
+def test_a_callback_may_call_what_it_belongs_to(call: str) -> None:
+    model, done = Model(), threading.Event()
+    made = Queue(model)
+    calls: dict[str, Callable[[], object]] = {
+        "close": made.batcher.close,
+        "wait": made.lifecycle.wait,
+        "run": lambda: made.replicas.run(np.zeros((1, 1, 1, 1), np.uint8)),
+        "send": lambda: made.send(3).result(FOREVER),
+    }
+
+    def act(future: Future[Any]) -> None:
+        calls[call]()
+        done.set()
+
+    with busy(model, made) as first:
+        first.add_done_callback(act)
+    assert first.result(FOREVER) == 255
+    assert done.wait(FOREVER)
+    made.batcher.close()
+    assert made.lifecycle.open_requests == 0
+
+
+def test_a_deadline_is_told_while_the_model_is_busy_and_frees_its_place() -> None:
+    model = Model()
+    with queue(model, limit=2) as made:
+        with busy(model, made):
+            late = [made.send(1, timeout=0.01), made.send(2, timeout=0.01)]
+            for request in late:
+                with pytest.raises(DeadlineExceeded, match=r"did not begin within its 0.01 s"):
+                    request.result(FOREVER)
+            assert made.metrics.read().waiting == len(made.batcher._queue) == 0
+            others = [made.send(3), made.send(4)]
+        assert [request.result(FOREVER) for request in others] == [3, 4]
+    assert model.sizes == [1, 2]
+
+
+def test_a_deadline_is_told_while_the_image_is_decoded() -> None:
+    model, decoding, go = Model(), threading.Event(), threading.Event()
+
+    def decode() -> NDArray[np.uint8]:
+        decoding.set()
+        assert go.wait(FOREVER)
+        return np.zeros((1, 1, 1), np.uint8)
+
+    with queue(model) as made:
+        slow = Request(print, timeout_s=0.01)
+        made.batcher.accept([slow])
+        decoder = threading.Thread(target=made.batcher.prepare, args=(slow, decode))
+        decoder.start()
+        if decoding.wait(1):
+            assert isinstance(slow.exception(FOREVER), DeadlineExceeded)
+        go.set()
+        decoder.join(FOREVER)
+        assert made.metrics.read().waiting == len(made.batcher._queue) == 0
+    assert model.sizes == []
+
+
+def test_what_is_cancelled_leaves_the_queue_and_its_image_at_once() -> None:
+    model = Model()
+    with queue(model, limit=8) as made, busy(model, made):
+        for _ in range(100):
+            request = made.send(1)
+            request._source = b"upload"
+            assert request.cancel()
+            assert request._pixels is None
+            assert request._source is None
+        assert len(made.batcher._queue) == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["logits", "embedding"])
+def test_values_that_are_no_numbers_fail_alone(value: float, kind: str) -> None:
+    class Broken(Model):
+        def run(self, images: NDArray[np.uint8]) -> Outputs:
+            outputs = super().run(images)
+            changed = outputs._asdict()[kind].copy()
+            changed[outputs.logits[:, 0] == 1] = value
+            return outputs._replace(**{kind: changed})
+
+    model = Broken()
+    with queue(model) as made:
+        with busy(model, made):
+            requests = [made.send(value) for value in range(3)]
+        with pytest.raises(RunError, match=r"the model gives values that are no finite numbers \(NaN or infinity\)"):
+            requests[1].result(FOREVER)
+        assert [requests[0].result(FOREVER), requests[2].result(FOREVER)] == [0, 2]
+        assert made.metrics.read().not_finite == 1
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_threads_that_cannot_be_started_are_told_before_anything_is_accepted(
+    allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(ResourcesExhausted, match=r"does not allow another thread \(can't start new thread\); send it"):
+        Queue(Model(concurrency=2))
+    for thread in started:
+        thread.join(FOREVER)
+
+
+def test_a_clock_that_cannot_be_started_is_told_before_anything_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with queue(Model()) as made:
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no thread")))
+        with pytest.raises(ResourcesExhausted, match="no thread"):
+            made.send(1, timeout=1.0)
+        assert made.lifecycle.open_requests == 0
+        assert made.send(2).result(FOREVER) == 2
 
 
 def test_what_happens_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,3 +566,54 @@ def test_the_error_behind_a_failed_batch_is_its_cause() -> None:
         error = made.send(1).exception(FOREVER)
     assert isinstance(error, RunError)
     assert error.__cause__ is model.error
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError])
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_worker_outlives_whatever_a_batch_raises(error: type[BaseException], models: int) -> None:
+    replicas = [Model() for _ in range(models)]
+    with queue(*replicas) as made:
+        for model in replicas:
+            model.error = error("at the worst moment")
+        for value in range(5):
+            with pytest.raises(
+                RunError, match=r"the batch of this image failed .*at the worst moment.*; send it again"
+            ):
+                made.send(value).result(FOREVER)
+        for model in replicas:
+            model.error = None
+        assert made.send(3).result(FOREVER) == 3
+        assert all(thread.is_alive() for thread in made.batcher._threads)
+        assert made.batcher.end == ""
+
+
+def test_an_image_that_cannot_be_taken_from_the_queue_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    with queue(model) as made:
+        begin = Request._begin
+        failing = [MemoryError("no memory left")]
+
+        def fail_once(request: Request) -> bool:
+            if failing:
+                raise failing.pop()
+            return begin(request)
+
+        monkeypatch.setattr(Request, "_begin", fail_once)
+        with pytest.raises(RunError, match="no memory left"):
+            made.send(1).result(FOREVER)
+        assert made.send(2).result(FOREVER) == 2
+
+
+def test_slow_answers_are_made_elsewhere() -> None:
+    model, later = Model(), list[Callable[[], object]]()
+    with queue(model) as made:
+        made.batcher._elsewhere = later.append
+        slow = Request(lambda answers, row: int(answers.logits[row, 0]), is_slow=True)
+        made.batcher.accept([slow])
+        made.batcher.put(slow, np.full((1, 1, 1), 7, np.uint8))
+        assert made.send(8).result(FOREVER) == 8
+        assert not slow.done()
+        assert made.lifecycle.open_requests == 1
+        (work,) = later
+        work()
+        assert slow.result(0) == 7

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import math
 import multiprocessing
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +35,8 @@ from tnn_runtime import (
     QueueFull,
     UsageError,
 )
+from tnn_runtime.bulk import classify_files
+from tnn_runtime.images.folders import find_images
 from tnn_runtime.queue import batching
 from tnn_train import ImageData
 
@@ -130,11 +139,11 @@ def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData, monkeypa
     options = {"max_queue_delay_ms": 3_600_000, "max_queue_size": 3, "timeout_s": 1}
     clock = Clock(monkeypatch, batching)
     with Classifier.load(bundles["tversky"], "cpu", **options) as classifier:
-        with pytest.raises(QueueFull, match=f"0 images wait, and {len(images)} more would be over the limit of 3"):
-            asyncio.run(classifier.predict_async(images))
         futures = [classifier.submit(image, timeout_s=3600) for _ in range(3)]
-        with pytest.raises(QueueFull):
+        with pytest.raises(QueueFull, match="3 images wait, and 1 more would be over the limit of 3"):
             classifier.submit(image)
+        with pytest.raises(QueueFull, match="3 images wait, and 2 more"):
+            asyncio.run(classifier.predict_async(images[:2]))
         assert classifier.health.waiting == 3
         futures[0].cancel()
         late = classifier.submit(image)
@@ -142,7 +151,155 @@ def test_limits_of_the_queue(bundles: dict[str, Path], data: ImageData, monkeypa
         with pytest.raises(DeadlineExceeded, match="did not begin within its 1 s"):
             late.result(FOREVER)
         assert [len(future.result(FOREVER)) for future in futures[1:]] == [2, 2]
-        assert classifier.metrics.failures["QueueFull"] == len(images) + 1
+        assert classifier.metrics.failures["QueueFull"] == 3
+
+
+def test_more_images_than_the_queue_holds_are_sent_in_pieces(bundles: dict[str, Path], data: ImageData) -> None:
+    images = data.test.pixels
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_size=3) as classifier:
+        expected = classifier.logits(images)
+        np.testing.assert_allclose(asyncio.run(classifier.logits_async(images)), expected, rtol=1e-4, atol=1e-4)
+        assert len(asyncio.run(classifier.predict_async(list(images)))) == len(images)
+        assert classifier.metrics.failures == {}
+
+
+def test_files_in_bulk_wait_for_room_and_have_no_deadlines(
+    bundles: dict[str, Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_images(photos)
+    with Classifier.load(bundles["tversky"], "cpu", max_queue_size=4, timeout_s=1e-6) as classifier:
+        foreign = iter([QueueFull("others wait"), QueueFull("others wait")])
+        submit = classifier.submit
+
+        def crowded(*arguments: Any, **options: Any) -> Any:
+            if (error := next(foreign, None)) is not None:
+                raise error
+            return submit(*arguments, **options)
+
+        monkeypatch.setattr(classifier, "submit", crowded)
+        found = list(classify_files(classifier, files))
+        assert [one.path for one in found] == files
+        assert not any(one.error for one in found)
+
+
+def test_a_stream_that_is_left_cancels_what_it_has_sent(
+    bundles: dict[str, Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    with Classifier.load(bundles["tversky"], "cpu", max_batch_size=1) as classifier:
+        hold(classifier, monkeypatch, go.is_set)
+        sent: list[Any] = []
+        submit = classifier.submit
+        monkeypatch.setattr(classifier, "submit", lambda *a, **o: sent.append(submit(*a, **o)) or sent[-1])
+        stream = classify_files(classifier, find_images(photos))
+        threading.Timer(0.05, go.set).start()
+        next(stream)
+        stream.close()
+        assert classifier.drain(FOREVER)
+        assert all(future.done() for future in sent)
+
+
+def test_the_answer_of_a_classifier_that_nobody_holds(bundles: dict[str, Path], photos: Path) -> None:
+    (image, *_) = find_images(photos)
+    assert Classifier.load(bundles["tversky"], "cpu").submit(image).result(FOREVER)
+
+
+@pytest.mark.parametrize("timeout", [np.float32(60), np.float64(60), np.int64(60), Fraction(60), 60, math.inf])
+def test_any_number_is_a_timeout(timeout: Any, classifier: Classifier, data: ImageData) -> None:
+    assert classifier.submit(data.test.sources[0], timeout_s=timeout).result(FOREVER)
+
+
+def test_what_is_explained_is_a_request_until_it_is_answered(
+    classifier: Classifier, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        opened.append(classifier.health.open_requests)
+        raise ZeroDivisionError("a bug")
+
+    opened: list[int] = []
+    before = classifier.metrics.failures.get("ZeroDivisionError", 0)
+    monkeypatch.setattr(classifier._replies, "_explainer", fail)
+    with pytest.raises(ZeroDivisionError):
+        classifier.explain(data.test.sources[:1])
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(classifier.explain_async(data.test.sources[:1]))
+    assert opened == [1, 1]
+    assert classifier.metrics.failures["ZeroDivisionError"] == before + 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("state", ["idle", "busy", "locked", "closed"])
+def test_a_fork_is_told_at_once(state: str, bundles: dict[str, Path], data: ImageData) -> None:
+    image = data.test.sources[0]
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+        classifier.submit(image).result(FOREVER)
+        if state == "closed":
+            classifier.close()
+        locks = [classifier._metrics._lock, classifier._lifecycle._lock, classifier._making]
+        with contextlib.ExitStack() as stack:
+            if state == "locked":
+                for lock in locks:
+                    stack.enter_context(lock)
+            futures = [classifier.submit(image) for _ in range(50)] if state == "busy" else []
+            child = os.fork()
+            if child == 0:
+                os._exit(_in_fork(classifier, image))
+        end = time.monotonic() + FOREVER
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        if ended[0] == 0:
+            os.kill(child, signal.SIGKILL)
+        assert ended == (child, 0)
+        assert all(future.result(FOREVER) for future in futures)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_thousand_forks_of_a_busy_process_are_told(bundles: dict[str, Path], data: ImageData) -> None:
+    image, stop = data.test.sources[0], threading.Event()
+    with Classifier.load(bundles["tversky"], "cpu") as classifier:
+
+        def ask() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(QueueFull, DeadlineExceeded):
+                    classifier.predict([image])
+                    classifier.submit(image, timeout_s=0.01).result(FOREVER)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        codes = []
+        for _ in range(1000):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(FOREVER)
+                os._exit(_in_fork(classifier, image))
+            codes.append(os.waitpid(child, 0)[1])
+        stop.set()
+        for thread in threads:
+            thread.join(FOREVER)
+    assert codes == [0] * 1000
+
+
+def _in_fork(classifier: Classifier, image: Any) -> int:
+    """Return how many calls in a fork do something else than they should."""
+    calls: list[Callable[[], object]] = [
+        lambda: classifier.predict([image]),
+        lambda: classifier.submit(image),
+        lambda: asyncio.run(classifier.predict_async([image])),
+        lambda: classifier.explain([image]),
+        lambda: classifier.drain(),
+        lambda: classifier.metrics,
+    ]
+    wrong = 0
+    for call in calls:
+        try:
+            call()
+        except ClassifierClosed:
+            continue
+        wrong += 1
+    classifier.close()
+    return wrong + classifier.health.ready
 
 
 def test_draining_answers_what_was_accepted_and_takes_nothing_new(
@@ -195,7 +352,8 @@ def test_leaving_the_context_answers_and_an_error_does_not_wait(
 def test_a_forgotten_classifier_leaves_no_thread(bundles: dict[str, Path], data: ImageData) -> None:
     classifier = Classifier.load(bundles["tversky"], "cpu")
     classifier.submit(data.test.pixels[0]).result(FOREVER)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("tnn-")] == ["tnn-cpu"]
+    names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("tnn-"))
+    assert names == ["tnn-callbacks", "tnn-cpu"]
     del classifier
     gc.collect()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
@@ -306,3 +464,45 @@ def test_spans_are_made_and_linked_to_those_of_their_requests(bundles: dict[str,
     assert [link.context for link in batch.links] == [request.context]
     assert batch.parent is None
     assert not unlinked.links
+
+
+def test_calls_wait_for_each_other_where_their_number_is_limited(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = data.test.pixels[:1]
+    with Classifier.load(bundles["tversky"], "cpu", max_concurrent_calls=2) as classifier:
+        assert classifier.info["max_concurrent_calls"] == 2
+        go = threading.Event()
+        hold(classifier, monkeypatch, go.is_set)
+        calls = [classifier.predict, classifier.logits, classifier.embed, classifier.explain, classifier.reject_scores]
+        threads = [threading.Thread(target=call, args=(image,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        until(lambda: classifier.metrics.running == 2 and classifier.health.open_requests == len(calls))
+        assert classifier.metrics.images == 0
+        go.set()
+        for thread in threads:
+            thread.join(FOREVER)
+        assert classifier.metrics.images == classifier.metrics.request_seconds.count == len(calls)
+
+
+def test_a_call_waits_no_longer_than_it_may(
+    bundles: dict[str, Path], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = data.test.pixels[:1]
+    with Classifier.load(bundles["tversky"], "cpu", max_concurrent_calls=1, timeout_s=0.05) as classifier:
+        go = threading.Event()
+        hold(classifier, monkeypatch, go.is_set)
+        thread = threading.Thread(target=classifier.predict, args=(image,))
+        thread.start()
+        until(lambda: classifier.metrics.running == 1)
+        with pytest.raises(DeadlineExceeded, match=r"1 calls ran for the 0.05 s that this one could wait; make fewer"):
+            classifier.predict(image)
+        with pytest.raises(DeadlineExceeded):
+            classifier.predict(["nothing.png"])
+        go.set()
+        thread.join(FOREVER)
+        with pytest.raises(InputError):
+            classifier.predict(["nothing.png"])
+        assert classifier.predict(image), "a call that failed has given its place back"
+        assert classifier.metrics.failures == {"DeadlineExceeded": 2, "InputError": 1}

@@ -12,6 +12,12 @@ RUN = ["--epochs", "1", "--backbone", "tiny", "--threads", "1"]
 NOTE = "tnn-train: note: "
 
 
+@pytest.fixture(autouse=True)
+def _without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report says nothing of options, and takes most of the time."""
+    monkeypatch.setattr("tnn_train.commands.train.report_on", lambda *arguments: None)
+
+
 def notes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return what a command notes of options that do nothing."""
     assert main(arguments) == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import pickle
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import draw_photos
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from waiting import until
 
 from tnn_runtime import InputError, UsageError
 from tnn_train import ImageData, load_data
@@ -147,6 +149,12 @@ def equal(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]
     )
 
 
+def has_yet_to_see_a_sigterm(process: multiprocessing.process.BaseProcess) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    masks = re.findall(r"^(?:SigPnd|ShdPnd):\s*(\w+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
+
 class TestTraining:
     @pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGINT) * 3])
     def test_workers_are_ended_by_their_own_process_alone(self, numbers: tuple[int, ...], data: ImageData) -> None:
@@ -163,6 +171,7 @@ class TestTraining:
             count += 1
         assert count == len(batches)
         for worker in workers:
+            until(lambda worker=worker: not has_yet_to_see_a_sigterm(worker))  # type: ignore[misc]  # or they would be one
             worker.terminate()
             worker.join()
             assert worker.exitcode == 0

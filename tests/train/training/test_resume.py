@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
+import killable
 import pytest
 import torch
 from conftest import RECIPE
@@ -24,6 +23,7 @@ from waiting import Clock, until
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.bundle.storage import stands
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
+from tnn_train.__main__ import main
 from tnn_train.run_files import RESULTS_SCHEMA
 from tnn_train.training import stopping
 from tnn_train.training.identity import identity, refuse_other
@@ -32,7 +32,6 @@ from tnn_train.training.run_folder import RunFolder
 from tnn_train.training.trainer import Trainer
 
 TINY = ModelConfig(backbone="tiny")
-SCRIPT = Path(__file__).parents[2] / "tiny_train.py"
 
 OPERATIONS = 40
 """Saving a checkpoint takes 27 operations on files, and 47 where it is the best one, too."""
@@ -86,21 +85,11 @@ def test_a_training_stopped_in_an_epoch_ends_the_same(
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_20_moments_ends_the_same(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_killed_at_20_moments_ends_the_same(photos: Path, tmp_path: Path) -> None:
     """Each kill comes two batches after the one before, between two of the operations on files that follow."""
-    # The fork server of Python 3.11 looks for what it shall import on a path of its own.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killable"])
-    import killable
 
-    def exit_code(out: Path, moment: killable.Moment | None = None, *, resume: bool = False) -> int | None:
-        process = context.Process(target=killable.run, args=(photos, out, moment), kwargs={"resume": resume})
-        process.start()
-        process.join()
-        return process.exitcode
+    def exit_code(out: Path, moment: killable.Moment | None = None, *, resume: bool = False) -> int:
+        return forked.run(killable.run, photos, out, moment, resume).returncode
 
     assert exit_code(tmp_path / "whole") == 0
     out = tmp_path / "parts"
@@ -113,15 +102,15 @@ def test_a_training_killed_at_20_moments_ends_the_same(
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
 
 
-def to_process(process: subprocess.Popen[str], number: int) -> None:
+def to_process(process: forked.Program, number: int) -> None:
     process.send_signal(number)
 
 
-def to_group(process: subprocess.Popen[str], number: int) -> None:
+def to_group(process: forked.Program, number: int) -> None:
     os.killpg(process.pid, number)
 
 
-def to_each(process: subprocess.Popen[str], number: int) -> None:
+def to_each(process: forked.Program, number: int) -> None:
     """As ``timeout`` and ``torchrun`` do: to the program, and to all its processes."""
     process.send_signal(number)
     os.killpg(process.pid, number)
@@ -130,17 +119,17 @@ def to_each(process: subprocess.Popen[str], number: int) -> None:
 @pytest.mark.parametrize(("send", "workers"), [(to_process, 0), (to_group, 2), (to_each, 2)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_exit(
-    number: int, send: Callable[[subprocess.Popen[str], int], None], workers: int, photos: Path, tmp_path: Path
+    number: int, send: Callable[[forked.Program, int], None], workers: int, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, str(SCRIPT), "--data", str(photos), "--out", str(out), "--backbone", "tiny"]
-    command += ["--epochs", "10000", "--save-steps", "1", "--workers", str(workers)]
-    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **streams) as process:
-        until(lambda: (out / "last").exists() or process.poll() is not None)
-        send(process, number)
-        _, errors = process.communicate()
-    assert process.returncode == 130, errors
+    arguments = ["--data", str(photos), "--out", str(out), "--backbone", "tiny"]
+    arguments += ["--epochs", "10000", "--save-steps", "1", "--workers", str(workers)]
+    process = forked.Program(main, arguments)
+    until(lambda: (out / "last").exists() or process.poll() is not None)
+    send(process, number)
+    result = process.end()
+    errors = result.stderr
+    assert result.returncode == 130, errors
     assert errors.splitlines()[-1].startswith(f"tnn-train: interrupted; {out}/last holds epoch ")
     assert "--resume" in errors.splitlines()[-1]
     load_checkpoint(out / "last")
@@ -248,33 +237,15 @@ def test_what_has_no_influence_may_change(data: ImageData, tmp_path: Path) -> No
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(photos: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk."""
     out = tmp_path / "run"
     arguments = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "2", "--save-steps", "1"]
-    program = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "import resource, tiny_train\n"
-        "from tnn_train.training.run_folder import RunFolder\n"
-        "save, count = RunFolder.save, 0\n"
-        "def limited(run, **options):\n"
-        "    global count\n"
-        "    count += 1\n"
-        "    if count == 3:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
-        "    save(run, **options)\n"
-        "RunFolder.save = limited\n"
-        "sys.exit(tiny_train.main())\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(SCRIPT.parent), *arguments], capture_output=True, text=True, check=False
-    )
+    result = forked.run(killable.on_a_small_disk, arguments)
     assert result.returncode == 1
     assert "tnn-train: error: the system refused a file (File too large" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     load_checkpoint(out / "last")
     assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
-    resumed = subprocess.run([sys.executable, str(SCRIPT), *arguments, "--resume"], capture_output=True, check=False)
-    assert resumed.returncode == 0
+    assert forked.run(main, [*arguments, "--resume"]).returncode == 0
     assert json.loads((out / "results.json").read_text())["schema_version"] == RESULTS_SCHEMA
 
 

@@ -1,0 +1,144 @@
+"""What a caller may ask to know about an image, and what makes it of the outputs for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnn_runtime.answers.reject import check_threshold
+from tnn_runtime.answers.results import Answers, Predictions
+from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.errors import UsageError
+from tnn_runtime.explain import Explainer, why_unexplained
+from tnn_runtime.explain.result import Explanation
+from tnn_runtime.options import at_least_one, shown
+from tnn_runtime.queue.metrics import Metrics
+
+__all__ = ["Answer", "AnswerName", "Replies", "Reply"]
+
+T = TypeVar("T")
+
+AnswerName: TypeAlias = Literal["prediction", "logits", "embedding", "explanation", "all"]
+"""What `Classifier.submit` can be asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """All that a classifier says of one image, from one run of the model.
+
+    Args:
+        predictions: The best classes, whether the image is rejected, and its reject score.
+        logits: float32 ``[classes]``.
+        embedding: What the head takes, float32 ``[D]``, or a map ``[D, h, w]``.
+        explanations: Of the classes in ``predictions``, as `Classifier.explain` returns them; ``None`` if the bundle
+            cannot be explained.
+    """
+
+    predictions: Predictions
+    logits: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    explanations: list[Explanation] | None
+
+
+class Reply(NamedTuple, Generic[T]):
+    """How the answer to one image is made.
+
+    Args:
+        make: Makes it from the answers for a batch and the row of the image.
+        is_slow: Whether that takes so long that a batch should not wait for it.
+    """
+
+    make: Callable[[Answers, int], T]
+    is_slow: bool = False
+
+
+class Replies:
+    """Makes replies for one bundle, after a look at what is asked.
+
+    Args:
+        manifest: The manifest of the bundle.
+        explainer: What explains its logits; ``None`` if it cannot be explained.
+        metrics: Where rejected images are counted.
+    """
+
+    def __init__(self, manifest: Manifest, explainer: Explainer | None, metrics: Metrics) -> None:
+        self._manifest = manifest
+        self._explainer = explainer
+        self._metrics = metrics
+
+    def named(self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int) -> Reply[Any]:
+        """Return the reply that has one of the names of `AnswerName`; other arguments as for `Classifier.submit`.
+
+        Raises:
+            UsageError: If an argument is out of its range, or the bundle lacks what the answer needs.
+        """
+        predictions = self.predictions(top_k, reject)
+        if name == "prediction":
+            return predictions
+        if name == "logits":
+            return logits
+        if name == "embedding":
+            return embedding
+        if name == "explanation":
+            return self.explanations(top_k, num_features, num_prototypes)
+        if name != "all":
+            raise UsageError(f"answer is {shown(name)}; expected one of {', '.join(get_args(AnswerName))}")
+        explain = None if self._explainer is None else self.explanations(top_k, num_features, num_prototypes).make
+
+        def everything(answers: Answers, row: int) -> Answer:
+            return Answer(
+                predictions.make(answers, row),
+                logits.make(answers, row),
+                embedding.make(answers, row),
+                None if explain is None else explain(answers, row),
+            )
+
+        return Reply(everything, is_slow=explain is not None)
+
+    def predictions(self, top_k: int, reject: bool) -> Reply[Predictions]:
+        """Return the reply with the best classes.
+
+        Raises:
+            UsageError: If an argument is out of its range, or the bundle has no threshold to reject by.
+        """
+        at_least_one(top_k=top_k)
+        if reject:
+            check_threshold(self._manifest.reject)
+
+        def make(answers: Answers, row: int) -> Predictions:
+            found = answers.predictions(row, top_k, reject)
+            if found.rejected:
+                self._metrics.rejected()
+            return found
+
+        return Reply(make)
+
+    def explanations(self, top_k: int, num_features: int, num_prototypes: int) -> Reply[list[Explanation]]:
+        """Return the reply with the explanations of the best classes.
+
+        Raises:
+            UsageError: If an argument is out of its range, or the bundle cannot be explained.
+        """
+        at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
+        explainer = self._explainer
+        if explainer is None:
+            raise UsageError(why_unexplained(self._manifest))
+
+        def make(answers: Answers, row: int) -> list[Explanation]:
+            one: Sequence[list[Explanation]] = explainer(
+                answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes
+            )
+            return one[0]
+
+        return Reply(make, is_slow=True)
+
+
+logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())
+"""The reply with the logits, float32 ``[classes]``."""
+
+embedding: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.embedding[row].copy())
+"""The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""
