@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import Outputs, not_finite
+from tnn_runtime.answers.outputs import Outputs, bad_rows, not_finite
 from tnn_runtime.answers.reject import check_score
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
@@ -39,7 +39,7 @@ from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
-from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, logits
 
 __all__ = ["Classifier", "Health"]
 
@@ -294,7 +294,11 @@ class Classifier:
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
-        return self._run(images).embedding
+        found = self._run(images).embedding
+        if len(bad := bad_rows(found)):
+            self._metrics.not_finite(len(bad))
+            raise not_finite(int(bad[0]))
+        return found
 
     def reject_scores(self, images: Images) -> NDArray[np.float32]:
         """Return how sure the model is of the images that `predict` accepts, ``[N]``: the larger, the surer.
@@ -328,9 +332,12 @@ class Classifier:
                 version does not know.
         """
         make = self._replies.explanations(top_k, num_features, num_prototypes).make
-        with self._counted():
+
+        def explain() -> list[list[Explanation]]:
             answers = self._make_answers(self._outputs(images))
             return [make(answers, row) for row in range(len(answers.logits))]
+
+        return self._counted(explain)
 
     @overload
     def submit(
@@ -442,7 +449,7 @@ class Classifier:
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._await_answers(images, embedding, timeout_s)
+        rows = await self._await_answers(images, self._replies.embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -569,38 +576,37 @@ class Classifier:
 
     def _run(self, images: Images) -> Outputs:
         """Run the model on all images now, as a request of its own."""
-        with self._counted():
-            return self._outputs(images)
+        return self._counted(partial(self._outputs, images))
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Count what is done within as one request, from acceptance to answer."""
+    def _counted(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` does, counted as one request from acceptance to answer."""
         self._lifecycle.check_process()
         started = time.monotonic()
         self._metrics.request()
         try:
             self._lifecycle.accept()
             try:
-                with self._place():
-                    yield
+                if self._places is None:
+                    found = work()
+                else:
+                    with self._place(self._places):
+                        found = work()
             finally:
                 self._lifecycle.answered()
         except Exception as error:
             self._failures.add(error)
             raise
         self._metrics.answered(time.monotonic() - started)
+        return found
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, places: threading.Semaphore) -> Iterator[None]:
         """Wait for a place among the calls that may run at once, and hold it within.
 
         Raises:
             DeadlineExceeded: If there is none in time.
         """
-        if self._places is None:
-            yield
-            return
-        if not self._places.acquire(timeout=self._timeout_s):
+        if not places.acquire(timeout=self._timeout_s):
             raise DeadlineExceeded(
                 f"{self._max_concurrent_calls} calls ran for the {self._timeout_s:g} s that this one could wait; make "
                 "fewer at a time, or allow more time"
@@ -608,7 +614,7 @@ class Classifier:
         try:
             yield
         finally:
-            self._places.release()
+            places.release()
 
     def _outputs(self, images: Images) -> Outputs:
         """Run the model on all images now."""

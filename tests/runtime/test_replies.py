@@ -16,6 +16,7 @@ from conftest import FIXTURES
 from waiting import FOREVER
 
 from tnn_runtime import Answer, Classifier, Manifest, Prediction, Predictions, RunError, UsageError
+from tnn_runtime.answers.outputs import Outputs
 
 GOLDEN = FIXTURES / "bundle-v4" / "golden.npz"
 
@@ -57,7 +58,8 @@ def test_each_answer_is_that_of_the_method_and_takes_one_run(small_bundle: Path,
                 assert [one.index for one in answer.predictions] == [one.index for one in predictions[row]]
                 np.testing.assert_allclose(answer.logits, logits[row], atol=1e-5)
                 np.testing.assert_allclose(answer.embedding, embeddings[row], atol=1e-5)
-                assert answer.logits.base is answer.embedding.base is None, "the rest of the batch is kept"
+                for kept in (answer.logits, answer.embedding):
+                    assert kept.base is None or kept.base.size == kept.size, "the rest of the batch is kept"
                 assert answer.predictions.reject_score == pytest.approx(scores[row], abs=1e-4)
                 assert answer.explanations is not None
                 assert [one.label for one in answer.explanations] == [one.label for one in explanations[row]]
@@ -152,3 +154,27 @@ def test_predictions_are_a_list() -> None:
     for copied in (pickle.loads(pickle.dumps(rejected)), copy.copy(rejected), copy.deepcopy(rejected)):
         assert (copied.rejected, copied.reject_score) == (True, 0.125)
     assert Predictions().reject_score is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_no_numbers_are_no_answer(
+    value: float, small_bundle: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Classifier.load(small_bundle, "cpu") as classifier:
+        (replica,) = classifier._replicas
+        run = replica.backend.run
+
+        def broken(given: np.ndarray) -> Outputs:
+            outputs = run(given)
+            outputs.embedding[-1, 0] = value
+            return outputs
+
+        monkeypatch.setattr(replica.backend, "run", broken)
+        for answer in ("embedding", "explanation", "all"):
+            with pytest.raises(RunError, match="values that are no finite numbers"):
+                classifier.submit(images[0], answer=answer).result(FOREVER)  # type: ignore[call-overload]
+        for call in (classifier.embed, classifier.explain):
+            with pytest.raises(RunError, match="values that are no finite numbers"):
+                call(images[:3])
+        assert classifier.metrics.not_finite == 5
+        assert len(classifier.predict(images[:3])) == 3

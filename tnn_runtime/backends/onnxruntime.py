@@ -82,7 +82,7 @@ class OnnxRuntimeBackend:
         self.batch_sizes: tuple[int, ...] = ()
         self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
-        self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
+        self._shapes = tuple(spec.shape[1:] for spec in manifest.outputs[:2])
         providers = chosen_providers(device, manifest, options)
         without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
         if device.kind == "cuda":
@@ -115,8 +115,8 @@ class OnnxRuntimeBackend:
         """
         logits, embedding = self._runs.run(images)
         count = len(images)
-        found, expected = [logits.shape, embedding.shape], [(count, *shape) for shape in self._shapes]
-        if found != expected:
+        if len(logits) != count or len(embedding) != count or (logits.shape[1:], embedding.shape[1:]) != self._shapes:
+            found, expected = [logits.shape, embedding.shape], [(count, *shape) for shape in self._shapes]
             raise ArtifactError(f"the model gives {found} where the manifest has {expected}; export the bundle again")
         return Outputs(logits, embedding)
 

@@ -13,7 +13,6 @@ __all__ = ["Distribution", "Metrics", "MetricsSnapshot"]
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_SHARES = tuple(tenth / 10 for tenth in range(1, 11))
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,10 @@ class Distribution:
     def mean(self) -> float:
         """Their mean, 0 if there were none."""
         return self.total / self.count if self.count else 0.0
+
+    def __truediv__(self, divisor: float) -> Distribution:
+        """Return the histogram of the same observations, each divided by a number."""
+        return Distribution(tuple(bound / divisor for bound in self.bounds), self.counts, self.total / divisor)
 
     def __add__(self, other: Distribution) -> Distribution:
         """Return the histogram of what either has observed; their bounds must be the same."""
@@ -138,7 +141,6 @@ class Metrics:
         self._failures: Counter[str] = Counter()
         self._queue = _Histogram(_SECONDS)
         self._batches = _Histogram(_SIZES)
-        self._fill = _Histogram(_SHARES)
         self._inference = _Histogram(_SECONDS)
         self._decode = _Histogram(_SECONDS)
         self._answers = _Histogram(_SECONDS)
@@ -200,7 +202,6 @@ class Metrics:
             self._running -= 1
             self._images += images
             self._batches.observe(images)
-            self._fill.observe(images / self._max_batch_size)
             self._inference.observe(seconds)
 
     def read(self) -> MetricsSnapshot:
@@ -219,7 +220,7 @@ class Metrics:
                 rejected=self._rejected,
                 request_seconds=self._answers.read(),
                 decode_seconds=self._decode.read(),
-                batch_fill=self._fill.read(),
+                batch_fill=self._batches.read() / self._max_batch_size,
                 decoding=self._decoding,
                 version=self._version,
             )
