@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tnn_runtime.errors import UsageError
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "Explanation",
     "FeatureLead",
     "FeatureParts",
+    "Maps",
     "Named",
     "NearPrototype",
     "Part",
@@ -163,6 +167,21 @@ class NearPrototype:
     contribution: float
 
 
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Where in the image an explanation comes from; the mean over all places of each map is the value that it explains.
+
+    Args:
+        logit: The logit without the bias, float32 ``[h, w]``, row 0 at the top.
+        parts: The value of each of the parts, float32 ``[parts, h, w]``.
+        features: For each of the listed features the sum of its parts with their signs, float32 ``[features, h, w]``.
+    """
+
+    logit: NDArray[np.float32]
+    parts: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Explanation(Parted):
     """Why a class got its logit.
@@ -183,6 +202,7 @@ class Explanation(Parted):
             are the same for every class, but for what they contribute.
         contrast: What sets the class apart from another one: from the class that was asked for, and without one, or
             for that class itself, from the best of the others. ``None`` if there is no other class.
+        maps: Where in the image all that comes from; ``None`` unless it was asked for.
     """
 
     label: str
@@ -194,6 +214,7 @@ class Explanation(Parted):
     features: tuple[FeatureParts, ...]
     prototypes: tuple[NearPrototype, ...] = ()
     contrast: Contrast | None = None
+    maps: Maps | None = None
 
     @property
     def rival(self) -> str | None:
@@ -259,9 +280,11 @@ class Explanation(Parted):
 
 
 def _shown(value: Any) -> Any:
-    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples as lists."""
+    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples and arrays as lists."""
     if dataclasses.is_dataclass(value):
         return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return [_shown(item) for item in value] if isinstance(value, tuple) else value
 
 
