@@ -15,7 +15,7 @@ ROOMS = {
         __init__ __main__
         commands
         bench
-        bulk prometheus
+        bulk drawing prometheus
         deployment
         classifier
         replies

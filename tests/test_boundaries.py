@@ -191,6 +191,7 @@ def test_public_names() -> None:
         "ArtifactError",
         "Classifier",
         "ClassifierClosed",
+        "Contrast",
         "DeadlineExceeded",
         "Deployment",
         "DeviceLost",

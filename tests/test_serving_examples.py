@@ -27,11 +27,7 @@ from tnn_runtime import (
     ClassifierClosed,
     DeadlineExceeded,
     DeviceLost,
-    Explanation,
-    FeatureParts,
     InputError,
-    Part,
-    Prediction,
     QueueFull,
     RunError,
     TnnError,
@@ -441,40 +437,6 @@ class TestDrawing:
     ) -> None:
         example = load("draw_explanation", monkeypatch)
         example.command([str(BUNDLE), str(folder / "cat" / "0.png"), "-o", str(tmp_path / "why.png")])
-        assert re.search(r"why.png: cat, \d+\.\d%", capsys.readouterr().out)
+        assert f"wrote {tmp_path / 'why.png'}: cat: " in capsys.readouterr().out
         with Image.open(tmp_path / "why.png") as picture:
-            assert picture.width == 1650
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 100
-
-    def test_the_bars_are_the_parts(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        example = load("draw_explanation", monkeypatch)
-        path = folder / "dog" / "0.png"
-        with Classifier.load(BUNDLE, "cpu") as classifier:
-            (ranked,), ((explanation,),) = classifier.predict([path]), classifier.explain([path], top_k=1)
-        parts, features = example.draw(Image.open(path), ranked, explanation).axes[1:]
-        widths = [bar.get_width() for bar in parts.patches]
-        assert widths == pytest.approx([part.signed for part in explanation.parts])
-        assert sum(widths) == pytest.approx(explanation.logit)
-        assert sum(bar.get_width() for bar in features.patches) == pytest.approx(explanation.logit)
-        assert [label.get_text() for label in parts.get_yticklabels()] == [
-            "shared with the prototype",
-            "only in the image",
-            "only in the prototype",
-        ]
-
-    def test_parts_of_any_head_are_drawn_and_the_bias(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        example = load("draw_explanation", monkeypatch)
-        picture = Image.open(folder / "dog" / "0.png")
-        feature = FeatureParts(7, (Part("opposing", -1, 0.75),))
-        shares = (Part("supporting", 1, 2.0), Part("far_away", -1, 0.75))
-        explanation = Explanation("dog", 0, 0.8, 1.5, shares, 0.25, (feature,))
-        parts, features = example.draw(picture, [Prediction("dog", 0.8, 0)], explanation).axes[1:]
-        assert [bar.get_width() for bar in parts.patches] == [2.0, -0.75, 0.25]
-        assert [label.get_text() for label in parts.get_yticklabels()] == ["for the class", "far away", "bias"]
-        assert [bar.get_width() for bar in features.patches] == [-0.75]
-
-    @pytest.mark.parametrize("words", [["--features", "0"], ["-o", "why.jpg"]])
-    def test_wrong_arguments(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        example = load("draw_explanation", monkeypatch)
-        with pytest.raises(UsageError, match="expected 1 to 20, and a .png file"):
-            example.command([str(BUNDLE), "x.png", *words])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tnn_runtime.classifier import Health as Health
     from tnn_runtime.deployment import Deployment as Deployment
     from tnn_runtime.errors import *  # noqa: F403
+    from tnn_runtime.explain.result import Contrast as Contrast
     from tnn_runtime.explain.result import Explanation as Explanation
     from tnn_runtime.explain.result import FeatureParts as FeatureParts
     from tnn_runtime.explain.result import NearPrototype as NearPrototype
@@ -42,7 +43,7 @@ else:
             "classifier": ["Classifier", "Health"],
             "deployment": ["Deployment"],
             "errors": errors.__all__,
-            "explain.result": ["Explanation", "FeatureParts", "NearPrototype", "Part"],
+            "explain.result": ["Contrast", "Explanation", "FeatureParts", "NearPrototype", "Part"],
             "explain.tversky": ["TverskyExplanation"],
             "images.limits": ["Limits"],
             "queue.metrics": ["Distribution", "MetricsSnapshot"],

@@ -5,21 +5,38 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tnn_runtime.answers.results import Predictions
 from tnn_runtime.classifier import Classifier
-from tnn_runtime.errors import InputError, QueueFull
+from tnn_runtime.errors import InputError, QueueFull, UsageError
+from tnn_runtime.text import printable
 
-__all__ = ["Classified", "classify_files"]
+__all__ = ["Answered", "Classified", "answers_for_files", "classify_files"]
+
+T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.005
 
 _IN_FLIGHT = 256
 """Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
+
+
+class Answered(NamedTuple, Generic[T]):
+    """What became of a file.
+
+    Args:
+        path: The file.
+        answer: The answer; ``None`` if there is an error.
+        error: Why there is none; empty if there is one.
+    """
+
+    path: Path
+    answer: T | None
+    error: str
 
 
 class Classified(NamedTuple):
@@ -54,15 +71,36 @@ def classify_files(
         NotAnswered: If the classifier is closed or drains, its device is lost, or the model fails.
         UsageError: If an argument is out of its range.
     """
+
+    def submit(path: Path) -> Future[Predictions]:
+        return classifier.submit(path, top_k, reject=reject, timeout_s=math.inf)
+
+    for path, predictions, error in answers_for_files(classifier, paths, submit):
+        yield Classified(path, Predictions() if predictions is None else predictions, error)
+
+
+def answers_for_files(
+    classifier: Classifier, paths: Iterable[Path], submit: Callable[[Path], Future[T]]
+) -> Iterator[Answered[T]]:
+    """Submit files to a classifier, as `classify_files` does, and yield what became of each, in their order.
+
+    Args:
+        classifier: A loaded bundle.
+        paths: The files.
+        submit: Submits a file to the classifier, without a deadline.
+
+    Raises:
+        NotAnswered, UsageError: As `classify_files`.
+    """
     most = min(_IN_FLIGHT, classifier.info["max_queue_size"])
-    waiting: deque[tuple[Path, Future[Predictions]]] = deque()
+    waiting: deque[tuple[Path, Future[T]]] = deque()
     try:
         for path in paths:
             if len(waiting) == most:
                 yield _answer(*waiting.popleft())
             while True:
                 try:
-                    waiting.append((path, classifier.submit(path, top_k, reject=reject, timeout_s=math.inf)))
+                    waiting.append((path, submit(path)))
                     break
                 except QueueFull:
                     if waiting:
@@ -76,8 +114,10 @@ def classify_files(
             future.cancel()
 
 
-def _answer(path: Path, future: Future[Predictions]) -> Classified:
+def _answer(path: Path, future: Future[T]) -> Answered[T]:
     try:
-        return Classified(path, future.result(), "")
+        return Answered(path, future.result(), "")
     except InputError as error:
-        return Classified(path, Predictions(), str(error))
+        return Answered(path, None, str(error))
+    except UsageError as error:
+        return Answered(path, None, f"{printable(str(path))}: {error}")

@@ -26,7 +26,7 @@ from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull
+from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
@@ -311,7 +311,13 @@ class Classifier:
         return check_score(self._manifest.reject).scores(self.logits(images))
 
     def explain(
-        self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3
+        self,
+        images: Images,
+        top_k: int = 3,
+        num_features: int = 5,
+        num_prototypes: int = 3,
+        *,
+        against: str | None = None,
     ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into parts for and against the class.
 
@@ -323,19 +329,31 @@ class Classifier:
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
             num_prototypes: How many of the prototypes that the image is most like to list, if the head has prototypes.
+            against: The class that the explained ones are compared with in `Explanation.contrast`: its name, or
+                ``"runner-up"`` for the best of the others, which is the default. The class itself is compared with the
+                best one.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
 
         Raises:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
-                version does not know.
+                version does not know. If there is no class to compare with: none of that name, the best class of an
+                image itself, or a bundle with a single class.
         """
-        make = self._replies.explanations(top_k, num_features, num_prototypes).make
+        make = self._replies.explanations(top_k, num_features, num_prototypes, against).make
 
         def explain() -> list[list[Explanation]]:
+            explained = []
             answers = self._make_answers(self._outputs(images))
-            return [make(answers, row) for row in range(len(answers.logits))]
+            for row in range(len(answers.logits)):
+                try:
+                    explained.append(make(answers, row))
+                except UsageError as error:
+                    told = UsageError(f"images[{row}]: {error}")
+                    told.index = row
+                    raise told from None
+            return explained
 
         return self._counted(explain)
 
@@ -369,6 +387,7 @@ class Classifier:
         answer: Literal["explanation"],
         num_features: int = 5,
         num_prototypes: int = 3,
+        against: str | None = None,
         timeout_s: float | None = None,
     ) -> Future[list[Explanation]]: ...
 
@@ -382,6 +401,7 @@ class Classifier:
         reject: bool = False,
         num_features: int = 5,
         num_prototypes: int = 3,
+        against: str | None = None,
         timeout_s: float | None = None,
     ) -> Future[Answer]: ...
 
@@ -394,6 +414,7 @@ class Classifier:
         reject: bool = False,
         num_features: int = 5,
         num_prototypes: int = 3,
+        against: str | None = None,
         timeout_s: float | None = None,
     ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -410,6 +431,7 @@ class Classifier:
             reject: As for `predict`.
             num_features: As for `explain`.
             num_prototypes: As for `explain`.
+            against: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
@@ -421,7 +443,7 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, against)
         (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
@@ -459,10 +481,11 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         *,
+        against: str | None = None,
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        reply = self._replies.explanations(top_k, num_features, num_prototypes)
+        reply = self._replies.explanations(top_k, num_features, num_prototypes, against)
         return await self._await_answers(images, reply, timeout_s)
 
     @property

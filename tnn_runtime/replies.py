@@ -16,6 +16,7 @@ from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain import Explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
+from tnn_runtime.explain.rival import rival_index
 from tnn_runtime.options import at_least_one, shown
 from tnn_runtime.queue.metrics import Metrics
 
@@ -71,7 +72,9 @@ class Replies:
         self._explainer = explainer
         self._metrics = metrics
 
-    def named(self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int) -> Reply[Any]:
+    def named(
+        self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int, against: str | None
+    ) -> Reply[Any]:
         """Return the reply that has one of the names of `AnswerName`; other arguments as for `Classifier.submit`.
 
         Raises:
@@ -85,10 +88,12 @@ class Replies:
         if name == "embedding":
             return self.embedding
         if name == "explanation":
-            return self.explanations(top_k, num_features, num_prototypes)
+            return self.explanations(top_k, num_features, num_prototypes, against)
         if name != "all":
             raise UsageError(f"answer is {shown(name)}; expected one of {', '.join(get_args(AnswerName))}")
-        explain = None if self._explainer is None else self.explanations(top_k, num_features, num_prototypes).make
+        explain = None
+        if self._explainer is not None:
+            explain = self.explanations(top_k, num_features, num_prototypes, against).make
 
         def everything(answers: Answers, row: int) -> Answer:
             return Answer(
@@ -118,7 +123,9 @@ class Replies:
 
         return Reply(make)
 
-    def explanations(self, top_k: int, num_features: int, num_prototypes: int) -> Reply[list[Explanation]]:
+    def explanations(
+        self, top_k: int, num_features: int, num_prototypes: int, against: str | None
+    ) -> Reply[list[Explanation]]:
         """Return the reply with the explanations of the best classes.
 
         Raises:
@@ -128,10 +135,16 @@ class Replies:
         explainer = self._explainer
         if explainer is None:
             raise UsageError(why_unexplained(self._manifest))
+        rival = rival_index(against, self._manifest.class_names)
 
         def make(answers: Answers, row: int) -> list[Explanation]:
             one: Sequence[list[Explanation]] = explainer(
-                self._checked(answers.embedding[[row]]), answers.logits[[row]], top_k, num_features, num_prototypes
+                self._checked(answers.embedding[[row]]),
+                answers.logits[[row]],
+                top_k,
+                num_features,
+                num_prototypes,
+                rival,
             )
             return one[0]
 

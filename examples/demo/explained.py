@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tnn_runtime import Classifier, Explanation, FeatureParts, Part
+from tnn_runtime.drawing import Item as Drawn
 from tnn_train import ImageData
 from tnn_train.report.pictures import figure_url, image_url
 from tnn_train.training.loop import TrainResult
 
-__all__ = ["Card", "Item", "explain_images"]
+__all__ = ["Card", "Item", "explain_images", "explain_one"]
 
 _MINUS = "\N{MINUS SIGN}"
 _IMAGES, _CLASSES, _FEATURES = 4, 3, 3
@@ -97,6 +98,19 @@ def explain_images(
         )
         for place, (number, right) in enumerate(zip(numbers, rights, strict=True))
     ]
+
+
+def explain_one(run: TrainResult, data: ImageData, classifier: Classifier) -> Drawn:
+    """Explain the first test image that is classified rightly, to be drawn at the top of the report.
+
+    Args:
+        run: A training.
+        data: The images.
+        classifier: The loaded bundle of the training.
+    """
+    number = int(np.argmax(run.test.predictions == run.test.labels))
+    (explanations,) = classifier.explain([data.test.sources[number]], top_k=_CLASSES)
+    return Drawn(explanations, data.test.decoded(number), name=f"test image {number}")
 
 
 def _worth_explaining(runs: Sequence[TrainResult]) -> list[int]:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from explained import explain_images
+from explained import explain_images, explain_one
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from tnn_runtime import Classifier
+from tnn_runtime.drawing import article, style
 from tnn_train import ImageData
 from tnn_train.report.pictures import figure_url
 from tnn_train.report.plots import plot_confusion, plot_curves
@@ -39,6 +40,8 @@ def write_report(
     )
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
+        style=style(),
+        opening=article(explain_one(runs["tversky"], data, classifiers["tversky"])),
         curves=figure_url(plot_curves({head: run.history for head, run in runs.items()})),
         confusions={
             head: figure_url(plot_confusion(run.test.confusion, data.class_names, head)) for head, run in runs.items()

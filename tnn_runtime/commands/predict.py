@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
+from tnn_runtime.commands.explain import add_explain
+from tnn_runtime.commands.files import find_files, refuse_unusable
 from tnn_runtime.console import Parser, any_path, notes, say
-from tnn_runtime.errors import InputError
-from tnn_runtime.images.walk import read_tree
 from tnn_runtime.text import csv_line, printable
 
 __all__ = ["build_parser", "command"]
@@ -37,6 +36,7 @@ def build_parser() -> Parser:
     parser = Parser("tnn-runtime", "Run exported bundles, without torch.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_predict(commands)
+    _add_public_key(add_explain(commands))
     _add_public_key(add_bench(commands))
     doctor = commands.add_parser(
         "doctor",
@@ -81,38 +81,17 @@ def _predict(options: argparse.Namespace) -> None:
     with Classifier.load(
         options.bundle, options.device, threads=options.threads, public_key=options.public_key
     ) as classifier:
-        files, empty, errors = _find(options.images)
-        total = len(files) + len(errors)
-        show = _printer(options.format, files)
-        with tqdm(total=len(files), desc="classifying", unit="image", disable=None, delay=2) as progress:
-            for file, ranked, error in classify_files(classifier, files, options.top_k, reject=options.reject):
+        found = find_files(options.images)
+        total = len(found.files) + len(found.errors)
+        show = _printer(options.format, found.files)
+        with tqdm(total=len(found.files), desc="classifying", unit="image", disable=None, delay=2) as progress:
+            for file, ranked, error in classify_files(classifier, found.files, options.top_k, reject=options.reject):
                 if error:
-                    errors.append(error)
+                    found.errors.append(error)
                 else:
                     show(file, ranked)
                 progress.update()
-    if problems := empty + errors:
-        for problem in problems[:-1]:
-            say(f"tnn-runtime: {problem}", file=sys.stderr)
-        count = f"; {len(errors)} of {total} files cannot be used" if errors and total > 1 else ""
-        raise InputError(problems[-1] + count)
-
-
-def _find(paths: Sequence[Path]) -> tuple[list[Path], list[str], list[str]]:
-    """Return the files that the paths stand for, and what is wrong with empty folders and with unusable files."""
-    files: list[Path] = []
-    empty: list[str] = []
-    errors: list[str] = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        folder, unusable = read_tree(path)
-        files += folder.below
-        errors += unusable.values()
-        if not folder.below and not unusable:
-            empty.append(f"{printable(str(path))} has no files; expected images")
-    return files, empty, errors
+    refuse_unusable("tnn-runtime", found, total)
 
 
 def _printer(style: str, files: list[Path]) -> Callable[[Path, Predictions], None]:

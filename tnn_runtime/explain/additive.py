@@ -7,7 +7,7 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.explain.base import Counts, Explainer, Values, rivalries, strongest
+from tnn_runtime.explain.base import Added, Counts, Explainer, Values, contrasts, pairs, strongest
 from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
 
 __all__ = ["AdditiveExplainer"]
@@ -43,37 +43,39 @@ class AdditiveExplainer(Explainer):
 
     def explain(self, values: Values, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain the best classes of one image."""
-        compared = ranked[: max(counts.classes, 2)]
-        classes = compared[: counts.classes]
-        added = self.terms(values, compared)
-        labels = [self.class_names[index] for index in compared]
+        compared = pairs(ranked, counts)
+        classes = ranked[compared.places]
+        added = self.terms(values, classes)
+        biases = self.bias(classes)
+        apart = Added(added, biases, lambda one, other: _sides(added[one] - added[other]))
         found = []
-        for index, terms, bias, rivalry in zip(
-            classes.tolist(),
-            added[: counts.classes],
-            self.bias(classes).tolist(),
-            rivalries(added, labels, None, counts.features)[: counts.classes],
-            strict=True,
+        for place, contrast in enumerate(
+            contrasts(compared, classes, apart, self.class_names, scores, counts.features)
         ):
-            supporting, opposing = float(terms[terms > 0].sum()), float(np.abs(terms[terms < 0]).sum())
+            index, terms, bias = int(classes[place]), added[place], float(biases[place])
+            supporting, opposing = _sides(terms)
             found.append(
                 Explanation(
                     label=self.class_names[index],
                     index=index,
                     score=float(scores[index]),
-                    logit=supporting - opposing + bias,
-                    parts=(_supporting(supporting), _opposing(opposing)),
+                    logit=supporting.value - opposing.value + bias,
+                    parts=(supporting, opposing),
                     bias=bias,
                     features=tuple(
                         FeatureParts(k, (_supporting(term) if term >= 0 else _opposing(-term),))
                         for k, term in ((k, float(terms[k])) for k in strongest(terms, counts.features).tolist())
                     ),
                     prototypes=self.prototypes(values, ranked, index, counts.prototypes),
-                    rival=rivalry.rival,
-                    leads=rivalry.leads,
+                    contrast=contrast,
                 )
             )
         return found
+
+
+def _sides(terms: Values) -> tuple[Part, Part]:
+    """Return the sum of the terms above 0, and the size of that of the others."""
+    return _supporting(float(terms[terms > 0].sum())), _opposing(float(np.abs(terms[terms < 0]).sum()))
 
 
 def _supporting(value: float) -> Part:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["attribute_description", "attribute_name", "feature_names"]
+__all__ = ["attribute_description", "attribute_name", "feature_names", "without_not"]
 
 _MOST_NAMED = 3
+_NOT = "not "
 
 
 def attribute_name(classes: Sequence[str]) -> str:
@@ -44,4 +45,12 @@ def feature_names(
     """
     names = [name or attribute_name([class_names[index] for index in classes]) for name, classes in attributes]
     others = [None] * (num_features // 2 - len(names))
-    return (*names, *others, *(f"not {name}" for name in names), *others)
+    return (*names, *others, *(f"{_NOT}{name}" for name in names), *others)
+
+
+def without_not(name: str) -> tuple[str, bool]:
+    """Return what the name of a feature is about, and whether the feature is to be without it: ``("cat", True)``."""
+    is_opposite = False
+    while name.startswith(_NOT):
+        name, is_opposite = name.removeprefix(_NOT), not is_opposite
+    return name, is_opposite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -12,27 +12,63 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.bundle.reading import read_arrays
-from tnn_runtime.errors import ArtifactError
-from tnn_runtime.explain.result import Explanation, FeatureLead
+from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_runtime.explain.result import Contrast, Explanation, FeatureLead, Part
+from tnn_runtime.explain.rival import RUNNER_UP
+from tnn_runtime.options import shown
 
-__all__ = ["Counts", "Explainer", "Rivalry", "Values", "rivalries", "strongest"]
+__all__ = ["Added", "Counts", "Explainer", "Pairs", "Values", "contrasts", "pairs", "strongest"]
 
 Values: TypeAlias = NDArray[np.float64]
 
 
 class Counts(NamedTuple):
-    """How many classes to explain for each image, and how many features and prototypes to list for each class."""
+    """How many classes to explain for each image, and how many features and prototypes to list for each class.
+
+    Args:
+        classes: How many classes.
+        features: How many features.
+        prototypes: How many prototypes.
+        against: The class to compare them with; ``None`` for the best other one.
+    """
 
     classes: int
     features: int
     prototypes: int
+    against: int | None = None
 
 
-class Rivalry(NamedTuple):
-    """Which class another one is compared with, and what sets it apart: ``rival`` and ``leads`` of an explanation."""
+class Pairs(NamedTuple):
+    """Which classes have to be measured, and which of them are compared.
 
-    rival: str | None
-    leads: tuple[FeatureLead, ...]
+    Args:
+        places: Where they are in the ranking, those to be explained first.
+        rivals: For each of those to be explained which one of ``places`` it is compared with, counted from 0; ``None``
+            if there is no other class.
+    """
+
+    places: list[int]
+    rivals: list[int | None]
+
+
+class Added(NamedTuple):
+    """What is added to the logits of the K classes of `Pairs`: what each would lose without it.
+
+    Args:
+        features: By each feature, ``[K, F]``.
+        biases: Whatever the input is, ``[K]``.
+        parts: Returns what the parts do to the difference of the logits of two of the classes.
+        logits: The logits, ``[K]``, where they are not the sums of these.
+        names: The names of the features, ``None`` for those without one; ``None`` if none has a name.
+        present: Which features the input has, ``[F]``; ``None`` if they are had to a degree.
+    """
+
+    features: Values
+    biases: Values
+    parts: Callable[[int, int], tuple[Part, ...]]
+    logits: Values | None = None
+    names: Sequence[str | None] | None = None
+    present: NDArray[np.bool_] | None = None
 
 
 class Explainer(ABC):
@@ -84,6 +120,7 @@ class Explainer(ABC):
         top_k: int = 3,
         num_features: int = 5,
         num_prototypes: int = 3,
+        against: int | None = None,
     ) -> list[list[Explanation]]:
         """Explain the best classes of each image.
 
@@ -93,17 +130,34 @@ class Explainer(ABC):
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
             num_prototypes: How many of the nearest prototypes to list, in families that have prototypes.
+            against: The class to compare the others with, which is itself compared with the best one; ``None`` for the
+                best other one.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
+
+        Raises:
+            UsageError: If the best class of an image is the one to compare it with.
         """
-        counts = Counts(top_k, num_features, num_prototypes)
+        counts = Counts(top_k, num_features, num_prototypes, against)
         values = self.prepare(embeddings.astype(np.float64))
         ranked = largest(logits, max(top_k, num_prototypes, 2))
         return [
-            self.explain(one, order, scores, counts)
+            self.explain(one, self._with_rival(order, against), scores, counts)
             for one, order, scores in zip(values, ranked, softmax(logits), strict=True)
         ]
+
+    def _with_rival(self, ranked: NDArray[np.int64], against: int | None) -> NDArray[np.int64]:
+        """Return a ranking that has the class to compare with, last if it was not among the best ones."""
+        if against is None:
+            return ranked
+        if ranked[0] == against:
+            name = shown(self.class_names[against])
+            raise UsageError(
+                f"against is {name}, and {name} is the best class of the image itself; expected another class, or "
+                f"{RUNNER_UP!r}"
+            )
+        return ranked if against in ranked else np.append(ranked, against)
 
     @abstractmethod
     def shapes(self, options: Any) -> Mapping[str, str]:
@@ -127,7 +181,7 @@ class Explainer(ABC):
         Args:
             values: What `prepare` returned for it, by default its embedding ``[D]`` or map ``[D, h, w]``.
             ranked: The classes with the largest logits, largest first: enough for all `counts`, and at least two; or
-                all classes.
+                all classes. Then comes the class to compare with, if it is not among them.
             scores: The softmax probabilities, ``[C]``.
             counts: How much to explain: the first ``counts.classes`` of ``ranked``.
         """
@@ -138,25 +192,63 @@ def strongest(parts: Values, count: int) -> NDArray[np.int64]:
     return np.argsort(-np.abs(parts).reshape(-1, parts.shape[-1]).max(axis=0), kind="stable")[:count]
 
 
-def rivalries(added: Values, labels: Sequence[str], names: Sequence[str | None] | None, count: int) -> list[Rivalry]:
-    """Return for each of K classes, the best one first, what sets it apart from the best other one.
+def pairs(ranked: NDArray[np.int64], counts: Counts) -> Pairs:
+    """Return which classes of a ranking, as `Explainer.explain` gets it, have to be measured and compared."""
+    explained = list(range(min(counts.classes, len(ranked))))
+    if len(ranked) == 1:
+        return Pairs(explained, [None])
+    if counts.against is None:
+        return Pairs(list(range(max(len(explained), 2))), [0 if place else 1 for place in explained])
+    other = int(np.flatnonzero(ranked == counts.against)[0])
+    places = explained if other in explained else [*explained, other]
+    compared = places.index(other)
+    return Pairs(places, [0 if place == compared else compared for place in explained])
+
+
+def contrasts(
+    found: Pairs, classes: NDArray[np.int64], added: Added, class_names: Sequence[str], scores: Values, count: int
+) -> list[Contrast | None]:
+    """Return for each class that is explained what sets it apart from the one that it is compared with.
 
     Args:
-        added: What each feature adds to the logit of each class, ``[K, F]``.
-        labels: The names of the classes.
-        names: Those of the features; ``None`` if none has a name.
+        found: Which classes are compared.
+        classes: Those of ``found.places``, ``[K]``.
+        added: What is added to their logits.
+        class_names: The names of all classes.
+        scores: The softmax probabilities of all classes.
         count: How many features to list, at most.
     """
-    found = []
-    for place, one in enumerate(added):
-        other = 0 if place else 1
-        if other == len(added):
-            return [Rivalry(None, ())]
-        ahead = one - added[other]
+
+    def contrast(one: int, other: int) -> Contrast:
+        ahead = added.features[one] - added.features[other]
+        bias = float(added.biases[one] - added.biases[other])
+        parts = added.parts(one, other)
+        whole = sum(part.signed for part in parts) + bias
+        difference = whole if added.logits is None else float(added.logits[one] - added.logits[other])
         listed = [k for k in strongest(ahead, count).tolist() if ahead[k]]
-        leads = tuple(FeatureLead(k, names[k] if names else None, float(ahead[k])) for k in listed)
-        found.append(Rivalry(labels[other], leads))
-    return found
+        index = int(classes[other])
+        return Contrast(
+            label=class_names[index],
+            index=index,
+            score=float(scores[index]),
+            difference=difference,
+            parts=parts,
+            bias=bias,
+            features=tuple(
+                FeatureLead(
+                    k,
+                    added.names[k] if added.names else None,
+                    float(ahead[k]),
+                    None if added.present is None else bool(added.present[k]),
+                )
+                for k in listed
+            ),
+            rest=float(np.delete(ahead, listed).sum())
+            + (0.0 if added.logits is None else difference - bias - float(ahead.sum())),
+            interplay=difference - whole,
+        )
+
+    return [None if other is None else contrast(one, other) for one, other in enumerate(found.rivals)]
 
 
 def _fits(shape: tuple[int, ...], letters: str, sizes: dict[str, int]) -> bool:

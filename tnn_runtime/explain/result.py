@@ -7,9 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Explanation", "FeatureLead", "FeatureParts", "Named", "NearPrototype", "Part", "Parted"]
+__all__ = [
+    "Contrast",
+    "Explanation",
+    "FeatureLead",
+    "FeatureParts",
+    "Maps",
+    "Named",
+    "NearPrototype",
+    "Part",
+    "Parted",
+]
 
 _MOST_FOR, _MOST_AGAINST = 3, 2
 _NEGLIGIBLE = 0.05
@@ -91,11 +104,48 @@ class FeatureLead(Named):
         name: As for `FeatureParts`.
         value: How much more it adds to the logit of the class than to that of the other one. What it adds is what the
             logit would lose without it.
+        present: Whether the input has the feature; ``None`` in families whose features are had to a degree.
     """
 
     index: int
     name: str | None
     value: float
+    present: bool | None = None
+
+
+@dataclass(frozen=True)
+class Contrast(Parted):
+    """What sets the class of an `Explanation` apart from another one: where the difference of their logits comes from.
+
+    Each entry is what the difference would lose without it. What adds to both logits alike cancels, and is left out.
+    The difference is the sum of the parts, each with its sign, ``bias`` and ``interplay``; and it is the sum of the
+    features, ``bias`` and ``rest``.
+
+    Where logits are sums, these are the differences of their terms, and ``interplay`` is 0. In the ratio model of a
+    Tversky head they are quotients, whose parts and features cannot be told apart wholly: what they do only together is
+    ``interplay`` for the parts, and in ``rest`` for the features.
+
+    Args:
+        label: Name of the other class.
+        index: Its position among the logits.
+        score: Its softmax probability, 0 to 1.
+        difference: The logit of the explained class minus that of this one.
+        parts: What each part of the logits does to the difference.
+        bias: The difference of what is added to both whatever the input is.
+        features: The features that do most to the difference, strongest first.
+        rest: What all other features do to it.
+        interplay: What the parts do only together.
+    """
+
+    label: str
+    index: int
+    score: float
+    difference: float
+    parts: tuple[Part, ...]
+    bias: float
+    features: tuple[FeatureLead, ...]
+    rest: float
+    interplay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +167,21 @@ class NearPrototype:
     contribution: float
 
 
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Where in the image an explanation comes from; the mean over all places of each map is the value that it explains.
+
+    Args:
+        logit: The logit without the bias, float32 ``[h, w]``, row 0 at the top.
+        parts: The value of each of the parts, float32 ``[parts, h, w]``.
+        features: For each of the listed features the sum of its parts with their signs, float32 ``[features, h, w]``.
+    """
+
+    logit: NDArray[np.float32]
+    parts: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Explanation(Parted):
     """Why a class got its logit.
@@ -135,9 +200,9 @@ class Explanation(Parted):
         features: The features with the largest parts, strongest first.
         prototypes: The prototypes that the input is most like, most similar first; none in families without any. They
             are the same for every class, but for what they contribute.
-        rival: The class that this one is compared with: the second best for the best one, the best one for all others.
-        leads: The features that set the class apart from its rival, strongest first. What a feature adds to both
-            classes alike explains nothing between them, and does not count here.
+        contrast: What sets the class apart from another one: from the class that was asked for, and without one, or
+            for that class itself, from the best of the others. ``None`` if there is no other class.
+        maps: Where in the image all that comes from; ``None`` unless it was asked for.
     """
 
     label: str
@@ -148,8 +213,18 @@ class Explanation(Parted):
     bias: float
     features: tuple[FeatureParts, ...]
     prototypes: tuple[NearPrototype, ...] = ()
-    rival: str | None = None
-    leads: tuple[FeatureLead, ...] = ()
+    contrast: Contrast | None = None
+    maps: Maps | None = None
+
+    @property
+    def rival(self) -> str | None:
+        """The class that this one is compared with in `contrast`."""
+        return self.contrast.label if self.contrast else None
+
+    @property
+    def leads(self) -> tuple[FeatureLead, ...]:
+        """The features that set the class apart from its rival, strongest first: those of `contrast`."""
+        return self.contrast.features if self.contrast else ()
 
     @property
     def summary(self) -> str:
@@ -185,8 +260,9 @@ class Explanation(Parted):
         return self.logit - sum(part.signed for place in self._places(features) for part in self.features[place].parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all that ``repr`` shows, the formula and the summary, as plain values for JSON."""
-        return {**_shown(self), "formula": self.formula, "summary": self.summary}
+        """Return all that ``repr`` shows, and the properties, as plain values for JSON."""
+        leads = _shown(self.leads)
+        return {**_shown(self), "rival": self.rival, "leads": leads, "formula": self.formula, "summary": self.summary}
 
     def _places(self, indices: Iterable[int]) -> list[int]:
         """Return where `features` lists the features with these indices.
@@ -204,9 +280,11 @@ class Explanation(Parted):
 
 
 def _shown(value: Any) -> Any:
-    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples as lists."""
+    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples and arrays as lists."""
     if dataclasses.is_dataclass(value):
         return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return [_shown(item) for item in value] if isinstance(value, tuple) else value
 
 

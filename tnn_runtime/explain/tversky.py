@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.attributes import feature_names
-from tnn_runtime.explain.base import Counts, Explainer, Rivalry, Values, rivalries, strongest
+from tnn_runtime.explain.base import Added, Counts, Explainer, Pairs, Values, contrasts, pairs, strongest
 from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, common_of
-from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part, Parted
+from tnn_runtime.explain.result import Contrast, Explanation, FeatureParts, NearPrototype, Part, Parted
 
 __all__ = ["MapSums", "TverskyExplainer", "TverskyExplanation", "TverskyFeatureParts"]
 
@@ -226,12 +226,24 @@ class TverskyExplainer(Explainer):
     def _explain(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
-        similarities = self._similarity(parts.sum(2))
-        compared = slice(max(counts.classes, 2))
-        rivals = self._rivalries(self._scale * self._added(parts[:, compared]), ranked[compared], counts)
+        totals = parts.sum(2)
+        similarities = self._similarity(totals)
+        compared = pairs(ranked, counts)
+        places = compared.places
+        apart = self._contrasts(
+            compared,
+            ranked,
+            a,
+            self._scale * self._lost(totals[:, places], parts[:, places]),
+            self._scale * self._lost(totals[:, places], _each_alone(totals[:, places])),
+            self._scale * similarities[places],
+            scores,
+            counts,
+        )
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
         explanations: list[Explanation] = []
-        for place, index in enumerate(ranked[: counts.classes].tolist()):
+        for place, contrast in enumerate(apart):
+            index = int(ranked[place])
             prototypes = tuple(
                 NearPrototype(
                     int(ranked[other]),
@@ -243,7 +255,7 @@ class TverskyExplainer(Explainer):
             )
             explanations.append(
                 self._explanation(
-                    index, scores, parts[:, place], self._offset or 0.0, prototypes, rivals[place], counts.features
+                    index, scores, parts[:, place], self._offset or 0.0, prototypes, contrast, counts.features
                 )
             )
         return explanations
@@ -251,7 +263,8 @@ class TverskyExplainer(Explainer):
     def _explain_map(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that a linear map makes of all prototypes."""
         assert self._linear is not None
-        classes = ranked[: max(counts.classes, 2)]
+        compared = pairs(ranked, counts)
+        classes = ranked[compared.places]
         weights = self._linear[classes] * self._scale
         count, size = self._prototypes.salience.shape
         totals, shares, added = np.empty((3, count)), np.zeros((3, len(classes), size)), np.zeros((len(classes), size))
@@ -262,22 +275,25 @@ class TverskyExplainer(Explainer):
             parts = self._parts(a, block)
             totals[:, block] = parts.sum(2)
             importance = weights[:, block]
-            added += importance @ self._added(parts)
+            added += importance @ self._lost(totals[:, block], parts)
             if self._offset is not None:
                 importance = importance / (totals[:, block].sum(0) + self._offset)
                 offsets += self._smooth * self._offset * importance.sum(1)
             shares += importance @ parts
         similarities = self._similarity(totals)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
-        rivals = self._rivalries(added, classes, counts)
+        by_part = weights @ self._lost(totals, _each_alone(totals))
+        logits = weights @ similarities + self._bias[classes]
+        apart = self._contrasts(compared, ranked, a, added, by_part, logits, scores, counts)
         explanations: list[Explanation] = []
-        for place, index in enumerate(classes[: counts.classes].tolist()):
+        for place, contrast in enumerate(apart):
+            index = int(classes[place])
             prototypes = tuple(
                 NearPrototype(int(p), None, float(similarities[p]), float(weights[place, p] * similarities[p]))
                 for p in near
             )
             one = self._explanation(
-                index, scores, shares[:, place], float(offsets[place]), prototypes, rivals[place], counts.features
+                index, scores, shares[:, place], float(offsets[place]), prototypes, contrast, counts.features
             )
             if self._offset is not None:
                 listed = self._parts(a, slice(None), np.array([feature.index for feature in one.features]))
@@ -292,16 +308,41 @@ class TverskyExplainer(Explainer):
             explanations.append(one)
         return explanations
 
-    def _added(self, parts: Values) -> Values:
-        """Return what similarities lose without each feature, ``[p, F]``, from their parts ``[3, p, F]``."""
-        totals = parts.sum(2, keepdims=True)
-        return self._similarity(totals) - self._similarity(totals - parts)
+    def _lost(self, totals: Values, gone: Values) -> Values:
+        """Return what similarities of the parts ``[3, p]`` lose without each of n things, ``[p, n]``.
+
+        Args:
+            totals: The parts.
+            gone: What each thing adds to them, ``[3, p, n]``.
+        """
+        left = totals[:, :, None] - gone
+        return self._similarity(totals)[:, None] - self._similarity(left)
 
     def _similarity(self, parts: Values) -> Values:
         return _similarity(parts, self._offset, smooth=self._smooth)
 
-    def _rivalries(self, added: Values, classes: NDArray[np.int64], counts: Counts) -> list[Rivalry]:
-        return rivalries(added, [self.class_names[index] for index in classes], self._names, counts.features)
+    def _contrasts(
+        self,
+        compared: Pairs,
+        ranked: NDArray[np.int64],
+        a: Features,
+        by_feature: Values,
+        by_part: Values,
+        logits: Values,
+        scores: Values,
+        counts: Counts,
+    ) -> list[Contrast | None]:
+        """Set classes apart by what their logits ``[K]`` lose without each feature ``[K, F]``, and part ``[K, 3]``."""
+        classes, signs = ranked[compared.places], np.array([*_SIGNS.values()])
+        added = Added(
+            by_feature,
+            self._bias[classes],
+            lambda one, other: _named(((by_part[one] - by_part[other]) * signs + 0.0).tolist()),
+            logits if self._is_ratio else None,
+            self._names,
+            a.salience > 0,
+        )
+        return contrasts(compared, classes, added, self.class_names, scores, counts.features)
 
     def _explanation(
         self,
@@ -310,7 +351,7 @@ class TverskyExplainer(Explainer):
         parts: Values,
         offset: float,
         prototypes: tuple[NearPrototype, ...],
-        rivalry: Rivalry,
+        contrast: Contrast | None,
         num_features: int,
     ) -> TverskyExplanation:
         """Put an explanation together from the parts of each feature, ``[3, F]``, and from what theta adds."""
@@ -332,8 +373,7 @@ class TverskyExplainer(Explainer):
                 for k in strongest(parts, num_features).tolist()
             ),
             prototypes=prototypes,
-            rival=rivalry.rival,
-            leads=rivalry.leads,
+            contrast=contrast,
             model="ratio" if self._is_ratio else "contrast",
             offset=offset,
             scale=scale,
@@ -398,6 +438,11 @@ def _similarity(parts: Values, offset: float | None, *, smooth: bool) -> Values:
         return np.asarray(common - input_only - prototype_only)
     numerator = common + offset if smooth else common
     return np.asarray(numerator / (common + input_only + prototype_only + offset))
+
+
+def _each_alone(totals: Values) -> Values:
+    """Return each of the three parts ``[3, p]`` beside two of nothing, ``[3, p, 3]``."""
+    return np.eye(3)[:, None, :] * totals[:, :, None]
 
 
 def _named(values: Sequence[float]) -> tuple[Part, ...]:

@@ -110,7 +110,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["serve"], "invalid choice: 'serve' (choose from 'predict', 'bench', 'doctor')"),
+        (["serve"], "invalid choice: 'serve' (choose from 'predict', 'explain', 'bench', 'doctor')"),
         (["predict"], "the following arguments are required: bundle, images"),
         (["predict", "nowhere", "x.png"], "nowhere does not exist; expected a bundle folder with manifest.json in it"),
         (["predict", "BUNDLE", "x.png"], "x.png does not exist; expected an image file"),
@@ -158,7 +158,7 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     assert message in captured.err
 
 
-@pytest.mark.parametrize("command", ["predict", "bench"])
+@pytest.mark.parametrize("command", ["predict", "explain", "bench"])
 def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -15,7 +15,7 @@ from forms import CLASSES, SIZE, forms, name, random_head
 from tnn_export.bundle.write import write_head
 from tnn_runtime import Explanation, FeatureParts, Part, TverskyExplanation, UsageError
 from tnn_runtime.explain.linear import LinearExplainer
-from tnn_runtime.explain.result import FeatureLead
+from tnn_runtime.explain.result import Contrast, FeatureLead
 from tnn_train import LinearHead, TverskyConfig
 
 HEADS = [*forms(model=("contrast", "ratio"), smooth=(False, True), num_prototypes=(None, 7)), None]
@@ -141,8 +141,18 @@ def explained(features: list[tuple[str | None, float]], leads: list[tuple[str | 
         parts=(),
         bias=0.0,
         features=tuple(FeatureParts(k, (part,), features[k][0]) for k, part in enumerate(parts)),
-        rival="dog" if leads else None,
-        leads=tuple(FeatureLead(10 + k, title, value) for k, (title, value) in enumerate(leads)),
+        contrast=Contrast(
+            label="dog",
+            index=1,
+            score=0.1,
+            difference=sum(value for _, value in leads),
+            parts=(),
+            bias=0.0,
+            features=tuple(FeatureLead(10 + k, title, value) for k, (title, value) in enumerate(leads)),
+            rest=0.0,
+        )
+        if leads
+        else None,
     )
 
 
