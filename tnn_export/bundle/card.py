@@ -42,12 +42,12 @@ _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
     "logits": "one for each class",
     "embedding": "what the head sees",
-    "probabilities": "softmax of the logits",
+    "probabilities": "softmax of the logits, without a temperature",
 }
 
 _SCORES = {
     "lead": "twice its largest logit less the second",
-    "probability": "the largest softmax of its logits",
+    "probability": "the largest softmax of its logits, without a temperature",
     "logit": "its largest logit",
     "energy": "log(sum(exp(logits)))",
 }
@@ -90,6 +90,7 @@ def write_card(
         twin=twin[0] if twin else "",
         twin_metrics=_rounded(twin[1]) if twin else {},
         fewest=fewest_samples(manifest.reject.coverage) if manifest.reject else 0,
+        scores=report.scores,
         score=_SCORES[manifest.reject.score] if manifest.reject else "",
         table=report.table(),
         stages=report.stages,

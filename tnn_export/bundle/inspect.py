@@ -77,6 +77,7 @@ def describe_bundle(content: dict[str, Any]) -> str:
     for stage, parity in content["parity"].items():
         lines.append((f"proof {stage}", _parity(parity)))
         lines += [(f"proof {stage}", line) for line in (*parity.get("undecided", ()), *parity.get("notes", ()))]
+    lines.append(("scores", _scores(content.get("temperature"))))
     lines += [("note", line) for line in content.get("notes", ())]
     lines.append(("made with", ", ".join(f"{name} {number}" for name, number in content["versions"].items())))
     data = content.get("training", {}).get("data", {})
@@ -92,6 +93,10 @@ def describe_bundle(content: dict[str, Any]) -> str:
 def _normalisation(preprocessing: Preprocessing) -> str:
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     return f"mean {mean}, std {std}"
+
+
+def _scores(temperature: float | None) -> str:
+    return "softmax(logits)" if temperature is None else f"softmax(logits / {temperature:.4g})"
 
 
 def _tensor(spec: dict[str, Any]) -> str:

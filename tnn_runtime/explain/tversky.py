@@ -150,7 +150,13 @@ class TverskyExplainer(Explainer):
     """
 
     def __init__(
-        self, path: Path, options: Any, class_names: Sequence[str], size: int, content: bytes | None = None
+        self,
+        path: Path,
+        options: Any,
+        class_names: Sequence[str],
+        size: int,
+        content: bytes | None = None,
+        temperature: float | None = None,
     ) -> None:
         try:
             self._is_ratio = {"contrast": False, "ratio": True}[options["model"]]
@@ -171,7 +177,7 @@ class TverskyExplainer(Explainer):
             named = isinstance(options, Mapping)
             form = {name: options[name] for name in options if name != "attributes"} if named else options
             raise ArtifactError(f"the form {form} cannot be explained by this version; upgrade tnn-deploy") from error
-        super().__init__(path, options, class_names, size, content)
+        super().__init__(path, options, class_names, size, content, temperature)
         values = self.arrays
         prototypes = values["prototype_features"]
         self._names = self._feature_names(path, attributes, prototypes.shape[1])
