@@ -12,6 +12,7 @@ from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION
 from tnn_runtime.bundle.reading import read_json
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.text import printable
+from tnn_train.model.editing import EDITS
 
 __all__ = ["describe_bundle", "inspect_bundle"]
 
@@ -83,6 +84,9 @@ def describe_bundle(content: dict[str, Any]) -> str:
     data = content.get("training", {}).get("data", {})
     if data:
         lines.append(("trained on", ", ".join(f"{name} {value}" for name, value in data.items() if value)))
+    for edit in content.get("training", {}).get(EDITS, ()):
+        lines.append(("edited", f"checkpoint {edit['checkpoint']}"))
+        lines += [("edited", printable(line)) for line in (*edit["changes"], *edit["results"])]
     numbers = {name: value for name, value in content.get("metrics", {}).items() if isinstance(value, int | float)}
     if numbers:
         lines.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())))

@@ -23,6 +23,7 @@ FEWEST = 100
 _RANGE = (0.05, 20.0)
 _AT_THE_END = 1.01
 _FOLDS = 5
+_STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Trust:
     def of(cls, logits: NDArray[np.float64], labels: NDArray[np.int64]) -> Trust:
         """Look at the scores of logits ``[n, C]`` that are divided already, of images of the classes ``[n]``."""
         confidence = softmax(logits).max(axis=1)
-        return cls(Calibration.of(confidence, logits.argmax(axis=1) == labels).ece, _nll(logits, labels))
+        return cls(
+            Calibration.of(confidence, logits.argmax(axis=1) == labels).ece, float(_losses(logits, labels).mean())
+        )
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ class Scaling:
 def find_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], given: float | None = None) -> Scaling:
     """Find the temperature with the least negative log likelihood on held-out images.
 
-    It is kept if it also lowers that of images that it was not fitted on: each fifth of them is scored with the
-    temperature that was fitted on the other four. The measures after it are of these scores, too.
+    It is kept if it also lowers that of images that it was not fitted on, by more than two standard errors: each fifth
+    of them is scored with the temperature that was fitted on the other four. The measures after it are of these scores,
+    too.
 
     Args:
         logits: Of held-out images, ``[n, C]``.
@@ -119,13 +123,12 @@ def find_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], giv
     for one in range(_FOLDS):
         # A fit at the end of the range is taken as it is here: what it is worth shows on the images left out.
         held_out[fold == one] = wide[fold == one] / _least(wide[fold != one], right[fold != one])
-    after = Trust.of(held_out, right)
-    assert before is not None
-    if after.nll >= before.nll:
-        why = f"{temperature:.4g} fits {count} held-out images best, and is no better on images it is not fitted on"
+    gains = _losses(wide, right) - _losses(held_out, right)
+    if gains.mean() <= _STANDARD_ERRORS * gains.std(ddof=1) / math.sqrt(count):
+        why = f"{temperature:.4g} fits {count} held-out images best, and is not surely better on others"
         return Scaling(None, count, before, None, why)
     why = f"fitted on {count} held-out images and measured by cross-validation"
-    return Scaling(temperature, count, before, after, why)
+    return Scaling(temperature, count, before, Trust.of(held_out, right), why)
 
 
 def _too_few(known: int, images: int) -> str:
@@ -140,8 +143,9 @@ def _none_is_best(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> str
     return f"no temperature from {low:g} to {high:g} is best for {len(labels)} held-out images"
 
 
-def _nll(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    return float((logsumexp(logits) - logits[np.arange(len(labels)), labels]).mean())
+def _losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the negative log likelihood of the right class of each image, ``[n]``."""
+    return np.asarray(logsumexp(logits) - logits[np.arange(len(labels)), labels])
 
 
 def _fit(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
@@ -157,6 +161,9 @@ def _least(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
     bounds = tuple(map(math.log, _RANGE))
     found = minimize_scalar(
-        lambda x: _nll(logits / math.exp(x), labels), bounds=bounds, method="bounded", options={"xatol": 1e-6}
+        lambda x: _losses(logits / math.exp(x), labels).mean(),
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 1e-6},
     )
     return math.exp(float(found.x))
