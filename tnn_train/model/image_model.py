@@ -91,7 +91,7 @@ def build_model(config: ModelConfig, *, is_training: bool = False) -> ImageModel
     return ImageModel(backbone, head)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed(backbone: nn.Module, preprocessing: Preprocessing, images: NDArray[np.uint8]) -> Tensor:
     """Return the embeddings of images, float32 ``[n, D]``, or maps ``[n, D, h, w]``.
 
