@@ -23,7 +23,6 @@ FEWEST = 100
 _RANGE = (0.05, 20.0)
 _AT_THE_END = 1.01
 _FOLDS = 5
-_STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Scaling:
 def find_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], given: float | None = None) -> Scaling:
     """Find the temperature with the least negative log likelihood on held-out images.
 
-    It is kept if it also lowers that of images that it was not fitted on, by more than two standard errors: each fifth
+    It is kept if it also lowers that of images that it was not fitted on, by more than a standard error: each fifth
     of them is scored with the temperature that was fitted on the other four. The measures after it are of these scores,
     too.
 
@@ -124,7 +123,7 @@ def find_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], giv
         # A fit at the end of the range is taken as it is here: what it is worth shows on the images left out.
         held_out[fold == one] = wide[fold == one] / _least(wide[fold != one], right[fold != one])
     gains = _losses(wide, right) - _losses(held_out, right)
-    if gains.mean() <= _STANDARD_ERRORS * gains.std(ddof=1) / math.sqrt(count):
+    if gains.mean() <= gains.std(ddof=1) / math.sqrt(count):
         why = f"{temperature:.4g} fits {count} held-out images best, and is not surely better on others"
         return Scaling(None, count, before, None, why)
     why = f"fitted on {count} held-out images and measured by cross-validation"
