@@ -21,6 +21,7 @@ import tnn_train
 OTHERS = {
     "tnn_runtime": set(),
     "tnn_train": {
+        "tnn_runtime.answers.calibration",
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.outputs",

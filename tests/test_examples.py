@@ -343,6 +343,25 @@ class TestReject:
         assert "test images are alike, right or wrong; give a larger --limit" in capsys.readouterr().err
 
 
+class TestCalibration:
+    def test_it_prints_a_row_for_each_bundle(
+        self, bundles: dict[str, Path], bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        (bundle / "manifest.json").write_text(json.dumps({**manifest, "temperature": 4.0}))
+        calibration = load("calibration")
+        calibration.command([str(bundles["linear"]), str(bundle), "--data", str(photos), "--limit", "6"])
+        header, _, *rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+        ]
+        assert tuple(header) == calibration.HEADER
+        plain, scaled = (dict(zip(header, row, strict=True)) for row in rows)
+        assert (plain["bundle"], plain["images"], plain["temperature"]) == ("linear", "6", "none")
+        assert (plain["ECE before"], plain["NLL before"]) == (plain["ECE after"], plain["NLL after"])
+        assert (scaled["bundle"], scaled["temperature"]) == ("bundle", "4.000")
+        assert scaled["NLL before"] != scaled["NLL after"]
+
+
 class TestAnyRuntime:
     """Bundles in the ONNX Runtime that there is."""
 

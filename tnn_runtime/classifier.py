@@ -130,7 +130,9 @@ class Classifier:
         self._places = None if max_concurrent_calls is None else threading.Semaphore(max_concurrent_calls)
         self._timeout_s = timeout_s
         self._tracer = tracer
-        self._make_answers = partial(Answers, class_names=manifest.class_names, rule=manifest.reject)
+        self._make_answers = partial(
+            Answers, class_names=manifest.class_names, rule=manifest.reject, temperature=manifest.temperature
+        )
         self._lifecycle = Lifecycle()
         self._decoders = Decoders(manifest.preprocessing, self._limits, decoders, metrics)
         self._batcher: Batcher | None = None
@@ -519,6 +521,7 @@ class Classifier:
             "decoders": self._decoders.threads,
             "batch_sizes": list(first.batch_sizes),
             "reject": None if self._manifest.reject is None else asdict(self._manifest.reject),
+            "temperature": self._manifest.temperature,
             "versions": first.versions,
             "details": [replica.backend.details for replica in self._replicas],
         }

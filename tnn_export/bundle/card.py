@@ -25,6 +25,7 @@ from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.explain.attributes import attribute_description
 from tnn_runtime.text import one_line
 from tnn_train.heads import HEADS
+from tnn_train.model.editing import EDITS
 
 __all__ = ["write_card"]
 
@@ -37,17 +38,17 @@ _PURPOSES = {
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }
 _MOST_ATTRIBUTES = 40
-_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_", "unfolded_")
+_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_", "unfolded_", "edited_")
 _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
     "logits": "one for each class",
     "embedding": "what the head sees",
-    "probabilities": "softmax of the logits",
+    "probabilities": "softmax of the logits, without a temperature",
 }
 
 _SCORES = {
     "lead": "twice its largest logit less the second",
-    "probability": "the largest softmax of its logits",
+    "probability": "the largest softmax of its logits, without a temperature",
     "logit": "its largest logit",
     "energy": "log(sum(exp(logits)))",
 }
@@ -85,11 +86,13 @@ def write_card(
         num_attributes=len(_tversky(manifest).get("attributes", ())),
         is_untrained=is_untrained(manifest.training),
         data=_data(manifest.training),
+        edits=_edits(manifest.training),
         batch=_batch(manifest.batch),
         metrics=_rounded(manifest.metrics),
         twin=twin[0] if twin else "",
         twin_metrics=_rounded(twin[1]) if twin else {},
         fewest=fewest_samples(manifest.reject.coverage) if manifest.reject else 0,
+        scores=report.scores,
         score=_SCORES[manifest.reject.score] if manifest.reject else "",
         table=report.table(),
         stages=report.stages,
@@ -116,6 +119,14 @@ def _attributes(manifest: Manifest) -> list[str]:
             attribute_description(attribute["name"], [manifest.class_names[index] for index in attribute["classes"]])
         )
         for attribute in (form.get("attributes", ())[:_MOST_ATTRIBUTES] if form.get("opposites") else ())
+    ]
+
+
+def _edits(training: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return for each edit the digest of what was edited, and what was done and what that did, in lines."""
+    return [
+        (edit["checkpoint"], [one_line(line) for line in (*edit["changes"], *edit["results"])])
+        for edit in training.get(EDITS, ())
     ]
 
 

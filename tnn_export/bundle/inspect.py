@@ -12,6 +12,7 @@ from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION
 from tnn_runtime.bundle.reading import read_json
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.text import printable
+from tnn_train.model.editing import EDITS
 
 __all__ = ["describe_bundle", "inspect_bundle"]
 
@@ -77,11 +78,15 @@ def describe_bundle(content: dict[str, Any]) -> str:
     for stage, parity in content["parity"].items():
         lines.append((f"proof {stage}", _parity(parity)))
         lines += [(f"proof {stage}", line) for line in (*parity.get("undecided", ()), *parity.get("notes", ()))]
+    lines.append(("scores", _scores(content.get("temperature"))))
     lines += [("note", line) for line in content.get("notes", ())]
     lines.append(("made with", ", ".join(f"{name} {number}" for name, number in content["versions"].items())))
     data = content.get("training", {}).get("data", {})
     if data:
         lines.append(("trained on", ", ".join(f"{name} {value}" for name, value in data.items() if value)))
+    for edit in content.get("training", {}).get(EDITS, ()):
+        lines.append(("edited", f"checkpoint {edit['checkpoint']}"))
+        lines += [("edited", printable(line)) for line in (*edit["changes"], *edit["results"])]
     numbers = {name: value for name, value in content.get("metrics", {}).items() if isinstance(value, int | float)}
     if numbers:
         lines.append(("metrics", ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())))
@@ -92,6 +97,10 @@ def describe_bundle(content: dict[str, Any]) -> str:
 def _normalisation(preprocessing: Preprocessing) -> str:
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
     return f"mean {mean}, std {std}"
+
+
+def _scores(temperature: float | None) -> str:
+    return "softmax(logits)" if temperature is None else f"softmax(logits / {temperature:.4g})"
 
 
 def _tensor(spec: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ __all__ = ["PROOF_BYTES", "PROOF_IMAGES", "ExportOptions"]
 
 PROOF_BYTES = 64 << 20
 PROOF_IMAGES = 1024
+_HOTTEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ExportOptions:
         coverage: The share of images like those of the proof that reaches the threshold of this score.
         proof_images: How many images the proof is made on, and the bundle keeps for it, at most; ``None`` for as many
             as take `PROOF_BYTES`, and no more than `PROOF_IMAGES`.
+        temperature: What the runtime divides logits by for scores; ``None`` for what fits the real images of the proof
+            best.
 
     Raises:
         UsageError: If something is unknown or out of its range.
@@ -48,6 +51,7 @@ class ExportOptions:
     reject_score: str | None = None
     coverage: float = 0.99
     proof_images: int | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, PRECISIONS)
@@ -59,6 +63,8 @@ class ExportOptions:
             raise ExportError(f"got a coverage of {self.coverage:g}; expected a share between 0 and 1, such as 0.99")
         if self.proof_images is not None and self.proof_images < 1:
             raise ExportError(f"got {self.proof_images} images for the proof; expected at least 1")
+        if self.temperature is not None and not 0 < self.temperature <= _HOTTEST:
+            raise ExportError(f"got the temperature {self.temperature:g}; expected a number above 0, 1 for none")
         low, high = self.batch.smallest, self.batch.largest
         if not 1 <= low <= min(MOST_IMAGES, low if high is None else high):
             raise ExportError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tnn_runtime.bundle.reading import read_json
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, refuse_run
+from tnn_train.model.editing import EDITS
 from tnn_train.run_files import BEST, RESULTS_FILE, RESULTS_SCHEMA
 
 __all__ = ["is_untrained", "load_with_results", "untrained", "without_paths"]
@@ -20,13 +21,16 @@ _KEPT = ("test_accuracy", "test_loss", "ece", "val_accuracy", "best_epoch", "par
 def load_with_results(folder: Path) -> Checkpoint:
     """Read a checkpoint, and into its metrics the results of the run, if it is the best one of a finished run.
 
+    What was edited since has other results.
+
     Raises:
         UsageError: If the folder is a run.
         ArtifactError: If the checkpoint or the results cannot be read.
     """
     refuse_run(folder)
     checkpoint = load_checkpoint(folder)
-    return dataclasses.replace(checkpoint, metrics={**checkpoint.metrics, **_results(folder)})
+    results = {} if EDITS in checkpoint.training else _results(folder)
+    return dataclasses.replace(checkpoint, metrics={**checkpoint.metrics, **results})
 
 
 def _results(checkpoint: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tnn_export.bundle.card import write_card
 from tnn_export.bundle.options import ExportOptions
 from tnn_export.bundle.provenance import is_untrained, load_with_results, without_paths
 from tnn_export.bundle.slim import optional_files
+from tnn_export.bundle.temperature import Scaling, find_temperature
 from tnn_export.errors import ExportError
 from tnn_export.formats import FORMATS, ExportJob
 from tnn_export.formats.precision import PRECISIONS
@@ -134,7 +135,8 @@ def export_bundle(
                     runner = fresh_process(name, file, device, options.precision)
                     stages[name] = compare(reference, runner, options.precision, sizes)
                 progress.update()
-        report = ParityReport(stages, unproven, tuple(notes))
+        scaling = _scaling(reference, options)
+        report = ParityReport(stages, unproven, tuple(notes), str(scaling) if reference.samples.is_real.any() else "")
         if not report.passed:
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
@@ -154,11 +156,12 @@ def export_bundle(
             versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
             batch=options.batch,
             training=without_paths(checkpoint.training),
-            metrics=checkpoint.metrics,
+            metrics={**checkpoint.metrics, **scaling.metrics},
             unproven=unproven,
             reject=_reject(reference, options),
             optional=optional_files([*files, CARD_FILE]),
             notes=report.notes,
+            temperature=scaling.temperature,
         )
         write_card(folder, Path(out).absolute().name, manifest, report, comparison)
         dataclasses.replace(manifest, files=_files(folder)).write(folder)
@@ -235,6 +238,11 @@ def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
     is_real = reference.samples.is_real
     score = options.reject_score or reference.head.reject_score
     return calibrate(reference.logits[is_real], score, options.coverage) if is_real.any() else None
+
+
+def _scaling(reference: Reference, options: ExportOptions) -> Scaling:
+    is_real = reference.samples.is_real
+    return find_temperature(reference.logits[is_real], reference.samples.labels[is_real], options.temperature)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -58,6 +58,13 @@ def add_export_options(parser: Parser) -> None:
         help=f"most images that the proof is made on, and the bundle keeps for it; if not given, as many as take "
         f"{PROOF_BYTES >> 20} MiB, and no more than {PROOF_IMAGES:,}",
     )
+    add(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="what logits are divided by for scores, 1 for nothing; if not given, what fits the real images of the "
+        "proof best, if their classes are known",
+    )
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
@@ -76,6 +83,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         options.reject_score,
         options.coverage,
         options.proof_images,
+        options.temperature,
     )
     if "onnx" not in how.formats and how.opset != _DEFAULTS.opset:
         _logger.warning("--opset does nothing with --formats %s", " ".join(how.formats))

@@ -11,7 +11,7 @@ from pathlib import Path
 from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
 from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
-from tnn_export.commands import importing, pair, slim
+from tnn_export.commands import edit, importing, pair, slim
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
@@ -33,6 +33,8 @@ _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-int8 --formats onnx --precision int8
   tnn-export check runs/photos-bundle      the proof again, on this machine
   tnn-export inspect runs/photos-bundle    what is inside
+  tnn-export edit --help                   a checkpoint without some features, or with names of features
+  tnn-export add-class --help              a checkpoint with one more class, from a few images
   tnn-export import --help                 checkpoints trained with other Tversky layers, and linear ones
   tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
@@ -198,6 +200,8 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     EXPORT: (_export_parser, _export),
     "check": (_check_parser, _check),
     "inspect": (_inspect_parser, _inspect),
+    "edit": (edit.make_parser, edit.run),
+    "add-class": (edit.make_class_parser, edit.run_class),
     "import": (importing.make_parser, importing.run),
     "pair": (pair.make_parser, pair.run),
     "sign": (_sign_parser, _sign),

@@ -96,11 +96,13 @@ class ParityReport:
         stages: ``lowered head``, and each exported format.
         unproven: Artifacts that could not be run, each with the reason.
         notes: What who uses the artifacts should know, one line each.
+        scores: How scores follow from the logits, and how far they can be trusted; empty where nothing is known.
     """
 
     stages: Mapping[str, StageParity]
     unproven: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scores: str = ""
 
     @property
     def passed(self) -> bool:
@@ -156,10 +158,11 @@ class ParityReport:
         ) + "".join(f"\n{line}" for line in self.remarks())
 
     def remarks(self) -> list[str]:
-        """Return what the table cannot show, one line each: what is not proven, or not decided, and notes."""
+        """Return what the table cannot show, one line each: what is not proven, or not decided, scores and notes."""
         return [
             *(f"{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items()),
             *(f"{name}: {line}" for name, parity in self.stages.items() for line in (*parity.undecided, *parity.notes)),
+            *([f"scores: {self.scores}"] if self.scores else []),
             *(f"note: {line}" for line in self.notes),
         ]
 

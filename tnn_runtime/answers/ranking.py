@@ -34,12 +34,16 @@ def largest(values: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
     return found
 
 
-def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]], temperature: float | None = None) -> NDArray[np.float64]:
     """Return the probabilities ``[N, C]`` that logits ``[N, C]`` stand for.
 
     Differences of logits are taken in the type of the logits: pass float64 where they must be exact.
+
+    Args:
+        logits: ``[N, C]``.
+        temperature: What they are divided by first, above 0; ``None`` for nothing.
     """
-    _, exponentials = _exponentials(logits)
+    _, exponentials = _exponentials(logits, temperature)
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
@@ -50,9 +54,13 @@ def logsumexp(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def _exponentials(
-    logits: NDArray[np.floating[Any]],
+    logits: NDArray[np.floating[Any]], temperature: float | None = None
 ) -> tuple[NDArray[np.floating[Any]], NDArray[np.float64]]:
-    """Return the largest logit of each row, ``[N]``, and exp(logits - it), ``[N, C]``, which cannot overflow."""
+    """Return the largest logit of each row, ``[N]``, and exp(logits - it), ``[N, C]``, which cannot overflow.
+
+    With a temperature, the differences are divided by it.
+    """
     most = logits.max(axis=1)
     with np.errstate(over="ignore"):
-        return most, np.exp((logits - most[:, None]).astype(np.float64))
+        differences = (logits - most[:, None]).astype(np.float64)
+        return most, np.exp(differences if temperature is None else differences / temperature)

@@ -22,7 +22,7 @@ class Prediction:
 
     Args:
         label: Name of the class.
-        score: Softmax probability, 0 to 1.
+        score: Probability, 0 to 1: the softmax of the logits, divided by the temperature of the bundle if it has one.
         index: Position of the class among the logits.
     """
 
@@ -64,18 +64,27 @@ class Answers:
         outputs: What the model gave.
         class_names: One name for each logit.
         rule: Which images may be rejected, if the bundle tells.
+        temperature: What logits are divided by for scores; ``None`` for nothing.
     """
 
-    def __init__(self, outputs: Outputs, class_names: Sequence[str], rule: Reject | None = None) -> None:
+    def __init__(
+        self,
+        outputs: Outputs,
+        class_names: Sequence[str],
+        rule: Reject | None = None,
+        temperature: float | None = None,
+    ) -> None:
         self.outputs = outputs
         self.logits, self.embedding = outputs
         self._class_names = class_names
         self._rule = rule
+        self._temperature = temperature
         self._ranked: dict[int, NDArray[np.int64]] = {}
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names, self._rule)
+        one = Outputs(self.logits[[row]], self.embedding[[row]])
+        return Answers(one, self._class_names, self._rule, self._temperature)
 
     def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
@@ -102,4 +111,4 @@ class Answers:
 
     @cached_property
     def _scores(self) -> NDArray[np.float64]:
-        return softmax(self.logits)
+        return softmax(self.logits, self._temperature)

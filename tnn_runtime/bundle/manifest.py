@@ -34,7 +34,7 @@ __all__ = [
     "check_path",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
 ONNX_FILE = "model.onnx"
@@ -91,7 +91,7 @@ class Manifest:
     ``batch``, ``training``, ``metrics``, ``unproven``, outputs beyond the first two, and precisions other than fp32;
     version 3 added ``reject``; version 4 added ``optional`` and ``notes``, fit and background of ``preprocessing``, and
     thresholds, opposites, feature-space prototypes, the difference excess, smooth ratios and attributes to the form of
-    a Tversky head.
+    a Tversky head; version 5 added ``temperature``.
 
     Args:
         model: The configuration the model was built with (``ModelConfig`` as a dictionary).
@@ -112,6 +112,7 @@ class Manifest:
         optional: Those of the files that serving can do without. They may be removed: `read` leaves the missing ones
             out of ``files``.
         notes: What who uses the bundle should know, one line each.
+        temperature: What logits are divided by for scores, ``softmax(logits / temperature)``; ``None`` for nothing.
     """
 
     model: dict[str, Any]
@@ -131,6 +132,7 @@ class Manifest:
     reject: Reject | None = None
     optional: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    temperature: float | None = None
 
     @classmethod
     def read(cls, bundle: str | Path, public_key: str | Path | None = None) -> tuple[Manifest, Path]:
@@ -212,6 +214,8 @@ class Manifest:
             self.reject.score not in SCORES or not 0 < self.reject.coverage < 1 or self.reject.samples < 0
         ):
             return f"has a reject score that is none of {', '.join(SCORES)}, or a coverage that is not between 0 and 1"
+        if self.temperature is not None and self.temperature <= 0:
+            return f"has the temperature {self.temperature:g}, expected a number above 0"
         needed = set(self.files) - set(self.optional)
         if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & needed:
             return "lists no model file"

@@ -38,7 +38,7 @@ def open_explainer(bundle: Bundle) -> Explainer | None:
     if HEAD_FILE in manifest.files:
         options, size = manifest.model.get(family.replace("-", "_")), manifest.outputs[1].shape[1]
         content = bundle.contents[HEAD_FILE]
-        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content)
+        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content, manifest.temperature)
     if explainer.needs_file:
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list {HEAD_FILE}; export the bundle again")
     return None

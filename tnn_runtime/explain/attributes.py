@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["attribute_description", "attribute_name", "feature_names", "without_not"]
 
@@ -32,20 +32,33 @@ def attribute_description(name: str | None, classes: Sequence[str]) -> str:
 
 
 def feature_names(
-    attributes: Iterable[tuple[str | None, Sequence[int]]], class_names: Sequence[str], num_features: int
+    attributes: Iterable[tuple[str | None, Sequence[int]]],
+    class_names: Sequence[str],
+    num_features: int,
+    given: Mapping[int, str],
+    *,
+    has_opposites: bool,
 ) -> tuple[str | None, ...]:
-    """Return the names of the features of a head with opposite features, ``None`` for those that are no attribute.
+    """Return the names of the features of a head, ``None`` for those without one.
 
-    Attribute k is feature k; to be without it is feature ``num_features / 2 + k``.
+    Where features have opposites, attribute k is feature k, and the opposite of feature k is feature
+    ``num_features / 2 + k``: it is called "not" so, unless it was given a name of its own.
 
     Args:
-        attributes: Of each attribute the name that a person gave it, or ``None``, and the classes that have it.
+        attributes: Of each attribute the name that a person gave it, or ``None``, and the classes that have it; of no
+            meaning without opposites.
         class_names: One name for each class.
-        num_features: F, an even number.
+        num_features: F, an even number if there are opposites.
+        given: The names that a person gave to features.
+        has_opposites: Whether the second half of the features are the opposites of the first.
     """
-    names = [name or attribute_name([class_names[index] for index in classes]) for name, classes in attributes]
-    others = [None] * (num_features // 2 - len(names))
-    return (*names, *others, *(f"{_NOT}{name}" for name in names), *others)
+    if not has_opposites:
+        return tuple(given.get(index) for index in range(num_features))
+    half = num_features // 2
+    named = [name or attribute_name([class_names[index] for index in classes]) for name, classes in attributes]
+    names = [given.get(k, named[k] if k < len(named) else None) for k in range(half)]
+    opposites = (given.get(half + k, f"{_NOT}{name}" if name else None) for k, name in enumerate(names))
+    return (*names, *opposites)
 
 
 def without_not(name: str) -> tuple[str, bool]:

@@ -83,6 +83,7 @@ class Explainer(ABC):
         class_names: C names.
         size: D, the size of an embedding, or the channels of a map.
         content: What is in the file, if it has been read already.
+        temperature: What logits are divided by for scores; ``None`` for nothing.
 
     Attributes:
         needs_file: Whether a bundle of the family without ``head.npz`` is damaged. Where that is normal, such as for
@@ -97,9 +98,16 @@ class Explainer(ABC):
     needs_file: ClassVar[bool] = True
 
     def __init__(
-        self, path: Path, options: Any, class_names: Sequence[str], size: int, content: bytes | None = None
+        self,
+        path: Path,
+        options: Any,
+        class_names: Sequence[str],
+        size: int,
+        content: bytes | None = None,
+        temperature: float | None = None,
     ) -> None:
         self.class_names = tuple(class_names)
+        self._temperature = temperature
         shapes = self.shapes(options)
         found = read_arrays(path, *shapes, content=content)
         self.arrays = {name: array.astype(np.float64) for name, array in found.items()}
@@ -144,7 +152,7 @@ class Explainer(ABC):
         ranked = largest(logits, max(top_k, num_prototypes, 2))
         return [
             self.explain(one, self._with_rival(order, against), scores, counts)
-            for one, order, scores in zip(values, ranked, softmax(logits), strict=True)
+            for one, order, scores in zip(values, ranked, softmax(logits, self._temperature), strict=True)
         ]
 
     def _with_rival(self, ranked: NDArray[np.int64], against: int | None) -> NDArray[np.int64]:
@@ -182,7 +190,7 @@ class Explainer(ABC):
             values: What `prepare` returned for it, by default its embedding ``[D]`` or map ``[D, h, w]``.
             ranked: The classes with the largest logits, largest first: enough for all `counts`, and at least two; or
                 all classes. Then comes the class to compare with, if it is not among them.
-            scores: The softmax probabilities, ``[C]``.
+            scores: The probabilities of the classes, ``[C]``.
             counts: How much to explain: the first ``counts.classes`` of ``ranked``.
         """
 

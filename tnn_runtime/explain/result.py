@@ -193,7 +193,7 @@ class Explanation(Parted):
     Args:
         label: Name of the class.
         index: Its position among the logits.
-        score: Softmax probability, 0 to 1.
+        score: Probability, 0 to 1, that of `Prediction`.
         logit: The logit that the parts make up.
         parts: The parts of the logit over all features.
         bias: What is added whatever the input is.

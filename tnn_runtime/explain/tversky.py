@@ -145,12 +145,18 @@ class TverskyExplainer(Explainer):
     scalars ``alpha``, ``beta``, ``theta`` and ``logit_scale``; ``feature_bank [F, D]`` or, for a diagonal bank,
     ``feature_weight [F]``; and ``linear_weight [C, P]`` and ``linear_bias [C]`` if a linear map follows the prototypes.
     Where features have opposites, the bank is ``[F / 2, D]``. ``thresholds`` has a value for each of its rows, if the
-    head has thresholds. The options are the ``tversky`` part of the model configuration; what older versions did not
-    write has the value that it had then.
+    head has thresholds, and ``feature_weight [F]`` is there, too, if features are left out. The options are the
+    ``tversky`` part of the model configuration; what older versions did not write has the value that it had then.
     """
 
     def __init__(
-        self, path: Path, options: Any, class_names: Sequence[str], size: int, content: bytes | None = None
+        self,
+        path: Path,
+        options: Any,
+        class_names: Sequence[str],
+        size: int,
+        content: bytes | None = None,
+        temperature: float | None = None,
     ) -> None:
         try:
             self._is_ratio = {"contrast": False, "ratio": True}[options["model"]]
@@ -166,15 +172,24 @@ class TverskyExplainer(Explainer):
             )
             self._opposites = _factor(options.get("opposites", 0.0))
             attributes = _attributes(options.get("attributes", ()), len(class_names))
+            dropped, given = _numbers(options.get("dropped", ())), _given(options.get("names", ()))
+            self._is_weighted = bool(dropped)
             _known_space(options.get("prototype_space", "embedding"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             named = isinstance(options, Mapping)
-            form = {name: options[name] for name in options if name != "attributes"} if named else options
+            long = ("attributes", "dropped", "names")
+            form = {name: options[name] for name in options if name not in long} if named else options
             raise ArtifactError(f"the form {form} cannot be explained by this version; upgrade tnn-deploy") from error
-        super().__init__(path, options, class_names, size, content)
+        super().__init__(path, options, class_names, size, content, temperature)
         values = self.arrays
         prototypes = values["prototype_features"]
-        self._names = self._feature_names(path, attributes, prototypes.shape[1])
+        self._names = self._feature_names(path, attributes, prototypes.shape[1], given)
+        self._kept = np.setdiff1d(np.arange(prototypes.shape[1]), dropped)
+        if len(self._kept) != prototypes.shape[1] - len(dropped) or not len(self._kept):
+            raise ArtifactError(
+                f"{path} has {prototypes.shape[1]} features, and those that are left out are {dropped}; export the "
+                "bundle again"
+            )
         self._bank = values.get("feature_bank")
         self._thresholds = values.get("thresholds")
         self._weight = values.get("feature_weight", np.ones(prototypes.shape[1]))
@@ -189,24 +204,36 @@ class TverskyExplainer(Explainer):
         """Return the arrays that ``head.npz`` must have."""
         features, owners = "F" if self._has_bank else "D", "P" if self._has_map else "C"
         rows = "H" if self._opposites else features
-        bank = {"feature_bank": f"{rows}D"} if self._has_bank else {"feature_weight": "D"}
+        bank = {"feature_bank": f"{rows}D"} if self._has_bank else {}
+        weight = {"feature_weight": features} if self._is_weighted or not self._has_bank else {}
         thresholds = {"thresholds": rows} if self._has_thresholds else {}
         linear = {"linear_weight": "CP", "linear_bias": "C"} if self._has_map else {}
-        return {"prototype_features": owners + features, **dict.fromkeys(_SCALARS, ""), **bank, **thresholds, **linear}
+        return {
+            "prototype_features": owners + features,
+            **dict.fromkeys(_SCALARS, ""),
+            **bank,
+            **weight,
+            **thresholds,
+            **linear,
+        }
 
     def _feature_names(
-        self, path: Path, attributes: Sequence[tuple[str | None, Sequence[int]]], size: int
+        self,
+        path: Path,
+        attributes: Sequence[tuple[str | None, Sequence[int]]],
+        size: int,
+        given: Mapping[int, str],
     ) -> Sequence[str | None]:
         """Return the names of the features, ``None`` for those without one."""
         if not self._opposites:
-            return [None] * size
+            return feature_names((), self.class_names, size, given, has_opposites=False)
         rows = len(self.arrays["feature_bank"])
         if size != 2 * rows or len(attributes) > rows:
             raise ArtifactError(
                 f"{path} has {rows} rows of the bank for {size} features and their opposites, and {len(attributes)} "
                 "attributes; export the bundle again"
             )
-        return feature_names(attributes, self.class_names, size)
+        return feature_names(attributes, self.class_names, size, given, has_opposites=True)
 
     def prepare(self, embeddings: Values) -> Values:
         """Return the feature values ``[N, F]`` of embeddings ``[N, D]``."""
@@ -370,7 +397,7 @@ class TverskyExplainer(Explainer):
             bias=bias,
             features=tuple(
                 TverskyFeatureParts(k, _named(parts[:, k].tolist()), self._names[k])
-                for k in strongest(parts, num_features).tolist()
+                for k in self._kept[strongest(parts[:, self._kept], num_features)].tolist()
             ),
             prototypes=prototypes,
             contrast=contrast,
@@ -429,6 +456,30 @@ def _attributes(value: Any, num_classes: int) -> list[tuple[str | None, list[int
         if not is_known or not isinstance(name, str | None):
             raise ValueError(f"an attribute is {name!r} of the classes {classes}; expected classes below {num_classes}")
     return found
+
+
+def _numbers(value: Any) -> list[int]:
+    """Return the numbers of features.
+
+    Raises:
+        TypeError, ValueError: If they are none, or one is there twice.
+    """
+    found = list(value)
+    if not all(type(index) is int and index >= 0 for index in found) or len(set(found)) < len(found):
+        raise ValueError(f"got the features {found}; expected numbers from 0 on, each once")
+    return found
+
+
+def _given(value: Any) -> dict[int, str]:
+    """Return the names that a person gave to features, by their numbers.
+
+    Raises:
+        KeyError, TypeError, ValueError: If they are none.
+    """
+    names = [one["name"] for one in value]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"got the names {names}; expected text")
+    return dict(zip(_numbers(one["index"] for one in value), names, strict=True))
 
 
 def _similarity(parts: Values, offset: float | None, *, smooth: bool) -> Values:

@@ -15,29 +15,11 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Calibration", "ClassScores", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
+from tnn_runtime.answers.calibration import Calibration
+
+__all__ = ["ClassScores", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far the confidence of the answers can be trusted (Guo et al. 2017, arXiv 1706.04599, section 2).
-
-    Args:
-        confidence: Mean confidence of the answers in each bin, float64 ``[bins]``; NaN in an empty bin.
-        accuracy: Share of right answers in each bin, float64 ``[bins]``; NaN in an empty bin.
-        share: Share of all answers in each bin, float64 ``[bins]``, which sums to 1.
-    """
-
-    confidence: NDArray[np.float64]
-    accuracy: NDArray[np.float64]
-    share: NDArray[np.float64]
-
-    @property
-    def ece(self) -> float:
-        """The expected calibration error, 0 to 1: the mean of ``|accuracy - confidence|`` over the answers (eq. 3)."""
-        return float(np.nansum(self.share * np.abs(self.accuracy - self.confidence)))
 
 
 @dataclass(frozen=True)
@@ -127,12 +109,7 @@ class Evaluation:
 
     def calibration(self, bins: int = 15) -> Calibration:
         """Sort the answers by confidence into ``bins`` of equal width, ``((b - 1) / bins, b / bins]``."""
-        confidence = self.confidence.astype(np.float64)
-        places = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-        counts = np.bincount(places, minlength=bins)
-        right = np.bincount(places, self.predictions == self.labels, bins)
-        with np.errstate(invalid="ignore"):
-            return Calibration(np.bincount(places, confidence, bins) / counts, right / counts, counts / len(places))
+        return Calibration.of(self.confidence, self.predictions == self.labels, bins)
 
     @property
     def _classes(self) -> NDArray[np.int64]:

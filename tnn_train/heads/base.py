@@ -5,12 +5,13 @@ A family is a subclass of `Head`. It says how it is built and what its logits ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tnn_runtime.errors import UsageError
 from tnn_train.heads.description import Sample, Section
 
 __all__ = ["Head"]
@@ -181,6 +182,61 @@ class Head(nn.Module):
     def arrays(self) -> dict[str, Tensor]:
         """Return what the family's explainer in `tnn_runtime.explain` needs, by name; by default nothing."""
         return {}
+
+    # Edits
+
+    def feature_names(self, class_names: Sequence[str]) -> Sequence[str | None]:
+        """Return what explanations call each feature, ``None`` for those without a name; by default there are none.
+
+        Args:
+            class_names: The classes.
+        """
+        return ()
+
+    @property
+    def num_prototypes(self) -> int:
+        """How many prototypes the head has; by default none."""
+        return 0
+
+    def without(self, features: Collection[int], prototypes: Collection[int]) -> Head:
+        """Return a head with the logits that this one would have without some features and prototypes.
+
+        The features that are left keep their numbers; the prototypes that are left are numbered anew.
+
+        Args:
+            features: As explanations number them.
+            prototypes: As explanations number them; where they are none, none.
+
+        Raises:
+            UsageError: If none would be left, or the family has none to leave out.
+        """
+        raise UsageError(f"a {self.family} head has no features and prototypes that can be left out")
+
+    def renamed(self, names: Mapping[int, str]) -> Head:
+        """Return the head with other names of some features.
+
+        Args:
+            names: By the numbers that explanations give features.
+
+        Raises:
+            UsageError: If features of the family have no names.
+        """
+        raise UsageError(f"the features of a {self.family} head have no names")
+
+    def with_class(self, examples: Tensor, others: Tensor, place: int) -> Head:
+        """Return a head with one more class, from what this one sees of some images, without a training.
+
+        The logits of the other classes stay as they are.
+
+        Args:
+            examples: Embeddings of images of the class, ``[n, ...]``.
+            others: Embeddings of images of the other classes, ``[m, ...]``.
+            place: Where among the logits the new one will be.
+
+        Raises:
+            UsageError: If the family cannot do that.
+        """
+        raise UsageError(f"a {self.family} head cannot get another class without a training")
 
     # The report
 

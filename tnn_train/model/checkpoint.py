@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import pickle
 import platform
@@ -79,6 +80,8 @@ class Checkpoint:
         labels: The classes of the samples, int64 ``[n]``; None where they are not known.
         calibration: Training images, uint8 ``[m, H, W, C]``, from which a quantisation takes its ranges; None where
             there are none.
+        digest: SHA-256 of the ``config.json`` that it was read from, which has those of the other files; empty if it
+            was not read.
     """
 
     model: ImageModel
@@ -90,6 +93,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     calibration: NDArray[np.uint8] | None = None
+    digest: str = ""
 
 
 def save_checkpoint(
@@ -147,7 +151,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema, or a weight is no finite number.
     """
-    path, raw, (samples, weights) = _read(folder, SAMPLES_FILE, WEIGHTS_FILE)
+    path, raw, digest, (samples, weights) = _read(folder, SAMPLES_FILE, WEIGHTS_FILE)
     arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL, content=samples)
     images, labels, calibration = arrays["images"], arrays.get("labels"), arrays.get("calibration")
     try:
@@ -184,6 +188,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         content.training,
         labels,
         calibration,
+        digest,
     )
 
 
@@ -193,7 +198,7 @@ def load_trainer_state(folder: str | Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If the checkpoint is damaged or was saved without it.
     """
-    path, _, (content,) = _read(folder, STATE_FILE)
+    path, _, _, (content,) = _read(folder, STATE_FILE)
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -207,12 +212,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _read(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any], list[bytes]]:
-    """Return where a checkpoint is, its configuration, and the content of some of its files, once all are verified."""
+def _read(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any], str, list[bytes]]:
+    """Return where a checkpoint is, its configuration, the digest of that, and the content of some of its files.
 
-    def read(opened: OpenFolder) -> tuple[Path, dict[str, Any], list[bytes]]:
-        path = opened.path / CONFIG_FILE
-        content = read_json(path, CHECKPOINT.name, SCHEMA_VERSION, opened.read(CONFIG_FILE))
+    All files are verified first.
+    """
+
+    def read(opened: OpenFolder) -> tuple[Path, dict[str, Any], str, list[bytes]]:
+        path, raw = opened.path / CONFIG_FILE, opened.read(CONFIG_FILE)
+        content = read_json(path, CHECKPOINT.name, SCHEMA_VERSION, raw)
         files = content.get("files")
         if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):
             raise ArtifactError(f"{path} does not list {WEIGHTS_FILE} and {SAMPLES_FILE}; copy the checkpoint again")
@@ -220,6 +228,7 @@ def _read(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any], list[b
         for name in names:
             if name not in files:
                 raise ArtifactError(f"{opened.path} was saved without {name}; this training cannot be resumed")
-        return opened.path, content, [opened.read_verified(name, files[name]) for name in names]
+        digest = hashlib.sha256(raw).hexdigest()
+        return opened.path, content, digest, [opened.read_verified(name, files[name]) for name in names]
 
     return read_folder(Path(folder), CHECKPOINT, read)

@@ -4,16 +4,21 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS, Head, build_head
 from tnn_train.model.backbones import build_backbone
 from tnn_train.model.config import ModelConfig
 
-__all__ = ["ImageModel", "Normalize", "build_model"]
+__all__ = ["ImageModel", "Normalize", "build_model", "embed"]
+
+_BATCH = 16
 
 
 class ImageModel(nn.Module):
@@ -84,3 +89,23 @@ def build_model(config: ModelConfig, *, is_training: bool = False) -> ImageModel
     backbone, features = build_backbone(config, HEADS[config.head].takes)
     head = build_head(config.head, features, config.num_classes, config.options, is_training=is_training)
     return ImageModel(backbone, head)
+
+
+@torch.no_grad()
+def embed(backbone: nn.Module, preprocessing: Preprocessing, images: NDArray[np.uint8]) -> Tensor:
+    """Return the embeddings of images, float32 ``[n, D]``, or maps ``[n, D, h, w]``.
+
+    Args:
+        backbone: Of a model in evaluation mode, on the CPU.
+        preprocessing: Of the model.
+        images: uint8 ``[n, H, W, C]``.
+
+    Raises:
+        UsageError: If an embedding is no finite number.
+    """
+    normalize = Normalize(preprocessing)
+    batches = torch.split(torch.from_numpy(images), _BATCH)
+    embeddings: Tensor = torch.cat([backbone(normalize(batch)) for batch in batches])
+    if not bool(embeddings.isfinite().all()):
+        raise UsageError("embeddings are no finite numbers: the weights of the backbone are too large; train it again")
+    return embeddings

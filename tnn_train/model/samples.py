@@ -15,7 +15,7 @@ from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_ima
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import even_sample, read_images, refuse_unusable
 
-__all__ = ["open_folder", "read_calibration", "read_held_out", "read_samples"]
+__all__ = ["open_folder", "read_all", "read_calibration", "read_held_out", "read_samples"]
 
 _logger = logging.getLogger(__name__)
 
@@ -90,6 +90,15 @@ def read_samples(
     chosen = usable[even_sample(len(usable), _SAMPLES)]
     images = read_images([files[place][0] for place in chosen], preprocessing)
     return images, labels[chosen] if len(known) else None
+
+
+def read_all(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return all images of a folder, whatever its folders are called, uint8 ``[n, H, W, C]``.
+
+    Raises:
+        InputError: If files cannot be used; the message lists them.
+    """
+    return read_images([path for path, _ in _files(folder, list(folder.parts))], preprocessing)
 
 
 def read_calibration(folder: ImageFolder, preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
@@ -21,7 +20,7 @@ from tnn_train.heads.tversky.attributes import Attribute, group_lines
 from tnn_train.heads.tversky.config import LINEAR, TverskyConfig
 from tnn_train.heads.tversky.start import resolve_start
 from tnn_train.model.checkpoint import Checkpoint
-from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.model.image_model import ImageModel, embed
 from tnn_train.model.inputs import random_images
 from tnn_train.model.state_dicts import check_values
 
@@ -32,7 +31,6 @@ TOLERANCE = 1e-5
 
 _UNFOLDED = "unfolded"
 _RANDOM = 32
-_BATCH = 16
 
 
 class Difference(NamedTuple):
@@ -98,8 +96,7 @@ def unfold_checkpoint(checkpoint: Checkpoint, code: str = "hierarchy", *, source
     form = resolve_start(TverskyConfig(start=LINEAR, code=code), names, is_frozen=False)
     head = TverskyHead.from_linear(linear, form)
     images = np.concatenate([checkpoint.samples, random_images(checkpoint.preprocessing, _RANDOM)])
-    normalize = Normalize(checkpoint.preprocessing)
-    difference = compare_heads(linear, head, _embed(checkpoint.model.backbone, normalize, images))
+    difference = compare_heads(linear, head, embed(checkpoint.model.backbone, checkpoint.preprocessing, images))
     if not difference.largest <= TOLERANCE:
         raise UnfoldingError(
             f"on {len(images)} images the unfolded head of {source} differs by {difference.largest:.1e} of the largest "
@@ -162,15 +159,6 @@ def describe_unfolding(checkpoint: Checkpoint) -> list[str]:
         + ("" if same == found.images else f", on the other {found.changed} two classes are equally good")
     )
     return [*lines, *(f"note: {note}" for note in found.notes)]
-
-
-@torch.inference_mode()
-def _embed(backbone: nn.Module, normalize: Normalize, images: NDArray[np.uint8]) -> Tensor:
-    batches = torch.split(torch.from_numpy(images), _BATCH)
-    embeddings: Tensor = torch.cat([backbone(normalize(batch)) for batch in batches])
-    if not bool(embeddings.isfinite().all()):
-        raise UsageError("embeddings are no finite numbers: the weights of the backbone are too large; train it again")
-    return embeddings
 
 
 def _notes(weight: Tensor, form: TverskyConfig) -> Sequence[str]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tnn_train.evaluation.metrics import Calibration
+from tnn_runtime.answers.calibration import Calibration
 
 __all__ = [
     "LABELLED_CLASSES",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tnn_runtime.explain.attributes import attribute_name, feature_names
+from tnn_runtime.explain.attributes import attribute_name
 from tnn_train.heads.description import Block, Node, Table, Text, Tree
 from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.heads.tversky.config import TverskyConfig
+from tnn_train.heads.tversky.editing import names_of_features
 
 __all__ = ["attribute_blocks", "attribute_tree", "feature_titles"]
 
@@ -25,13 +26,11 @@ def feature_titles(config: TverskyConfig, class_names: Sequence[str], num_featur
     """Return what a report calls each feature: its name in quotes, or ``"#53"`` where it has none.
 
     Args:
-        config: The form of the head; its attributes are the names of features if these have opposites.
+        config: The form of the head.
         class_names: One name for each class.
         num_features: F.
     """
-    attributes = config.attributes if config.opposites else ()
-    pairs = [(attribute.name, attribute.classes) for attribute in attributes]
-    names = feature_names(pairs, class_names, num_features) if pairs else [None] * num_features
+    names = names_of_features(config, class_names, num_features)
     return tuple(f"'{name}'" if name else f"#{index}" for index, name in enumerate(names))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Suppress
 
 from tnn_train.fields import SMALLEST, Field, FieldError, at_least, one_of
-from tnn_train.heads.tversky.attributes import Attribute
+from tnn_train.heads.tversky.attributes import Attribute, FeatureName
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
@@ -66,6 +66,8 @@ class TverskyConfig:
             each group of similar classes; or a CSV file with a row for each class and a column for each attribute.
         smooth: Add theta to the numerator of the ratio model, too, so that two objects without any feature are alike.
         attributes: The attributes themselves; filled in by the training.
+        dropped: Features that count for nothing, as explanations number them; filled in by an edit.
+        names: What a person calls features that are no attributes; filled in by an edit.
     """
 
     num_features: int = 64
@@ -93,6 +95,8 @@ class TverskyConfig:
     code: str = "hierarchy"
     smooth: bool = False
     attributes: Annotated[tuple[Attribute, ...], Suppress] = ()
+    dropped: Annotated[tuple[int, ...], Suppress] = ()
+    names: Annotated[tuple[FeatureName, ...], Suppress] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "num_features")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -13,6 +13,7 @@ from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
+from tnn_train.heads.tversky.editing import names_of_features, renamed, with_class, without
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.start import resolve_start, unused
@@ -105,6 +106,28 @@ class TverskyHead(TverskyProjection, Head):
             "linear_bias": None if self.linear is None else self.linear.bias,
         }
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def feature_names(self, class_names: Sequence[str]) -> Sequence[str | None]:
+        """Return the names of the features."""
+        return names_of_features(self.config, class_names, self.num_features)
+
+    @property
+    def num_prototypes(self) -> int:
+        """P."""
+        return len(self.prototypes)
+
+    def without(self, features: Collection[int], prototypes: Collection[int]) -> Self:
+        """Return the head with features that count for nothing, and fewer prototypes."""
+        return without(self, features, prototypes)
+
+    def renamed(self, names: Mapping[int, str]) -> Self:
+        """Return the head with other names of some features; an attribute gets a name of its own."""
+        return renamed(self, names)
+
+    @torch.no_grad()
+    def with_class(self, examples: Tensor, others: Tensor, place: int) -> Self:
+        """Return the head with a prototype at the mean of the embeddings of a new class."""
+        return with_class(self, examples, others, place)
 
     def describe(self, sample: Sample | None) -> Sequence[Section]:
         """Return the section on prototypes and features."""

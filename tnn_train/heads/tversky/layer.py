@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class TverskyMeasure(nn.Module):
         thresholds: Parameter with one value for each row of the bank (each dimension of a diagonal one), which is
             subtracted from the feature values; ``None`` without thresholds.
         raw_feature_weight: Parameter ``[D]`` behind ``feature_weight``; ``None`` for a learned bank.
+        kept: Buffer ``[F]``: 0 for features that count for nothing, 1 for the others; ``None`` if all count.
         raw_alpha, raw_beta, raw_theta: Scalars behind ``alpha``, ``beta`` and ``theta``: parameters if they are
             learned, buffers if they are fixed.
     """
@@ -42,6 +44,7 @@ class TverskyMeasure(nn.Module):
     feature_bank: nn.Parameter | None
     thresholds: nn.Parameter | None
     raw_feature_weight: nn.Parameter | None
+    kept: Tensor | None
     raw_alpha: Tensor
 
     def __init__(self, in_features: int, config: TverskyConfig, feature_bank: nn.Parameter | None = None) -> None:
@@ -59,6 +62,7 @@ class TverskyMeasure(nn.Module):
         self.register_parameter("thresholds", nn.Parameter(torch.zeros(directions)) if config.thresholds else None)
         weight = None if learned else nn.Parameter(to_raw(torch.ones(in_features)))
         self.register_parameter("raw_feature_weight", weight)
+        self.register_buffer("kept", _kept(config.dropped, self.num_features), persistent=False)
         self._add_scalar("alpha", config.alpha)
         self._add_scalar("beta", config.beta)
         self._add_scalar("theta", config.theta)
@@ -127,8 +131,11 @@ class TverskyMeasure(nn.Module):
 
     @property
     def feature_weight(self) -> Tensor | None:
-        """The positive weights of the features of a diagonal bank, ``[D]``; ``None`` for a learned bank."""
-        return None if self.raw_feature_weight is None else _positive(precise(self.raw_feature_weight))
+        """The weights of the features, ``[F]``: positive, 0 for those that count for nothing; ``None`` if all are 1."""
+        if self.raw_feature_weight is None:
+            return self.kept
+        weight = _positive(precise(self.raw_feature_weight))
+        return weight if self.kept is None else weight * self.kept
 
     @property
     def alpha(self) -> Tensor:
@@ -185,6 +192,17 @@ class TverskySimilarity(TverskyMeasure):
         with full_precision(x):
             a, b = self.project(x), self.project(y)
             return self.compare(a.unsqueeze(-2), b.unsqueeze(-2)).squeeze((-1, -2))
+
+
+def _kept(dropped: Sequence[int], num_features: int) -> Tensor | None:
+    """Return which features count, ``[F]`` of 1 and 0; ``None`` if all do."""
+    if not dropped:
+        return None
+    if not {*dropped} < {*range(num_features)}:
+        raise UsageError(f"got the features {[*dropped]} to leave out; expected some of 0 to {num_features - 1}")
+    kept = torch.ones(num_features)
+    kept[list(dropped)] = 0
+    return kept
 
 
 def _positive(raw: Tensor) -> Tensor:
