@@ -124,7 +124,7 @@ def test_the_commands_of_serving_run(serving: Path) -> None:
             run("bash", "-c", line, cwd=serving)
     assert len((serving / "labels.csv").read_text().splitlines()) == 41
     assert (serving / "explanation.png").exists()
-    assert sum(line.startswith("python ") for line in lines) == 5
+    assert sum(line.startswith("python ") for line in lines) == 6
 
 
 def test_the_service_of_serving_runs(serving: Path) -> None:
