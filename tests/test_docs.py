@@ -156,7 +156,7 @@ def test_the_commands_of_serving_run(serving: Path) -> None:
         run_line(line, serving)
     assert len((serving / "labels.csv").read_text().splitlines()) == 41
     assert (serving / "explanation.png").exists()
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_the_service_of_serving_runs(serving: Path) -> None:
