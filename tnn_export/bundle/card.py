@@ -43,6 +43,7 @@ _MEANINGS = {
     "logits": "one for each class",
     "embedding": "what the head sees",
     "probabilities": "softmax of the logits",
+    "feature_maps": "where each feature lies: the mean over all places is its value",
 }
 
 _SCORES = {
