@@ -307,7 +307,7 @@ class Classifier:
         return check_score(self._manifest.reject).scores(self.logits(images))
 
     def explain(
-        self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3
+        self, images: Images, top_k: int = 3, num_features: int = 5, num_prototypes: int = 3, *, maps: bool = False
     ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into parts for and against the class.
 
@@ -319,18 +319,22 @@ class Classifier:
             top_k: How many classes to explain for each image.
             num_features: How many of the strongest features to list for each class.
             num_prototypes: How many of the prototypes that the image is most like to list, if the head has prototypes.
+            maps: Whether to tell where in the image all that comes from: `Explanation.maps`.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
 
         Raises:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
-                version does not know.
+                version does not know; or if maps are asked for, and it has none.
         """
-        make = self._replies.explanations(top_k, num_features, num_prototypes).make
+        make = self._replies.explanations(top_k, num_features, num_prototypes, maps).make
         with self._counted():
-            answers = self._make_answers(self._outputs(images))
-            return [make(answers, row) for row in range(len(answers.logits))]
+            # Feature maps are large: those of one batch at a time are held.
+            pieces = self._pieces(images, maps=True) if maps else [self._outputs(images)]
+            return [
+                make(answers, row) for answers in map(self._make_answers, pieces) for row in range(len(answers.logits))
+            ]
 
     @overload
     def submit(
@@ -362,6 +366,7 @@ class Classifier:
         answer: Literal["explanation"],
         num_features: int = 5,
         num_prototypes: int = 3,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[list[Explanation]]: ...
 
@@ -375,6 +380,7 @@ class Classifier:
         reject: bool = False,
         num_features: int = 5,
         num_prototypes: int = 3,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Answer]: ...
 
@@ -387,6 +393,7 @@ class Classifier:
         reject: bool = False,
         num_features: int = 5,
         num_prototypes: int = 3,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -403,6 +410,7 @@ class Classifier:
             reject: As for `predict`.
             num_features: As for `explain`.
             num_prototypes: As for `explain`.
+            maps: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
@@ -414,7 +422,7 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, maps)
         (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
@@ -438,12 +446,12 @@ class Classifier:
     async def logits_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `logits` returns; see `predict_async`."""
         rows = await self._await_answers(images, logits, timeout_s)
-        return np.stack(rows) if rows else self._nothing().logits
+        return np.stack(rows) if rows else self._nothing()[0]
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
         rows = await self._await_answers(images, embedding, timeout_s)
-        return np.stack(rows) if rows else self._nothing().embedding
+        return np.stack(rows) if rows else self._nothing()[1]
 
     async def explain_async(
         self,
@@ -452,10 +460,11 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         *,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        reply = self._replies.explanations(top_k, num_features, num_prototypes)
+        reply = self._replies.explanations(top_k, num_features, num_prototypes, maps)
         return await self._await_answers(images, reply, timeout_s)
 
     @property
@@ -616,11 +625,25 @@ class Classifier:
         if len(outputs) == 1:
             (whole,) = outputs
         else:
-            whole = Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
-        if len(bad := whole.bad_rows):
-            self._metrics.not_finite(len(bad))
-            raise not_finite(int(bad[0]))
+            pairs = zip(self._nothing(), *((one.logits, one.embedding) for one in outputs), strict=True)
+            whole = Outputs(*map(np.concatenate, pairs))
+        self._check_finite(whole)
         return whole
+
+    def _pieces(self, images: Images, *, maps: bool) -> Iterator[Outputs]:
+        """Run the model on one batch of the images after another."""
+        done = 0
+        for batch in self._batches(images):
+            outputs = self._replicas.run(batch, maps=maps)
+            self._check_finite(outputs, done)
+            yield outputs
+            done += len(batch)
+
+    def _check_finite(self, outputs: Outputs, first: int = 0) -> None:
+        """Refuse values that are no finite numbers; ``first`` is the place of the first image in the request."""
+        if len(bad := outputs.bad_rows):
+            self._metrics.not_finite(len(bad))
+            raise not_finite(first + int(bad[0]))
 
     def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -634,10 +657,12 @@ class Classifier:
         """Whether images ``[N, H, W, C]`` are what the model takes."""
         return isinstance(images, np.ndarray) and images.dtype == _UINT8 and images.shape[1:] == self._shape
 
-    def _nothing(self) -> Outputs:
-        """Return the outputs for no images."""
-        shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
-        return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
+    def _nothing(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the logits and the embeddings of no images."""
+        logits, embedding = (
+            np.empty((0, *(size or 0 for size in spec.shape[1:])), np.float32) for spec in self._manifest.outputs[:2]
+        )
+        return logits, embedding
 
     async def _await_answers(self, images: Images, reply: Reply[T], timeout_s: float | None) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
@@ -672,7 +697,7 @@ class Classifier:
         self._lifecycle.check_process()
         limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow, maps=reply.maps) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.reject import check_threshold
 from tnn_runtime.answers.results import Answers, Predictions
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.manifest import FEATURE_MAPS, Manifest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain import Explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
@@ -50,10 +50,12 @@ class Reply(NamedTuple, Generic[T]):
     Args:
         make: Makes it from the answers for a batch and the row of the image.
         is_slow: Whether that takes so long that a batch should not wait for it.
+        maps: Whether it is made from feature maps, too.
     """
 
     make: Callable[[Answers, int], T]
     is_slow: bool = False
+    maps: bool = False
 
 
 class Replies:
@@ -70,7 +72,9 @@ class Replies:
         self._explainer = explainer
         self._metrics = metrics
 
-    def named(self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int) -> Reply[Any]:
+    def named(
+        self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int, maps: bool = False
+    ) -> Reply[Any]:
         """Return the reply that has one of the names of `AnswerName`; other arguments as for `Classifier.submit`.
 
         Raises:
@@ -84,10 +88,11 @@ class Replies:
         if name == "embedding":
             return embedding
         if name == "explanation":
-            return self.explanations(top_k, num_features, num_prototypes)
+            return self.explanations(top_k, num_features, num_prototypes, maps)
         if name != "all":
             raise UsageError(f"answer is {shown(name)}; expected one of {', '.join(get_args(AnswerName))}")
-        explain = None if self._explainer is None else self.explanations(top_k, num_features, num_prototypes).make
+        can_explain = maps or self._explainer is not None
+        explain = self.explanations(top_k, num_features, num_prototypes, maps).make if can_explain else None
 
         def everything(answers: Answers, row: int) -> Answer:
             return Answer(
@@ -97,7 +102,7 @@ class Replies:
                 None if explain is None else explain(answers, row),
             )
 
-        return Reply(everything, is_slow=explain is not None)
+        return Reply(everything, is_slow=explain is not None, maps=maps)
 
     def predictions(self, top_k: int, reject: bool) -> Reply[Predictions]:
         """Return the reply with the best classes.
@@ -117,24 +122,33 @@ class Replies:
 
         return Reply(make)
 
-    def explanations(self, top_k: int, num_features: int, num_prototypes: int) -> Reply[list[Explanation]]:
+    def explanations(
+        self, top_k: int, num_features: int, num_prototypes: int, maps: bool = False
+    ) -> Reply[list[Explanation]]:
         """Return the reply with the explanations of the best classes.
 
         Raises:
-            UsageError: If an argument is out of its range, or the bundle cannot be explained.
+            UsageError: If an argument is out of its range, or the bundle cannot be explained, or has no feature maps
+                that are asked for.
         """
         at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
         explainer = self._explainer
         if explainer is None:
             raise UsageError(why_unexplained(self._manifest))
+        if maps and self._manifest.feature_maps is None:
+            raise UsageError(
+                f"got maps={shown(maps)} for a bundle without the output {FEATURE_MAPS}; export it again with "
+                f"--outputs {FEATURE_MAPS}, or leave maps out"
+            )
 
         def make(answers: Answers, row: int) -> list[Explanation]:
+            places = answers.maps[[row]] if maps and answers.maps is not None else None
             one: Sequence[list[Explanation]] = explainer(
-                answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes
+                answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes, places
             )
             return one[0]
 
-        return Reply(make, is_slow=True)
+        return Reply(make, is_slow=True, maps=maps)
 
 
 logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())

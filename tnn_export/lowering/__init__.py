@@ -93,8 +93,8 @@ def lower_maps(head: Head) -> nn.Module:
     """
     if head.takes == "map" or head.family not in MAPS:
         raise ExportError(
-            f"a {head.family} head has no feature maps: none of its values is a mean over the places of an image; leave "
-            "the output feature_maps out"
+            f"a {head.family} head has no feature maps: none of its values is a mean over the places of an image; "
+            "leave the output feature_maps out"
         )
     return MAPS[head.family](head)
 

@@ -68,7 +68,7 @@ class ServingModel(nn.Module):
         self.normalize = Normalize(preprocessing)
         self.backbone = lowered.backbone.to(dtype)
         self.head = lowered.head
-        self.maps = lowered.maps
+        self.maps = lowered.maps or nn.Identity()
         self.dtype = dtype
         self.input_shape = preprocessing.shape
         self.eval()

@@ -88,6 +88,7 @@ def _shown(traced: GraphModule, node: object) -> str:
 
 def _no_maps(backbone: nn.Module, reason: str) -> ExportError:
     return ExportError(
-        f"a backbone of the kind {type(backbone).__name__} has no feature maps: its embedding is not the mean of a map over "
-        f"all places ({reason}); leave the output feature_maps out, or train a ResNet, an EfficientNet or a Swin transformer"
+        f"a backbone of the kind {type(backbone).__name__} has no feature maps: its embedding is not the mean of a map "
+        f"over all places ({reason}); leave the output feature_maps out, or train a ResNet, an EfficientNet or a Swin "
+        "transformer"
     )

@@ -25,7 +25,7 @@ _HEAD, _MAPS = "head.", "maps"
 def write_proof(reference: Reference, folder: Path) -> None:
     """Write the samples, the eager embeddings and the trained head into a bundle."""
     samples = reference.samples
-    maps = {} if reference.maps is None else {_MAPS: reference.maps.numpy()}
+    maps: dict[str, Any] = {} if reference.maps is None else {_MAPS: reference.maps.numpy()}
     np.savez_compressed(
         folder / PROOF_FILE,
         images=samples.images,

@@ -98,8 +98,8 @@ class StageParity:
         if self.max_map_diff is None or self.max_mean_diff is None:
             return (*self.undecided, *self.notes)
         maps = (
-            f"feature maps are those of eager PyTorch within {self.max_map_diff:.1e}, and their means the features within "
-            f"{self.max_mean_diff:.1e}"
+            f"feature maps are those of eager PyTorch within {self.max_map_diff:.1e}, and their means the features "
+            f"within {self.max_mean_diff:.1e}"
         )
         return (maps, *self.undecided, *self.notes)
 

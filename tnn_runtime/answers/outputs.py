@@ -35,10 +35,17 @@ class Outputs(NamedTuple):
     Args:
         logits: float32 ``[N, classes]``.
         embedding: What the head takes, float32 ``[N, D]``, or a map ``[N, D, h, w]``.
+        maps: Where each feature lies, float32 ``[N, F, h, w]``, if that was asked for.
     """
 
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
+    maps: NDArray[np.float32] | None = None
+
+    def rows(self, which: slice | list[int]) -> Outputs:
+        """Return the outputs for some of the images."""
+        maps = None if self.maps is None else self.maps[which]
+        return Outputs(self.logits[which], self.embedding[which], maps)
 
     @property
     def bad_rows(self) -> NDArray[np.int64]:
@@ -48,4 +55,5 @@ class Outputs(NamedTuple):
             if math.isfinite(self.logits.sum() + self.embedding.sum()):
                 return _NONE
         rows = range(len(self.logits))
-        return np.array([row for row in rows if not all(np.isfinite(values[row]).all() for values in self)], np.int64)
+        values = (self.logits, self.embedding)
+        return np.array([row for row in rows if not all(np.isfinite(one[row]).all() for one in values)], np.int64)

@@ -68,14 +68,14 @@ class Answers:
 
     def __init__(self, outputs: Outputs, class_names: Sequence[str], rule: Reject | None = None) -> None:
         self.outputs = outputs
-        self.logits, self.embedding = outputs
+        self.logits, self.embedding, self.maps = outputs
         self._class_names = class_names
         self._rule = rule
         self._ranked: dict[int, NDArray[np.int64]] = {}
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        return Answers(Outputs(self.logits[[row]], self.embedding[[row]]), self._class_names, self._rule)
+        return Answers(self.outputs.rows([row]), self._class_names, self._rule)
 
     def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tnn_runtime.backends.failures import complaint
 from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers, cuda_problems, require_providers
 from tnn_runtime.backends.slots import AT_ONCE, Slots
-from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest
+from tnn_runtime.bundle.manifest import FEATURE_MAPS, ONNX_FILE, Manifest
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import (
     ArtifactError,
@@ -48,6 +49,8 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 
 _FATAL = 4
+_ALWAYS = ("logits", "embedding")
+_WITH_MAPS = (*_ALWAYS, FEATURE_MAPS)
 _TYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
 _UNKNOWN_OPTION = "provider option"
 _BAD_MODEL = ("InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile")
@@ -59,7 +62,8 @@ class OnnxRuntimeBackend:
     On the CPU one call at a time uses all its threads, and any batch size is as good as another. On CUDA, batches have
     one of a few sizes (`bucket_sizes`), go through page-locked memory, and two calls overlap. With CUDA graphs all
     calls go through one thread, as ONNX Runtime demands, and one call at a time is as good as several. Without
-    cuda-bindings, batches of any size go through pageable memory, and `details` says so.
+    cuda-bindings, batches of any size go through pageable memory, and `details` says so; runs that return feature maps
+    do that always, and are not recorded.
 
     Args:
         bundle: The bundle, with whose manifest the graph must agree.
@@ -82,7 +86,7 @@ class OnnxRuntimeBackend:
         self.batch_sizes: tuple[int, ...] = ()
         self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
-        self._shapes = [spec.shape[1:] for spec in manifest.outputs[:2]]
+        self._shapes = {spec.name: spec.shape[1:] for spec in manifest.outputs}
         providers = chosen_providers(device, manifest, options)
         without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
         self._session: Any = _bundle_session(bundle, device, providers, options.threads, options.spin, without)
@@ -93,36 +97,42 @@ class OnnxRuntimeBackend:
         }
         self._check_interface(folder, manifest)
         self._run: Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]] = self._run_unbound
+        self._run_with_maps: Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]] = partial(
+            self._run_unbound, names=_WITH_MAPS
+        )
         self._close = contextlib.ExitStack()
         if device.kind == "cuda":
             self._bind(device, manifest, options)
 
-    def run(self, images: NDArray[np.uint8]) -> Outputs:
-        """Return the outputs for images ``[N, H, W, C]``.
+    def run(self, images: NDArray[np.uint8], maps: bool = False) -> Outputs:
+        """Return the outputs for images ``[N, H, W, C]``, with feature maps if these are asked for.
 
         Raises:
             RunError: If the model does not run.
             DeviceLost: If the device failed for good.
             ArtifactError: If the model gives something else than the manifest says.
         """
-        logits, embedding = self._run(images)
-        count = len(images)
-        found, expected = [logits.shape, embedding.shape], [(count, *shape) for shape in self._shapes]
+        names, run = (_WITH_MAPS, self._run_with_maps) if maps else (_ALWAYS, self._run)
+        outputs = run(images)
+        found = [output.shape for output in outputs]
+        expected = [(len(images), *self._shapes[name]) for name in names]
         if found != expected:
             raise ArtifactError(f"the model gives {found} where the manifest has {expected}; export the bundle again")
-        return Outputs(logits, embedding)
+        return Outputs(*outputs)
 
     def close(self) -> None:
         """Release the session, after the calls that run. Closing twice is fine."""
         self._close.close()
         self._session = None
 
-    def _run_unbound(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+    def _run_unbound(
+        self, images: NDArray[np.uint8], names: Sequence[str] = _ALWAYS, options: Any = None
+    ) -> Sequence[NDArray[Any]]:
         session = self._session
         if session is None:
             raise ClassifierClosed("this backend is closed; load the bundle again")
         try:
-            outputs: Sequence[NDArray[Any]] = session.run(["logits", "embedding"], {"images": images})
+            outputs: Sequence[NDArray[Any]] = session.run(names, {"images": images}, options)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             raise failed_run(len(images), error) from error
         return outputs
@@ -159,6 +169,12 @@ class OnnxRuntimeBackend:
             alone = ThreadPoolExecutor(1, "tnn-cuda-graphs")
             self._close.callback(alone.shutdown)
             run = _in_thread(alone, run)
+            # What is not bound has no fixed address, so that it is not recorded.
+            unrecorded = ort.RunOptions()
+            unrecorded.log_severity_level = _FATAL
+            unrecorded.add_run_config_entry("gpu_graph_id", "-1")
+            with_maps = partial(self._run_unbound, names=_WITH_MAPS, options=unrecorded)
+            self._run_with_maps = _in_thread(alone, with_maps)
         self._run = run
 
     def _check_interface(self, folder: Path, manifest: Manifest) -> None:

@@ -38,8 +38,12 @@ class Slot(ABC):
         self._tensors = tensors
         self._sizes = sizes
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, images: NDArray[Any], extra: Sequence[str] = ()) -> list[NDArray[Any]]:
         """Return the outputs for a batch of one of the sizes, in memory of their own.
+
+        Args:
+            images: The batch.
+            extra: The names of further outputs that are to come back, too.
 
         Raises:
             RunError: If the model fails on it.
@@ -47,7 +51,7 @@ class Slot(ABC):
         """
         self._fill(images)
         self._compute(len(images))
-        return self._tensors.read(len(images))
+        return self._tensors.read(len(images), extra)
 
     def timed_run(self, images: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         """Return for how many seconds the GPU computes, and the first of the outputs.
@@ -91,14 +95,14 @@ class Slots(Generic[AnySlot]):
         for slot in slots:
             self._free.put(slot)
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run a batch in the next slot that is free.
+    def run(self, images: NDArray[Any], extra: Sequence[str] = ()) -> list[NDArray[Any]]:
+        """Run a batch in the next slot that is free; arguments are those of `Slot.run`.
 
         Raises:
             ClassifierClosed: After `close`.
         """
         with self._lent() as slot:
-            return slot.run(images)
+            return slot.run(images, extra)
 
     def close(self) -> None:
         """Wait for the calls that run, then release all slots. Closing twice is fine."""
@@ -174,12 +178,13 @@ class Tensors:
         np.copyto(self.images.host[:count], images)
         self.images.upload(count, self.stream)
 
-    def read(self, count: int) -> list[NDArray[Any]]:
-        """Copy ``count`` rows of each output that is wanted from the GPU, and wait for them."""
-        for output in self._wanted:
+    def read(self, count: int, extra: Sequence[str] = ()) -> list[NDArray[Any]]:
+        """Copy ``count`` rows of each output that is wanted, or named, from the GPU, and wait for them."""
+        wanted = [*self._wanted, *(self.buffers[name] for name in extra)]
+        for output in wanted:
             output.download(count, self.stream)
         self._cuda.wait(self.stream)
-        return [output.host[:count].copy() for output in self._wanted]
+        return [output.host[:count].copy() for output in wanted]
 
     def close(self) -> None:
         """Release everything."""

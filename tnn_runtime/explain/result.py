@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tnn_runtime.errors import UsageError
 
-__all__ = ["Explanation", "FeatureLead", "FeatureParts", "Named", "NearPrototype", "Part", "Parted"]
+__all__ = ["Explanation", "FeatureLead", "FeatureParts", "Maps", "Named", "NearPrototype", "Part", "Parted"]
 
 _MOST_FOR, _MOST_AGAINST = 3, 2
 _NEGLIGIBLE = 0.05
@@ -117,13 +120,38 @@ class NearPrototype:
     contribution: float
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Maps:
+    """Where in the image an explanation comes from.
+
+    Places are those of the last map of the backbone, row 0 at the top: each stands for the part of the image that lies
+    there, and has seen some of what lies around it. The mean over all places of each map is the value that it explains.
+    What the image has is spread in proportion to the map of the feature, and may be negative where the image speaks
+    against the feature. What the image lacks lies nowhere: it is spread evenly.
+
+    Args:
+        logit: The logit without the bias, float32 ``[h, w]``.
+        parts: The value of each of the parts, float32 ``[parts, h, w]``.
+        features: For each of the listed features the sum of its parts with their signs, float32 ``[features, h, w]``.
+    """
+
+    logit: NDArray[np.float32]
+    parts: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+    def __repr__(self) -> str:
+        """Tell how many maps there are, and how large they are."""
+        height, width = self.logit.shape
+        return f"<Maps of {height}x{width} places, {len(self.parts)} parts and {len(self.features)} features>"
+
+
 @dataclass(frozen=True)
 class Explanation(Parted):
     """Why a class got its logit.
 
     `formula` tells how the parts make up the logit: for most families they add up to it, each with its sign, and with
-    the bias. All values are plain: an explanation can be pickled, copied with ``dataclasses.replace``, and written as
-    JSON after `to_dict` or ``dataclasses.asdict``.
+    the bias. All values but the maps are plain: an explanation can be pickled, copied with ``dataclasses.replace``, and
+    written as JSON after `to_dict`.
 
     Args:
         label: Name of the class.
@@ -138,6 +166,7 @@ class Explanation(Parted):
         rival: The class that this one is compared with: the second best for the best one, the best one for all others.
         leads: The features that set the class apart from its rival, strongest first. What a feature adds to both
             classes alike explains nothing between them, and does not count here.
+        maps: Where in the image all that comes from; ``None`` unless it was asked for.
     """
 
     label: str
@@ -150,6 +179,7 @@ class Explanation(Parted):
     prototypes: tuple[NearPrototype, ...] = ()
     rival: str | None = None
     leads: tuple[FeatureLead, ...] = ()
+    maps: Maps | None = None
 
     @property
     def summary(self) -> str:
@@ -204,9 +234,11 @@ class Explanation(Parted):
 
 
 def _shown(value: Any) -> Any:
-    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples as lists."""
+    """Return dataclasses as dictionaries of what their ``repr`` shows, and tuples and arrays as lists."""
     if dataclasses.is_dataclass(value):
         return {field.name: _shown(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return [_shown(item) for item in value] if isinstance(value, tuple) else value
 
 

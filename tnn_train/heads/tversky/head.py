@@ -104,7 +104,8 @@ class TverskyHead(TverskyProjection, Head):
         values = places * x.sign().unsqueeze(1) if bank is None else places @ precise(bank).mT
         if self.thresholds is not None:
             values = values - precise(self.thresholds)
-        return self.with_opposites(values).mT.unflatten(2, maps.shape[2:])
+        found = self.with_opposites(values).mT
+        return found.reshape(*found.shape[:2], *maps.shape[2:])
 
     def switches(self, x: Tensor) -> Tensor:
         """Return the values of `directions`: a feature is present where its value is above 0, its opposite below."""
