@@ -1,16 +1,18 @@
 """Whether explanations point at the object: `python examples/where.py --out runs/where`.
 
 Draws images with one object, a disk, a square or a cross in red or blue, within one quadrant, and grey clutter in the
-others. Trains a small ResNet from scratch with each head (He et al. 2016, section 4.2, 14 layers), exports it with feature maps, and explains the class that it
-answers for each test image. Printed is which share of the mass of a map lies in the quadrant of the object: of the map
-of the feature that adds most to the logit, and of the map of the whole logit. The mass of a map is what is above 0 in
-it; a map that says nothing has a quarter of it in each quadrant.
+others. Trains a small ResNet (He et al. 2016, section 4.2) from scratch with each head, exports it with feature maps,
+and explains the class that it answers for each test image. Printed is which share of the mass of a map lies in the
+quadrant of the object, and how often its largest value does: of the map of the feature that adds most to the logit, and
+of the map of the whole logit. The mass of a map is what is above 0 in it; a map that says nothing has a quarter of it
+in each quadrant.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,71 +26,76 @@ from torchvision.models.resnet import BasicBlock
 from tnn_export import ExportOptions, export_bundle
 from tnn_runtime import Classifier, Explanation
 from tnn_runtime.console import Parser, positive_int, run
+from tnn_runtime.errors import UsageError
 from tnn_train import ModelConfig, TrainConfig, train
 from tnn_train.model.backbones import BACKBONES
 
-SIDE, HALF = 32, 16
 SHAPES = ("disk", "square", "cross")
 COLOURS = {"red": (230, 40, 40), "blue": (50, 70, 230)}
 CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 HEADS = ("tversky", "linear")
-BACKBONE = "resnet14"
-WIDTHS, BLOCKS = (16, 32, 64), 2
-PER_CLASS, VALIDATION_PER_CLASS, TEST = 150, 10, 200
+BACKBONE = "small-resnet"
+WIDTHS = (16, 32, 64)
+PER_CLASS, VALIDATION_PER_CLASS, TEST = 100, 10, 200
+STRIDE = 4
 ENOUGH = 0.8
 
 
 class SmallResNet(nn.Module):
-    """The ResNet for images of 32x32 pixels: three stages, the last of which has a map of 8x8 places."""
+    """The ResNet for small images: three stages, so that a place of its map stands for 4x4 pixels.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: Residual blocks a stage.
+    """
+
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        blocks = []
+        layers = []
         for before, width in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False):
             stride = 1 if before == width else 2
             project = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-            blocks.append(BasicBlock(before, width, stride, None if stride == 1 else project))
-            blocks += [BasicBlock(width, width) for _ in range(BLOCKS - 1)]
-        self.blocks = nn.Sequential(*blocks)
+            layers.append(BasicBlock(before, width, stride, None if stride == 1 else project))
+            layers += [BasicBlock(width, width) for _ in range(blocks - 1)]
+        self.blocks = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(WIDTHS[-1], len(CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of images ``[N, 3, 32, 32]``."""
+        """Return logits of images ``[N, 3, H, W]``."""
         x = self.blocks(torch.relu(self.bn1(self.conv1(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-BACKBONES[BACKBONE] = SmallResNet
-
-
-def draw(draws: np.random.Generator, label: str) -> tuple[Image.Image, tuple[int, int]]:
+def draw(draws: np.random.Generator, label: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """Return an image of a class, and the row and the column of the quadrant that its object lies in."""
-    image = Image.fromarray(draws.integers(70, 130, (SIDE, SIDE, 3), dtype=np.uint8))
+    half = side // 2
+    image = Image.fromarray(draws.integers(70, 130, (side, side, 3), dtype=np.uint8))
     pen = ImageDraw.Draw(image)
     row, column = draws.integers(0, 2, 2).tolist()
     for other in [(r, c) for r in (0, 1) for c in (0, 1) if (r, c) != (row, column)]:
         for _ in range(draws.integers(1, 4)):
-            (top, left), (bottom, right) = np.sort(draws.integers(1, HALF - 1, (2, 2)), axis=0) + HALF * np.array(other)
+            (top, left), (bottom, right) = np.sort(draws.integers(1, half - 1, (2, 2)), axis=0) + half * np.array(other)
             grey = (int(draws.integers(150, 230)),) * 3
-            pen.line((left, top, right, bottom), fill=grey, width=int(draws.integers(1, 3)))
+            pen.line((left, top, right, bottom), fill=grey, width=int(draws.integers(1, side // 10)))
     colour, _, shape = label.partition(" ")
-    size = int(draws.integers(9, 13))
-    top, left = draws.integers(1, HALF - size, 2) + HALF * np.array((row, column))
+    size = int(draws.integers(half * 9 // 16, half * 13 // 16))
+    top, left = draws.integers(1, half - size, 2) + half * np.array((row, column))
     box, fill = (left, top, left + size - 1, top + size - 1), COLOURS[colour]
     if shape == "disk":
         pen.ellipse(box, fill=fill)
     elif shape == "square":
         pen.rectangle(box, fill=fill)
     else:
-        pen.line((*box[:2], *box[2:]), fill=fill, width=3)
-        pen.line((box[0], box[3], box[2], box[1]), fill=fill, width=3)
+        pen.line((*box[:2], *box[2:]), fill=fill, width=side // 10)
+        pen.line((box[0], box[3], box[2], box[1]), fill=fill, width=side // 10)
     return image, (row, column)
 
 
-def draw_all(folder: Path, seed: int, per_class: int, count: int) -> tuple[list[Path], list[tuple[int, int]]]:
+def draw_all(
+    folder: Path, seed: int, side: int, per_class: int, count: int
+) -> tuple[list[Path], list[tuple[int, int]]]:
     """Draw a folder of images that is split, and return the test images with the quadrants of their objects."""
     draws = np.random.default_rng(seed)
     paths, quadrants = [], []
@@ -97,7 +104,7 @@ def draw_all(folder: Path, seed: int, per_class: int, count: int) -> tuple[list[
             for label in CLASSES:
                 path = folder / part / label / f"{place}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                image, quadrant = draw(draws, label)
+                image, quadrant = draw(draws, label, side)
                 image.save(path)
                 if part == "test":
                     paths.append(path)
@@ -105,13 +112,13 @@ def draw_all(folder: Path, seed: int, per_class: int, count: int) -> tuple[list[
     return paths[:count], quadrants[:count]
 
 
-def share(places: NDArray[np.float32], quadrant: tuple[int, int]) -> float:
-    """Return which share of the mass of a map ``[h, w]`` lies in a quadrant; of none, a quarter."""
+def inside(places: NDArray[np.float32], quadrant: tuple[int, int]) -> tuple[float, bool]:
+    """Return which share of the mass of a map ``[h, w]`` lies in a quadrant, and whether its largest value does."""
     mass = np.maximum(places.astype(np.float64), 0)
     height, width = (size // 2 for size in mass.shape)
     row, column = quadrant
-    inside = mass[row * height : (row + 1) * height, column * width : (column + 1) * width].sum()
-    return float(inside / mass.sum()) if mass.any() else 0.25
+    part = mass[row * height : (row + 1) * height, column * width : (column + 1) * width]
+    return (float(part.sum() / mass.sum()), part.max() == mass.max()) if mass.any() else (0.25, False)
 
 
 def strongest(explanation: Explanation) -> NDArray[np.float32]:
@@ -121,16 +128,15 @@ def strongest(explanation: Explanation) -> NDArray[np.float32]:
     return explanation.maps.features[int(np.argmax(added))]
 
 
-def row_of(head: str, what: str, shares: Sequence[float]) -> str:
-    """Return a row of the table: the mean with its 95% interval, and the share of images above `ENOUGH`, with its."""
-    mean, error = float(np.mean(shares)), float(np.std(shares, ddof=1)) / len(shares) ** 0.5
-    half = float(t.ppf(0.975, len(shares) - 1)) * error
-    above = sum(one > ENOUGH for one in shares)
-    low, high = binomtest(above, len(shares)).proportion_ci(0.95)
-    return (
-        f"| {head} | {what} | {mean:.1%} ({mean - half:.1%} to {mean + half:.1%}) | "
-        f"{above / len(shares):.1%} ({low:.1%} to {high:.1%}) |"
-    )
+def row_of(head: str, what: str, found: Sequence[tuple[float, bool]]) -> str:
+    """Return a row of the table, with 95% intervals over the images: of Student's t, and of Clopper and Pearson."""
+    shares, hits = np.array([share for share, _ in found]), [is_hit for _, is_hit in found]
+    low, high = t.interval(0.95, len(found) - 1, shares.mean(), shares.std(ddof=1) / len(found) ** 0.5)
+    cells = [f"{shares.mean():.1%} ({low:.1%} to {high:.1%})"]
+    for count in (int((shares > ENOUGH).sum()), sum(hits)):
+        low, high = binomtest(count, len(found)).proportion_ci(0.95)
+        cells.append(f"{count / len(found):.1%} ({low:.1%} to {high:.1%})")
+    return f"| {' | '.join([head, what, *cells])} |"
 
 
 def command(arguments: Sequence[str]) -> None:
@@ -142,12 +148,21 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("--per-class", type=positive_int, default=PER_CLASS, metavar="N", help="training images")
     parser.add_argument("--images", type=positive_int, default=TEST, metavar="N", help="test images in all")
     parser.add_argument("--seed", type=int, default=0, help="of the images and the training")
+    parser.add_argument("--side", type=positive_int, default=64, help="pixels of an image, a multiple of 8 from 32 on")
+    parser.add_argument("--blocks", type=positive_int, default=2, help="residual blocks a stage")
     options = parser.parse_args(arguments)
-    paths, quadrants = draw_all(options.out / "images", options.seed, options.per_class, options.images)
+    if options.side % (2 * STRIDE) or options.side < 8 * STRIDE or options.images < 2:
+        raise UsageError(
+            f"got --side {options.side} and --images {options.images}; expected a multiple of {2 * STRIDE} from "
+            f"{8 * STRIDE} on, so that quadrants have places of their own, and at least 2 images"
+        )
+    BACKBONES[BACKBONE] = partial(SmallResNet, options.blocks)
+    folder = options.out / "images"
+    paths, quadrants = draw_all(folder, options.seed, options.side, options.per_class, options.images)
     rows = []
     for head in options.heads:
         recipe = TrainConfig(epochs=options.epochs, augment=(), seed=options.seed)
-        found = train(options.out / "images", options.out / head, ModelConfig(BACKBONE, head), recipe)
+        found = train(folder, options.out / head, ModelConfig(BACKBONE, head), recipe)
         bundle = options.out / f"{head}-bundle"
         report = export_bundle(
             found.best, bundle, options=ExportOptions(("onnx", "torchscript"), outputs=("feature_maps",))
@@ -159,8 +174,9 @@ def command(arguments: Sequence[str]) -> None:
             ("strongest feature", [strongest(one) for one in explained]),
             ("logit", [one.maps.logit for one in explained if one.maps is not None]),
         ):
-            rows.append(row_of(head, what, [share(*pair) for pair in zip(places, quadrants, strict=True)]))
-    print(f"\n| head | map of | mass in the quadrant | images with more than {ENOUGH:.0%} |\n|---|---|---|---|")
+            rows.append(row_of(head, what, [inside(*pair) for pair in zip(places, quadrants, strict=True)]))
+    print(f"\n| head | map of | mass in the quadrant | images with more than {ENOUGH:.0%} | largest value in it |")
+    print(f"|{'---|' * 5}")
     print(*rows, sep="\n")
 
 
