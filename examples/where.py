@@ -65,7 +65,8 @@ class SmallResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of images ``[N, 3, H, W]``."""
         x = self.blocks(torch.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
 
 
 def draw(draws: np.random.Generator, label: str, side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -125,7 +126,7 @@ def strongest(explanation: Explanation) -> NDArray[np.float32]:
     """Return the map of the feature that adds most to the logit."""
     assert explanation.maps is not None
     added = [sum(part.signed for part in feature.parts) for feature in explanation.features]
-    return explanation.maps.features[int(np.argmax(added))]
+    return np.asarray(explanation.maps.features[int(np.argmax(added))])
 
 
 def row_of(head: str, what: str, found: Sequence[tuple[float, bool]]) -> str:

@@ -45,7 +45,7 @@ def reliability(values: Values, maps: Values) -> Values:
     """
     needed = _LEAST * np.abs(maps).mean((1, 2))
     share = np.divide(np.abs(values), needed, out=np.ones_like(needed), where=needed > 0)
-    return np.minimum(share, 1) ** 2
+    return np.asarray(np.minimum(share, 1) ** 2)
 
 
 def spread(added: Values, slopes: Values, maps: Values) -> Values:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from forms import CLASSES, SIZE, each_form, random_head
+from forms import CHOICES, CLASSES, SIZE, each_form, forms, random_head
 from torch import Tensor, nn
 from toy.head import NearestMeanHead
 from toy.map_head import BestPlaceHead
@@ -37,26 +37,35 @@ def test_the_mean_over_all_places_is_the_feature(config: TverskyConfig) -> None:
     np.testing.assert_allclose(head.feature_values(x).detach(), expected, rtol=1e-5, atol=1e-5)
 
 
-@each_form(strength=2)
-def test_they_run_in_onnx_and_torchscript(config: TverskyConfig, tmp_path: Path) -> None:
-    head, x = random_head(config)
-    maps, lowered = torch.randn(len(x), SIZE, 3, 2), lower_maps(head).eval()
+class Each(nn.Module):
+    """Several feature maps of the same map: one export for all of them."""
+
+    def __init__(self, maps: list[nn.Module]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, maps: Tensor, x: Tensor) -> list[Tensor]:
+        return [one(maps, x) for one in self.maps]
+
+
+def test_they_run_in_onnx_and_torchscript(tmp_path: Path) -> None:
+    choices = ("normalize", "feature_bank", "thresholds", "opposites")
+    heads = [random_head(config)[0] for config in forms(**{name: CHOICES[name] for name in choices})]
+    assert len(heads) == 12
+    lowered = Each([lower_maps(head) for head in heads]).eval()
+    maps = torch.randn(3, SIZE, 3, 2)
+    x = maps.mean((2, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            lowered,
-            (maps, x),
-            str(tmp_path / "maps.onnx"),
-            input_names=["maps", "x"],
-            dynamo=True,
-            verbose=False,
-            external_data=False,
-        )
+        path, names = str(tmp_path / "maps.onnx"), ["maps", "x"]
+        torch.onnx.export(lowered, (maps, x), path, input_names=names, dynamo=True, verbose=False, external_data=False)
         scripted = torch.jit.freeze(torch.jit.script(lowered))
-    session = onnxruntime.InferenceSession(tmp_path / "maps.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"maps": maps.numpy(), "x": x.numpy()})
-    for one in (found, scripted(maps, x).numpy()):
-        np.testing.assert_allclose(one, lowered(maps, x).numpy(), rtol=1e-4, atol=1e-5)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = [head.feature_maps(maps, x) for head in heads]
+    for found in (session.run(None, {"maps": maps.numpy(), "x": x.numpy()}), scripted(maps, x)):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(one), other.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_features_of_a_linear_head_are_the_channels() -> None:
@@ -116,7 +125,10 @@ def test_every_spelling_of_the_mean_is_found(end: nn.Module) -> None:
     x = torch.randn(2, 3, 9, 11)
     with torch.no_grad():
         nn.init.normal_(backbone.norm.running_mean)
-        for one in (unpooled(backbone), folded(unpooled(backbone)), torch.jit.script(folded(unpooled(backbone)))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scripted = torch.jit.script(folded(unpooled(backbone)))
+        for one in (unpooled(backbone), folded(unpooled(backbone)), scripted):
             assert one(x).shape == (2, 8, 4, 5)
             torch.testing.assert_close(one(x).mean((2, 3)), backbone(x), rtol=1e-5, atol=1e-5)
 
@@ -124,7 +136,7 @@ def test_every_spelling_of_the_mean_is_found(end: nn.Module) -> None:
 NO_MEANS = {
     "largest": (Calls(lambda x: x.amax((2, 3))), "it ends with amax"),
     "sum": (Calls(lambda x: x.sum((2, 3))), "it ends with sum"),
-    "several places": (nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), "a layer AdaptiveAvgPool2d"),
+    "several places": (nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), "it ends with a layer AdaptiveAvgPool2d"),
     "one dimension": (Calls(lambda x: x.mean(3).flatten(1)), "it ends with mean"),
     "all": (Calls(lambda x: x.mean((1, 2, 3))), "it ends with mean"),
     "layers after it": (

@@ -151,7 +151,7 @@ def test_bound_runs_give_what_the_session_gives(slot: BoundSlot, session: Any) -
 
 
 def test_further_outputs_come_back_if_they_are_named(slot: BoundSlot) -> None:
-    logits, embedding, again = slot.run(images(4), ["embedding"])
+    _, embedding, again = slot.run(images(4), ["embedding"])
     assert np.array_equal(embedding, again)
     assert [len(output) for output in slot.run(images(2))] == [2, 2]
 
