@@ -110,10 +110,17 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
 
 
 def test_the_python_of_serving_runs(serving: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
+    block, *_ = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
     printed = run(sys.executable, "-c", block, cwd=serving).stdout.splitlines()
     assert len(printed) == 2
     assert all("Prediction(label=" in line for line in printed)
+
+
+def test_the_python_of_maps_runs(serving: Path, mapped: dict[str, Path]) -> None:
+    (serving / "runs" / "photos-mapped").symlink_to(mapped["tversky"])
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if "maps=True" in text)
+    printed = run(sys.executable, "-c", f"from tnn_runtime import Classifier\n{block}", cwd=serving).stdout
+    assert re.match(r"<Maps of \d+x\d+ places, 3 parts and 5 features>\n\[\[", printed)
 
 
 @pytest.mark.slow

@@ -324,6 +324,8 @@ def test_a_model_that_does_not_run_or_gives_something_else(small_bundle: Path) -
     backend = module.OnnxRuntimeBackend(bundle, ON_CPU, BackendOptions())
     with pytest.raises(RunError, match=r"cannot run the model on 2 images \(.*\); use a smaller batch"):
         backend.run(np.zeros((2, 9, 9, 3), np.uint8))
-    backend._session = SimpleNamespace(run=lambda names, feed: (np.zeros((2, 3), np.float32), np.zeros((2, 24))))
+    backend._session = SimpleNamespace(
+        run=lambda names, feed, options: (np.zeros((2, 3), np.float32), np.zeros((2, 24)))
+    )
     with pytest.raises(ArtifactError, match=r"gives \[\(2, 3\), \(2, 24\)\] where the manifest has \[\(2, 2\), "):
         backend.run(np.zeros((2, 8, 8, 3), np.uint8))
