@@ -202,6 +202,7 @@ def test_public_names() -> None:
         "InputError",
         "Limits",
         "Manifest",
+        "Maps",
         "MetricsSnapshot",
         "NearPrototype",
         "NotAnswered",
