@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tnn_export.errors import ExportError
 from tnn_export.formats.precision import HEAD_TOLERANCE
 from tnn_export.lowering.pooling import unpooled
 from tnn_export.proof.report import Flip
@@ -130,11 +131,16 @@ class Reference:
         Args:
             rows: Positions of the samples, ``[n]``.
             found: The maps of an artifact, ``[n, F, h, w]``.
-            embeddings: The artifact's, ``[n, D]``, on which its features follow.
+            embeddings: The artifact's, ``[n, D]``, from which its features follow.
+
+        Raises:
+            ExportError: If this reference has no maps.
         """
-        assert self.maps is not None
         values = self.head.feature_values(embeddings)
-        assert values is not None
+        if self.maps is None or values is None:
+            raise ExportError(
+                "got feature maps for a reference without maps; make it with Reference.of(..., maps=True)"
+            )
         expected = self.head.feature_maps(self.maps[rows], embeddings)
         means = found.double().mean((2, 3)) - values
         return largest(found - expected) / _scale(expected), largest(means) / _scale(values)
