@@ -204,6 +204,7 @@ def test_public_names() -> None:
         "InputError",
         "Limits",
         "Manifest",
+        "Maps",
         "MetricsSnapshot",
         "NearPrototype",
         "NotAnswered",

@@ -26,7 +26,7 @@ from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, UsageError
+from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, RunError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
@@ -298,8 +298,7 @@ class Classifier:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
         found = self._run(images).embedding
         if len(bad := bad_rows(found)):
-            self._metrics.not_finite(len(bad))
-            raise not_finite(int(bad[0]))
+            raise self._not_finite(bad)
         return found
 
     def reject_scores(self, images: Images) -> NDArray[np.float32]:
@@ -320,6 +319,7 @@ class Classifier:
         num_prototypes: int = 3,
         *,
         against: str | None = None,
+        maps: bool = False,
     ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into parts for and against the class.
 
@@ -334,6 +334,7 @@ class Classifier:
             against: The class that the explained ones are compared with in `Explanation.contrast`: its name, or
                 ``"runner-up"`` for the best of the others, which is the default. The class itself is compared with the
                 best one.
+            maps: Whether to tell where in the image all that comes from: `Explanation.maps`.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
@@ -341,20 +342,23 @@ class Classifier:
         Raises:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
                 version does not know. If there is no class to compare with: none of that name, the best class of an
-                image itself, or a bundle with a single class.
+                image itself, or a bundle with a single class. If maps are asked for, and it has none.
         """
-        make = self._replies.explanations(top_k, num_features, num_prototypes, against).make
+        make = self._replies.explanations(top_k, num_features, num_prototypes, against, maps).make
 
         def explain() -> list[list[Explanation]]:
-            explained = []
-            answers = self._make_answers(self._outputs(images))
-            for row in range(len(answers.logits)):
-                try:
-                    explained.append(make(answers, row))
-                except UsageError as error:
-                    told = UsageError(f"images[{row}]: {error}")
-                    told.index = row
-                    raise told from None
+            explained: list[list[Explanation]] = []
+            # Feature maps are large: those of one batch at a time are held.
+            for outputs in self._with_maps(images) if maps else [self._outputs(images)]:
+                answers = self._make_answers(outputs)
+                for row in range(len(answers.logits)):
+                    try:
+                        explained.append(make(answers, row))
+                    except UsageError as error:
+                        index = len(explained)
+                        told = UsageError(f"images[{index}]: {error}")
+                        told.index = index
+                        raise told from None
             return explained
 
         return self._counted(explain)
@@ -390,6 +394,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[list[Explanation]]: ...
 
@@ -404,6 +409,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Answer]: ...
 
@@ -417,6 +423,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -434,6 +441,7 @@ class Classifier:
             num_features: As for `explain`.
             num_prototypes: As for `explain`.
             against: As for `explain`.
+            maps: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
@@ -445,7 +453,7 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, against)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, against, maps)
         (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
@@ -484,10 +492,11 @@ class Classifier:
         num_prototypes: int = 3,
         *,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        reply = self._replies.explanations(top_k, num_features, num_prototypes, against)
+        reply = self._replies.explanations(top_k, num_features, num_prototypes, against, maps)
         return await self._await_answers(images, reply, timeout_s)
 
     @property
@@ -648,11 +657,26 @@ class Classifier:
         if len(outputs) == 1:
             (whole,) = outputs
         else:
-            whole = Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+            pairs = zip(*(one[:2] for one in (self._nothing(), *outputs)), strict=True)
+            whole = Outputs(*map(np.concatenate, pairs))
         if len(bad := whole.bad_rows):
-            self._metrics.not_finite(len(bad))
-            raise not_finite(int(bad[0]))
+            raise self._not_finite(bad)
         return whole
+
+    def _with_maps(self, images: Images) -> Iterator[Outputs]:
+        """Run the model on one batch of the images after another, with feature maps."""
+        done = 0
+        for batch in self._batches(images):
+            outputs = self._replicas.run(batch, maps=True)
+            if len(bad := outputs.bad_rows):
+                raise self._not_finite(done + bad)
+            yield outputs
+            done += len(batch)
+
+    def _not_finite(self, bad: NDArray[np.int64]) -> RunError:
+        """Count images with values that are no finite numbers, and return the error for the first of them."""
+        self._metrics.not_finite(len(bad))
+        return not_finite(int(bad[0]))
 
     def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -704,7 +728,7 @@ class Classifier:
         self._lifecycle.check_process()
         limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow, maps=reply.maps) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()

@@ -41,10 +41,17 @@ class Outputs(NamedTuple):
     Args:
         logits: float32 ``[N, classes]``.
         embedding: What the head takes, float32 ``[N, D]``, or a map ``[N, D, h, w]``.
+        maps: Where each feature lies, float32 ``[N, F, h, w]``, if that was asked for.
     """
 
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
+    maps: NDArray[np.float32] | None = None
+
+    def rows(self, which: slice | list[int]) -> Outputs:
+        """Return the outputs for some of the images."""
+        maps = None if self.maps is None else self.maps[which]
+        return Outputs(self.logits[which], self.embedding[which], maps)
 
     @property
     def bad_rows(self) -> NDArray[np.int64]:
