@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from tnn_runtime.errors import TnnError
 
-__all__ = ["DataError", "TrainingError", "UnfoldingError", "WorkerError"]
+__all__ = ["DataError", "NoMapsError", "TrainingError", "UnfoldingError", "WorkerError"]
 
 
 class DataError(TnnError):
     """A data set that is missing, empty, or cannot be split."""
+
+
+class NoMapsError(TnnError):
+    """A backbone whose embedding is not the mean of a map over all places."""
 
 
 class TrainingError(TnnError):

@@ -19,7 +19,6 @@ from waiting import FOREVER
 
 from tnn_export import Reference, check_bundle
 from tnn_export.lowering.graph import ServingModel
-from tnn_export.lowering.pooling import unpooled
 from tnn_export.proof.parity import compare
 from tnn_export.proof.running import Ran
 from tnn_export.proof.samples import make_samples
@@ -27,6 +26,7 @@ from tnn_runtime import ArtifactError, Classifier, Deployment, Explanation, Mani
 from tnn_runtime.answers.outputs import Outputs
 from tnn_train import ImageData, load_checkpoint
 from tnn_train.model.image_model import Normalize
+from tnn_train.model.pooling import unpooled
 from tnn_train.training.loop import TrainResult
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
-from tnn_export.lowering.pooling import unpooled
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
+from tnn_train.errors import NoMapsError
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel
+from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
@@ -112,7 +113,11 @@ def lower_model(model: ImageModel, *, parts: bool = False, maps: bool = False) -
     """
     head = lower_head(model.head, parts=parts)
     if maps:
-        lowered = LoweredModel(folded(unpooled(model.backbone)), head, lower_maps(model.head))
+        try:
+            trunk = unpooled(model.backbone)
+        except NoMapsError as error:
+            raise ExportError(f"{error}; leave the output feature_maps out, or train one of these") from error
+        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head))
     else:
         lowered = LoweredModel(folded(model.backbone), head)
     return lowered.cpu().eval().requires_grad_(False)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tnn_export.errors import ExportError
 from tnn_export.formats.precision import HEAD_TOLERANCE
-from tnn_export.lowering.pooling import unpooled
 from tnn_export.proof.report import Flip
 from tnn_export.proof.samples import Samples
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.model.pooling import unpooled
 
 __all__ = ["BOUNDARY", "Reference", "largest"]
 
@@ -83,7 +83,7 @@ class Reference:
             maps: Whether there shall be feature maps.
 
         Raises:
-            ExportError: If there shall be, and the backbone has no maps.
+            NoMapsError: If there shall be, and the backbone has no maps.
         """
         normalize = Normalize(preprocessing)
         batches = torch.split(torch.from_numpy(samples.images), _AT_ONCE)

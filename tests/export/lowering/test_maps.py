@@ -18,10 +18,11 @@ from toy.map_head import BestPlaceHead
 from tnn_export import ExportError
 from tnn_export.lowering import lower_maps
 from tnn_export.lowering.folding import folded
-from tnn_export.lowering.pooling import unpooled
 from tnn_train import LinearHead, TverskyConfig
+from tnn_train.errors import NoMapsError
 from tnn_train.model.backbones import BACKBONES, build_backbone
 from tnn_train.model.config import ModelConfig
+from tnn_train.model.pooling import unpooled
 
 
 @each_form()
@@ -150,7 +151,7 @@ NO_MEANS = {
 
 @pytest.mark.parametrize(("end", "reason"), NO_MEANS.values(), ids=NO_MEANS)
 def test_backbones_without_such_a_mean_are_refused_with_the_reason(end: nn.Module, reason: str) -> None:
-    with pytest.raises(ExportError, match=rf"kind Net has no feature maps: .* \({reason}.*\); leave the output"):
+    with pytest.raises(NoMapsError, match=rf"kind Net has no feature maps: .* \({reason}.*\); ResNets"):
         unpooled(Net(end))
 
 
@@ -186,5 +187,5 @@ def test_backbones_of_torchvision_that_do_not(name: str, reason: str) -> None:
     with torch.device("meta"):
         backbone = BACKBONES[name]()
     backbone.set_submodule(list(dict(backbone.named_modules()))[-1], nn.Identity())
-    with pytest.raises(ExportError, match=f"has no feature maps: .*{reason}"):
+    with pytest.raises(NoMapsError, match=f"has no feature maps: .*{reason}"):
         unpooled(backbone)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node, symbolic_trace
 from torch.nn import functional
 
-from tnn_export.errors import ExportError
+from tnn_train.errors import NoMapsError
 
 __all__ = ["unpooled"]
 
@@ -30,7 +30,7 @@ def unpooled(backbone: nn.Module) -> nn.Module:
         backbone: The backbone; it is not changed.
 
     Raises:
-        ExportError: If it takes no such mean at its end.
+        NoMapsError: If it takes no such mean at its end.
     """
     try:
         traced = symbolic_trace(copy.deepcopy(backbone).eval())
@@ -86,9 +86,8 @@ def _shown(traced: GraphModule, node: object) -> str:
     return f"a layer {kind.__name__}" if isinstance(kind, type) else str(getattr(kind, "__name__", kind))
 
 
-def _no_maps(backbone: nn.Module, reason: str) -> ExportError:
-    return ExportError(
+def _no_maps(backbone: nn.Module, reason: str) -> NoMapsError:
+    return NoMapsError(
         f"a backbone of the kind {type(backbone).__name__} has no feature maps: its embedding is not the mean of a map "
-        f"over all places ({reason}); leave the output feature_maps out, or train a ResNet, an EfficientNet or a Swin "
-        "transformer"
+        f"over all places ({reason}); ResNets, EfficientNets and Swin transformers have them"
     )
