@@ -30,6 +30,7 @@ OTHERS = {
         "tnn_runtime.console",
         "tnn_runtime.errors",
         "tnn_runtime.explain.attributes",
+        "tnn_runtime.explain.exemplars",
         "tnn_runtime.file_kinds",
         "tnn_runtime.images.files",
         "tnn_runtime.images.folders",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
@@ -24,15 +24,16 @@ from tnn_runtime.answers.reject import check_score
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.manifest import EXEMPLARS_FILE, Manifest
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, RunError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
+from tnn_runtime.explain.exemplars import KINDS, Exemplars, Gallery
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
 from tnn_runtime.images.limits import Limits
 from tnn_runtime.images.preprocess import AnyImage
-from tnn_runtime.options import at_least_one, device_list, environment_number, seconds
+from tnn_runtime.options import at_least_one, device_list, environment_number, seconds, shown
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.queue.failures import Failures
@@ -92,6 +93,7 @@ class Classifier:
         metrics: Metrics,
         explainer: Explainer | None,
         *,
+        exemplars: bytes | None = None,
         digest: str = "",
         limits: Limits | None = None,
         decoders: int = 1,
@@ -108,6 +110,7 @@ class Classifier:
             queue: How submitted images wait.
             metrics: Where the replicas count.
             explainer: What explains the logits; ``None`` if the bundle cannot be explained.
+            exemplars: The content of ``exemplars.npz``; ``None`` if the bundle has none.
             digest: SHA-256 of the manifest, which has the hashes of all files.
             limits: What an image may be; by default the default limits.
             decoders: As for `load`.
@@ -125,6 +128,7 @@ class Classifier:
         self._failures = Failures(metrics, _LOG)
         self._replies = Replies(manifest, explainer, metrics)
         self._explainer = explainer
+        self._exemplars = exemplars
         self._limits = limits or Limits()
         self._max_concurrent_calls = max_concurrent_calls
         self._places = None if max_concurrent_calls is None else threading.Semaphore(max_concurrent_calls)
@@ -256,6 +260,7 @@ class Classifier:
             queue,
             metrics,
             explainer,
+            exemplars=opened.contents.get(EXEMPLARS_FILE),
             digest=opened.digest,
             limits=limits,
             decoders=decoders,
@@ -362,6 +367,37 @@ class Classifier:
             return explained
 
         return self._counted(explain)
+
+    def exemplars(self, *, feature: int | None = None, prototype: int | None = None) -> Exemplars:
+        """Return what a feature or a prototype looks like: the training images that have it most.
+
+        Args:
+            feature: The number of a feature, as explanations have it in ``index``.
+            prototype: The number of a prototype, likewise. One of the two is given.
+
+        Raises:
+            UsageError: If not one of the two is given, or the bundle has no exemplars of it.
+        """
+        asked = {kind: one for kind, one in zip(KINDS, (feature, prototype), strict=True) if one is not None}
+        if len(asked) != 1:
+            raise UsageError(f"got {len(asked)} of {' and '.join(KINDS)}; give one of them: exemplars(feature=3)")
+        ((kind, number),) = asked.items()
+        if type(number) is not int:
+            raise UsageError(f"{kind} is {shown(number)}; expected its number, as explanations have it")
+        gallery = self._gallery
+        if gallery is None:
+            raise UsageError(
+                f"{self._folder} has no {EXEMPLARS_FILE}; export a checkpoint that was trained with exemplars, or give "
+                "training images with tnn-export --exemplars FOLDER"
+            )
+        found = gallery.find(kind, number)
+        if found is None:
+            raise UsageError(f"the bundle has no exemplars of {kind} {shown(number)}; it has {gallery.told(kind)}")
+        return found
+
+    @cached_property
+    def _gallery(self) -> Gallery | None:
+        return None if self._exemplars is None else Gallery.read(self._folder / EXEMPLARS_FILE, self._exemplars)
 
     @overload
     def submit(

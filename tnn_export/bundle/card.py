@@ -12,6 +12,7 @@ from tnn_export.proof.report import ParityReport
 from tnn_runtime.answers.reject import fewest_samples
 from tnn_runtime.bundle.manifest import (
     CARD_FILE,
+    EXEMPLARS_FILE,
     GOLDEN_FILE,
     HEAD_FILE,
     ONNX_FILE,
@@ -34,6 +35,7 @@ _PURPOSES = {
     TORCHSCRIPT_FILE: "the model, for `torch.jit.load`",
     PT2_FILE: "the model, for `torch.export.load`",
     HEAD_FILE: "the head's tensors, for explanations",
+    EXEMPLARS_FILE: "small pictures of training images, which show what features and prototypes are",
     GOLDEN_FILE: "samples that are replayed when the bundle is loaded",
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }

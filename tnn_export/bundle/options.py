@@ -37,6 +37,7 @@ class ExportOptions:
             as take `PROOF_BYTES`, and no more than `PROOF_IMAGES`.
         temperature: What the runtime divides logits by for scores; ``None`` for what fits the real images of the proof
             best.
+        exemplars: Whether the bundle shall have the exemplars of the checkpoint, which are training images.
 
     Raises:
         UsageError: If something is unknown or out of its range.
@@ -52,6 +53,7 @@ class ExportOptions:
     coverage: float = 0.99
     proof_images: int | None = None
     temperature: float | None = None
+    exemplars: bool = True
 
     def __post_init__(self) -> None:
         choose("precision", self.precision, PRECISIONS)

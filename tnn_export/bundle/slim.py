@@ -10,6 +10,7 @@ from pathlib import Path
 from tnn_runtime.bundle.manifest import (
     BUNDLE,
     CARD_FILE,
+    EXEMPLARS_FILE,
     MANIFEST_FILE,
     ONNX_FILE,
     PROOF_FILE,
@@ -30,8 +31,8 @@ _DATA = ".data"
 
 
 def optional_files(files: Iterable[str]) -> tuple[str, ...]:
-    """Return which files of a bundle serving can do without, whatever serves it: the proof and the model card."""
-    return tuple(sorted({CARD_FILE, PROOF_FILE} & {*files}))
+    """Return which files of a bundle serving can do without, whatever serves it: proof, model card and exemplars."""
+    return tuple(sorted({CARD_FILE, EXEMPLARS_FILE, PROOF_FILE} & {*files}))
 
 
 def slim_bundle(

@@ -35,7 +35,7 @@ from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import Samples, make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
-from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, FEATURE_MAPS, ONNX_FILE, Manifest, TensorSpec
+from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, EXEMPLARS_FILE, FEATURE_MAPS, ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.classifier import Classifier
@@ -143,6 +143,8 @@ def export_bundle(
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
         write_proof(reference, folder)
+        if options.exemplars and checkpoint.exemplars is not None:
+            checkpoint.exemplars.write(folder / EXEMPLARS_FILE)
         tolerance = write_golden(reference, report, options.precision, folder)
         files = _files(folder)
         manifest = Manifest(

@@ -65,6 +65,11 @@ def add_export_options(parser: Parser) -> None:
         help="what logits are divided by for scores, 1 for nothing; if not given, what fits the real images of the "
         "proof best, if their classes are known",
     )
+    add(
+        "--no-exemplars",
+        action="store_true",
+        help="leave out the small pictures of training images that show what features and prototypes are",
+    )
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
@@ -84,6 +89,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         options.coverage,
         options.proof_images,
         options.temperature,
+        not options.no_exemplars,
     )
     if "onnx" not in how.formats and how.opset != _DEFAULTS.opset:
         _logger.warning("--opset does nothing with --formats %s", " ".join(how.formats))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -21,7 +22,9 @@ from tnn_runtime.bundle.outputs import check_file, refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
 from tnn_runtime.console import Parser, notes, say
 from tnn_runtime.errors import UsageError
-from tnn_train.model.samples import open_folder, read_calibration, read_held_out
+from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.exemplars import LOOKED_AT, find_exemplars
+from tnn_train.model.samples import open_folder, read_calibration, read_held_out, read_training
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 
@@ -90,6 +93,13 @@ def _export_parser() -> Parser:
         "training images in the checkpoint",
     )
     parser.add_argument(
+        "--exemplars",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of training images with a subfolder for each class, to find exemplars in; if it is split, train "
+        "is used; if not given, the exemplars in the checkpoint",
+    )
+    parser.add_argument(
         "--twin", type=Path, metavar="CHECKPOINT", help="another head on the same data, for the metrics in the card"
     )
     parser.add_argument("--sign", type=Path, metavar="PEM", help="sign the bundle with this Ed25519 private key")
@@ -100,7 +110,7 @@ def _export_parser() -> Parser:
 def _export(options: argparse.Namespace) -> None:
     how = export_options(options)
     refuse_existing(options.out, BUNDLE, overwrite=options.overwrite)
-    refuse_among_images(options.out, options.images, options.calibration)
+    refuse_among_images(options.out, options.images, options.calibration, options.exemplars)
     checkpoint = load_with_results(options.checkpoint)
     images, labels, calibration = None, None, None
     if options.images is not None:
@@ -109,6 +119,10 @@ def _export(options: argparse.Namespace) -> None:
         _logger.warning("--calibration does nothing with --precision %s", how.precision)
     elif options.calibration is not None:
         calibration = read_calibration(open_folder(options.calibration), checkpoint.preprocessing)
+    if options.exemplars is not None and not how.exemplars:
+        raise UsageError("got both --exemplars and --no-exemplars; give the one that you mean")
+    if options.exemplars is not None:
+        checkpoint = _with_exemplars(checkpoint, options.exemplars)
     report = export_bundle(
         checkpoint,
         options.out,
@@ -124,6 +138,16 @@ def _export(options: argparse.Namespace) -> None:
     say(f"wrote {options.out}")
     if "onnx" in how.formats:
         say(f"next: tnn-runtime predict {options.out} IMAGE...")
+
+
+def _with_exemplars(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return a checkpoint with exemplars from a folder of training images."""
+    preprocessing, names = checkpoint.preprocessing, checkpoint.class_names
+    images, labels = read_training(open_folder(folder), preprocessing, names, LOOKED_AT)
+    found = find_exemplars(checkpoint.model, preprocessing, images.__getitem__, labels, names)
+    if found is None:
+        raise UsageError(f"a {checkpoint.config.head} head has no features to find in images; leave --exemplars out")
+    return dataclasses.replace(checkpoint, exemplars=found)
 
 
 def _check_parser() -> Parser:

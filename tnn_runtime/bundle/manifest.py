@@ -17,6 +17,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 __all__ = [
     "BUNDLE",
     "CARD_FILE",
+    "EXEMPLARS_FILE",
     "FEATURE_MAPS",
     "GOLDEN_FILE",
     "HEAD_FILE",
@@ -45,9 +46,14 @@ HEAD_FILE = "head.npz"
 GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
+EXEMPLARS_FILE = "exemplars.npz"
 FEATURE_MAPS = "feature_maps"
 
-BUNDLE = FolderKind("bundle", MANIFEST_FILE, (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE))
+BUNDLE = FolderKind(
+    "bundle",
+    MANIFEST_FILE,
+    (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE, EXEMPLARS_FILE),
+)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 16
 """The largest batch that a graph may need at least."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -155,12 +156,12 @@ def _item(classifier: Classifier, path: Path, answer: Answer, picture: NDArray[n
 
 
 def _exemplars(classifier: Classifier, explanations: Sequence[Explanation]) -> dict[int, Exemplars]:
-    """Return the exemplars of the strongest features; none if the bundle has none."""
-    find = getattr(classifier, "exemplars", None)
-    try:
-        return {index: find(feature=index) for index in strongest_features(explanations[0])} if find else {}
-    except UsageError:
-        return {}
+    """Return the exemplars of the strongest features, as far as the bundle has them."""
+    found = {}
+    for index in strongest_features(explanations[0]):
+        with contextlib.suppress(UsageError):
+            found[index] = classifier.exemplars(feature=index)
+    return found
 
 
 def _write_picture(target: Path, item: Item) -> None:

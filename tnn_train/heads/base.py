@@ -167,6 +167,10 @@ class Head(nn.Module):
         """Return the values ``[N, F]`` of the features that explanations speak of; by default ``None``: it has none."""
         return None
 
+    def similarities(self, x: Tensor) -> Tensor | None:
+        """Return how similar embeddings are to the prototypes, ``[N, P]``; by default ``None``: there are none."""
+        return None
+
     def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
         """Return where each feature lies, ``[N, F, h, w]``: the mean over all places is what `feature_values` returns.
 

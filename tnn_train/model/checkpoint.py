@@ -22,6 +22,7 @@ from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
 from tnn_runtime.bundle.storage import FolderKind, describe_files, new_folder, write_json
 from tnn_runtime.errors import ArtifactError, TnnError, UsageError
+from tnn_runtime.explain.exemplars import Gallery
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
@@ -44,9 +45,10 @@ SCHEMA_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
+EXEMPLARS_FILE = "exemplars.npz"
 STATE_FILE = "trainer_state.pt"
 
-CHECKPOINT = FolderKind("checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, STATE_FILE))
+CHECKPOINT = FolderKind("checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, EXEMPLARS_FILE, STATE_FILE))
 
 _OPTIONAL = ("labels", "calibration")
 
@@ -80,6 +82,7 @@ class Checkpoint:
         labels: The classes of the samples, int64 ``[n]``; None where they are not known.
         calibration: Training images, uint8 ``[m, H, W, C]``, from which a quantisation takes its ranges; None where
             there are none.
+        exemplars: Training images that show what its features and prototypes are; ``None`` where there are none.
         digest: SHA-256 of the ``config.json`` that it was read from, which has those of the other files; empty if it
             was not read.
     """
@@ -93,6 +96,7 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     calibration: NDArray[np.uint8] | None = None
+    exemplars: Gallery | None = None
     digest: str = ""
 
 
@@ -117,6 +121,9 @@ def save_checkpoint(
         known = {name: getattr(checkpoint, name) for name in _OPTIONAL if getattr(checkpoint, name) is not None}
         np.savez(path / SAMPLES_FILE, images=checkpoint.samples, **known)
         names = [WEIGHTS_FILE, SAMPLES_FILE]
+        if checkpoint.exemplars is not None:
+            checkpoint.exemplars.write(path / EXEMPLARS_FILE)
+            names.append(EXEMPLARS_FILE)
         if trainer_state is not None:
             buffer = io.BytesIO()
             torch.save(trainer_state, buffer)
@@ -151,7 +158,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema, or a weight is no finite number.
     """
-    path, raw, digest, (samples, weights) = _read(folder, SAMPLES_FILE, WEIGHTS_FILE)
+    path, raw, digest, contents = _read(folder, SAMPLES_FILE, WEIGHTS_FILE, optional=(EXEMPLARS_FILE,))
+    samples, weights = contents[SAMPLES_FILE], contents[WEIGHTS_FILE]
     arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL, content=samples)
     images, labels, calibration = arrays["images"], arrays.get("labels"), arrays.get("calibration")
     try:
@@ -178,6 +186,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             f"{path} is not a checkpoint that this version can read ({reason}); train again or copy it again"
         ) from error
     check_values(model.state_dict(), str(path))
+    exemplars = contents.get(EXEMPLARS_FILE)
     return Checkpoint(
         model.eval(),
         config,
@@ -188,6 +197,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         content.training,
         labels,
         calibration,
+        None if exemplars is None else Gallery.read(path / EXEMPLARS_FILE, exemplars),
         digest,
     )
 
@@ -198,9 +208,9 @@ def load_trainer_state(folder: str | Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If the checkpoint is damaged or was saved without it.
     """
-    path, _, _, (content,) = _read(folder, STATE_FILE)
+    path, _, _, contents = _read(folder, STATE_FILE)
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(contents[STATE_FILE]), weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"{path / STATE_FILE} cannot be read ({error}); this training cannot be resumed") from error
     return state
@@ -212,23 +222,26 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def _read(folder: str | Path, *names: str) -> tuple[Path, dict[str, Any], str, list[bytes]]:
+def _read(
+    folder: str | Path, *names: str, optional: tuple[str, ...] = ()
+) -> tuple[Path, dict[str, Any], str, dict[str, bytes]]:
     """Return where a checkpoint is, its configuration, the digest of that, and the content of some of its files.
 
-    All files are verified first.
+    All files are verified first. The optional ones are read where the checkpoint has them.
     """
 
-    def read(opened: OpenFolder) -> tuple[Path, dict[str, Any], str, list[bytes]]:
+    def read(opened: OpenFolder) -> tuple[Path, dict[str, Any], str, dict[str, bytes]]:
         path, raw = opened.path / CONFIG_FILE, opened.read(CONFIG_FILE)
         content = read_json(path, CHECKPOINT.name, SCHEMA_VERSION, raw)
         files = content.get("files")
         if not isinstance(files, dict) or not {WEIGHTS_FILE, SAMPLES_FILE} <= set(files):
             raise ArtifactError(f"{path} does not list {WEIGHTS_FILE} and {SAMPLES_FILE}; copy the checkpoint again")
-        opened.verify({name: recorded for name, recorded in files.items() if name not in names})
+        wanted = (*names, *(name for name in optional if name in files))
+        opened.verify({name: recorded for name, recorded in files.items() if name not in wanted})
         for name in names:
             if name not in files:
                 raise ArtifactError(f"{opened.path} was saved without {name}; this training cannot be resumed")
         digest = hashlib.sha256(raw).hexdigest()
-        return opened.path, content, digest, [opened.read_verified(name, files[name]) for name in names]
+        return opened.path, content, digest, {name: opened.read_verified(name, files[name]) for name in wanted}
 
     return read_folder(Path(folder), CHECKPOINT, read)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
+from tnn_runtime.explain.exemplars import Gallery
 from tnn_runtime.images.folders import alike_names
 from tnn_runtime.text import why_not_utf8
 from tnn_train.heads import Head
@@ -121,7 +122,10 @@ def edit_checkpoint(
         **compared,
         metrics=checkpoint.metrics,
     )
-    return _on_record(checkpoint, edit, edited)
+    exemplars = checkpoint.exemplars
+    if exemplars is not None:
+        exemplars = exemplars.without_features(features).without_prototypes(prototypes)
+    return _on_record(dataclasses.replace(checkpoint, exemplars=exemplars), edit, edited)
 
 
 def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> Checkpoint:
@@ -185,8 +189,19 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
         samples=np.concatenate([checkpoint.samples, held_out]),
         labels=None if moved is None else np.concatenate([moved, np.full(len(held_out), place, np.int64)]),
         calibration=None if checkpoint.calibration is None else np.concatenate([checkpoint.calibration, made]),
+        exemplars=None if checkpoint.exemplars is None else _with_class(checkpoint.exemplars, model.head, head, x),
     )
     return _on_record(larger, edit, head)
+
+
+def _with_class(exemplars: Gallery, before: Head, after: Head, x: Tensor) -> Gallery:
+    """Return the exemplars of a head that got a class, whose prototype has none; ``x`` are embeddings."""
+    with torch.inference_mode():
+        old, new = before.similarities(x), after.similarities(x)
+    if old is None or new is None or new.shape[1] == old.shape[1]:
+        return exemplars
+    moved = (old != new[:, : old.shape[1]]).any(0).tolist()
+    return exemplars.with_prototype_before(moved.index(True) if True in moved else len(moved))
 
 
 def describe_edit(checkpoint: Checkpoint) -> list[str]:

@@ -15,7 +15,7 @@ from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_ima
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import even_sample, read_images, refuse_unusable
 
-__all__ = ["open_folder", "read_all", "read_calibration", "read_held_out", "read_samples"]
+__all__ = ["open_folder", "read_all", "read_calibration", "read_held_out", "read_samples", "read_training"]
 
 _logger = logging.getLogger(__name__)
 
@@ -107,10 +107,39 @@ def read_calibration(folder: ImageFolder, preprocessing: Preprocessing) -> NDArr
     Raises:
         InputError: If files cannot be used; the message lists them.
     """
+    return read_images([path for path, _ in _training(folder)], preprocessing)
+
+
+def read_training(
+    folder: ImageFolder, preprocessing: Preprocessing, class_names: Sequence[str], count: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return up to ``count`` of the images that `read_calibration` returns, spread evenly, and their classes.
+
+    Args:
+        folder: The folder.
+        preprocessing: What turns an image file into an input.
+        class_names: One name for each logit.
+        count: How many images to return at most.
+
+    Returns:
+        Images, uint8 ``[n, H, W, C]``, and their classes, int64 ``[n]``.
+
+    Raises:
+        InputError: If the class of an image is not known, or files cannot be used; the message lists them.
+    """
+    files = _training(folder)
+    files = [files[place] for place in even_sample(len(files), count)]
+    labels, why = _labels(folder, files, class_names)
+    if why:
+        raise InputError(f"the class of each training image is needed, and is not known: {why}")
+    return read_images([path for path, _ in files], preprocessing), labels
+
+
+def _training(folder: ImageFolder) -> list[tuple[Path, str]]:
+    """Return the files of the training split, or of all splits if there is none."""
     if folder.trouble:
         _logger.warning("all images of %s are used, as its splits are not clear: %s", folder.folder, folder.trouble)
-    splits = [TRAIN] if TRAIN in folder.parts else list(folder.parts)
-    return read_images([path for path, _ in _files(folder, splits)], preprocessing)
+    return _files(folder, [TRAIN] if TRAIN in folder.parts else list(folder.parts))
 
 
 def _held_out(folder: ImageFolder) -> list[tuple[Path, str]]:

@@ -12,7 +12,7 @@ __all__ = ["INCIDENTAL", "OPTIMIZERS", "PRECISIONS", "SCHEDULES", "TrainConfig",
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one-cycle", "cosine", "step", "plateau", "constant")
 PRECISIONS = ("fp32", "fp16", "bf16")
-INCIDENTAL = ("device", "threads", "workers", "tensorboard", "save_steps", "embedding_cache")
+INCIDENTAL = ("device", "threads", "workers", "tensorboard", "save_steps", "embedding_cache", "exemplars")
 """The fields of `TrainConfig` that have no say in the result, or next to none."""
 
 
@@ -56,6 +56,8 @@ class TrainConfig:
         threads: CPU threads; None for torch's choice.
         workers: Processes that decode images; None for none if they are in memory, else up to 4.
         tensorboard: Write what TensorBoard reads, too.
+        exemplars: Training images to keep for each feature and prototype, as small pictures that reports and
+            explanations show; 0 for none, as private images need it.
     """
 
     epochs: int = 20
@@ -90,11 +92,12 @@ class TrainConfig:
     threads: int | None = None
     workers: int | None = None
     tensorboard: bool = False
+    exemplars: int = 4
 
     def __post_init__(self) -> None:
         at_least(self, 1, "epochs", "accumulate", "decay_epochs", *self._given("patience", "save_steps", "threads"))
         at_least(self, 2, "batch_size")
-        at_least(self, 0, "seed", *self._given("workers"))
+        at_least(self, 0, "seed", "exemplars", *self._given("workers"))
         if self.seed >= 2**32:
             raise FieldError(_field("seed"), f" is {self.seed}; expected 0 to {2**32 - 1}")
         at_least(self, 0.0, "learning_rate", "weight_decay", "warmup_epochs", *self._given("head_learning_rate"))

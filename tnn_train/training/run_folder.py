@@ -28,6 +28,7 @@ from tnn_train.model.checkpoint import (
     save_checkpoint,
     versions,
 )
+from tnn_train.model.exemplars import find_exemplars
 from tnn_train.model.image_model import ImageModel
 from tnn_train.run_files import BEST, LAST, METRICS_FILE, RUN
 from tnn_train.training.results import Results, write_results
@@ -104,10 +105,12 @@ class RunFolder:
         return load_checkpoint(self.folder / BEST).model.to(self.trainer.device)
 
     def finish(self, test: Evaluation) -> None:
-        """Write ``results.json``."""
+        """Put exemplars into the best checkpoint, if they are wanted, and write ``results.json``."""
         trainer = self.trainer
         if not trainer.processes.is_first:
             return
+        if trainer.config.exemplars:
+            self._add_exemplars(trainer.config.exemplars)
         data, best = trainer.data, trainer.best_row
         seconds = sum(row["seconds"] for row in trainer.history)
         seen = sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
@@ -137,6 +140,16 @@ class RunFolder:
             },
         )
         write_results(self.folder, results)
+
+    def _add_exemplars(self, count: int) -> None:
+        best, train = load_checkpoint(self.folder / BEST), self.trainer.data.train
+
+        def read(places: NDArray[np.int64]) -> NDArray[np.uint8]:
+            return np.stack([train.decoded(place) for place in places.tolist()])
+
+        best.model.to(self.trainer.device)
+        found = find_exemplars(best.model, best.preprocessing, read, train.labels, best.class_names, count)
+        save_checkpoint(self.folder / BEST, dataclasses.replace(best, exemplars=found), overwrite=True)
 
     def _write_metrics(self) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in self.trainer.history)
