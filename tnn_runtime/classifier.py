@@ -520,6 +520,7 @@ class Classifier:
             "precision": self._manifest.precision,
             "class_names": list(self._manifest.class_names),
             "input_shape": list(self._manifest.preprocessing.shape),
+            "outputs": [spec.name for spec in self._manifest.outputs],
             "preprocessing": asdict(self._manifest.preprocessing),
             "max_batch_size": self._queue.max_batch_size,
             "max_queue_delay_ms": self._queue.max_delay_s * 1000,
