@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import Outputs, bad_rows, not_finite
+from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.reject import check_score
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
@@ -40,7 +40,7 @@ from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
-from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, logits
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
 
 __all__ = ["Classifier", "Health"]
 
@@ -301,10 +301,7 @@ class Classifier:
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
-        found = self._run(images).embedding
-        if len(bad := bad_rows(found)):
-            raise self._not_finite(bad)
-        return found
+        return self._run(images).embedding
 
     def reject_scores(self, images: Images) -> NDArray[np.float32]:
         """Return how sure the model is of the images that `predict` accepts, ``[N]``: the larger, the surer.
@@ -517,7 +514,7 @@ class Classifier:
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._await_answers(images, self._replies.embedding, timeout_s)
+        rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -556,6 +553,7 @@ class Classifier:
             "precision": self._manifest.precision,
             "class_names": list(self._manifest.class_names),
             "input_shape": list(self._manifest.preprocessing.shape),
+            "outputs": [spec.name for spec in self._manifest.outputs],
             "preprocessing": asdict(self._manifest.preprocessing),
             "max_batch_size": self._queue.max_batch_size,
             "max_queue_delay_ms": self._queue.max_delay_s * 1000,

@@ -9,7 +9,6 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_ar
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import bad_rows, not_finite
 from tnn_runtime.answers.reject import check_threshold
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.bundle.manifest import FEATURE_MAPS, Manifest
@@ -95,7 +94,7 @@ class Replies:
         if name == "logits":
             return logits
         if name == "embedding":
-            return self.embedding
+            return embedding
         if name == "explanation":
             return self.explanations(top_k, num_features, num_prototypes, against, maps)
         if name != "all":
@@ -108,7 +107,7 @@ class Replies:
             return Answer(
                 predictions.make(answers, row),
                 logits.make(answers, row),
-                self.embedding.make(answers, row),
+                embedding.make(answers, row),
                 None if explain is None else explain(answers, row),
             )
 
@@ -155,34 +154,15 @@ class Replies:
         def make(answers: Answers, row: int) -> list[Explanation]:
             places = answers.maps[[row]] if maps and answers.maps is not None else None
             one: Sequence[list[Explanation]] = explainer(
-                self._checked(answers.embedding[[row]]),
-                answers.logits[[row]],
-                top_k,
-                num_features,
-                num_prototypes,
-                rival,
-                places,
+                answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes, rival, places
             )
             return one[0]
 
         return Reply(make, is_slow=True, maps=maps)
 
-    @property
-    def embedding(self) -> Reply[NDArray[np.float32]]:
-        """The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""
-        return Reply(lambda answers, row: self._checked(answers.embedding[[row]])[0])
-
-    def _checked(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return values of one image that are finite numbers.
-
-        Raises:
-            RunError: If they are not.
-        """
-        if len(bad_rows(values)):
-            self._metrics.not_finite(1)
-            raise not_finite()
-        return values
-
 
 logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())
 """The reply with the logits, float32 ``[classes]``."""
+
+embedding: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.embedding[row].copy())
+"""The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""

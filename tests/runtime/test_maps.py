@@ -176,7 +176,7 @@ def test_an_image_without_numbers_is_named_by_its_place(
         def broken(images: Any, maps: bool) -> Outputs:
             batches.append(len(images))
             outputs = run(images, maps=maps)
-            return outputs if len(batches) < 3 else outputs._replace(logits=np.full_like(outputs.logits, np.nan))
+            return outputs if len(batches) < 3 else outputs._replace(embedding=np.full_like(outputs.embedding, np.nan))
 
         monkeypatch.setattr(replica.backend, "run", broken)
         with pytest.raises(RunError, match=r"images\[4\]: the model gives values that are no finite numbers"):
