@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tnn_runtime import Classifier, Explanation, FeatureParts, Part
 from tnn_runtime.drawing import Item as Drawn
+from tnn_runtime.drawing import exemplars_of
 from tnn_train import ImageData
 from tnn_train.report.pictures import figure_url, image_url
 from tnn_train.training.loop import TrainResult
@@ -111,7 +112,8 @@ def explain_one(run: TrainResult, data: ImageData, classifier: Classifier) -> Dr
     number = int(np.argmax(run.test.predictions == run.test.labels))
     maps = "feature_maps" in classifier.info["outputs"]
     (explanations,) = classifier.explain([data.test.sources[number]], top_k=_CLASSES, maps=maps)
-    return Drawn(explanations, data.test.decoded(number), name=f"test image {number}")
+    faces = exemplars_of(classifier, explanations[0])
+    return Drawn(explanations, data.test.decoded(number), faces, name=f"test image {number}")
 
 
 def _worth_explaining(runs: Sequence[TrainResult]) -> list[int]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,9 @@ from tnn_runtime.bundle.storage import write_bytes, write_text
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.files import Found, find_files, refuse_unusable
 from tnn_runtime.console import Parser, any_path, say
-from tnn_runtime.drawing import Item, draw, page, strongest_features
+from tnn_runtime.drawing import Item, draw, exemplars_of, page
 from tnn_runtime.drawing.words import sentence
 from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.explain.exemplars import Exemplars
-from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.limits import Limits
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.replies import Answer
@@ -152,20 +149,11 @@ def _item(classifier: Classifier, path: Path, answer: Answer, picture: NDArray[n
     return Item(
         answer.explanations,
         picture,
-        _exemplars(classifier, answer.explanations),
+        exemplars_of(classifier, answer.explanations[0]),
         name=printable(str(path)),
         rejected=answer.predictions.rejected,
         reject_score=answer.predictions.reject_score,
     )
-
-
-def _exemplars(classifier: Classifier, explanations: Sequence[Explanation]) -> dict[int, Exemplars]:
-    """Return the exemplars of the strongest features, as far as the bundle has them."""
-    found = {}
-    for index in strongest_features(explanations[0]):
-        with contextlib.suppress(UsageError):
-            found[index] = classifier.exemplars(feature=index)
-    return found
 
 
 def _write_picture(target: Path, item: Item) -> None:

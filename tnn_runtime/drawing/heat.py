@@ -78,11 +78,16 @@ def framed(picture: Image.Image, box: tuple[int, int, int, int] | None, side: in
     """
     image = shown_at(picture, side)
     if box is not None:
-        top, left, bottom, right = (round(edge * side / max(picture.size)) for edge in box)
+        width = max(2, side // 60)
+        ends = image.height, image.width, image.height, image.width
+        edges = (round(edge * side / max(picture.size)) for edge in box)
+        top, left, bottom, right = (
+            min(max(edge, width), end - 1 - width) for edge, end in zip(edges, ends, strict=True)
+        )
         pen = ImageDraw.Draw(image)
         corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
         for one, other in pairwise(corners):
-            _line(pen, (*one, *other), max(2, side // 60), is_dashed=False)
+            _line(pen, (*one, *other), width, is_dashed=False)
     return image
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.exemplars import Exemplars
 from tnn_runtime.explain.result import Explanation
 
-__all__ = ["NEGLIGIBLE", "Item", "strongest_features"]
+__all__ = ["NEGLIGIBLE", "Item", "exemplars_of", "strongest_features"]
 
 _FACES = 3
 """Of how many features the exemplars are shown."""
@@ -60,6 +62,20 @@ class Item:
     def all(self) -> Sequence[Explanation]:
         """All explanations of the image, that of the answer first."""
         return [self.explanations] if isinstance(self.explanations, Explanation) else self.explanations
+
+
+def exemplars_of(classifier: Classifier, explanation: Explanation) -> dict[int, Exemplars]:
+    """Return the exemplars of the strongest features by their index, as far as the bundle has them.
+
+    Args:
+        classifier: What has made the explanation.
+        explanation: The one that is drawn.
+    """
+    found = {}
+    for index in strongest_features(explanation):
+        with contextlib.suppress(UsageError):
+            found[index] = classifier.exemplars(feature=index)
+    return found
 
 
 def strongest_features(explanation: Explanation) -> list[int]:

@@ -48,6 +48,7 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
             data.train.labels[indices], data.class_names, partial(_embeddings, best, images, indices, device)
         ),
         sample_indices=indices,
+        exemplars=best.exemplars,
         versions=versions(),
         command=command,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ _MOST_BYTES = 8 << 20
 _SIDES = (64, 48, 32)
 _BATCH = 64
 _BINS = 64
-_PEAK = 0.5
-"""A feature lies where its map is above this share of its largest value."""
+_STRONGEST, _NOTABLE = 0.1, 0.2
+"""A feature lies where its map is among this share of the largest values, and above this share of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def find_exemplars(
     Up to 5,000 images are looked at, spread evenly. An image counts as one that has a feature if its value is above 0,
     and above the threshold that splits the values of all images best (Otsu 1979, "A threshold selection method from
     gray-level histograms"); as one of a prototype, if that is the nearest one. In a picture, a feature lies around the
-    largest value of its map, as far as this stays above half of it. The map of a prototype is the gradient of the
-    similarity with respect to the embedding, times the map of that (Selvaraju et al. 2017, arXiv 1610.02391).
+    largest value of its map, as far as the values are among the largest tenth. The map of a prototype is the gradient
+    of the similarity with respect to the embedding, times the map of that (Selvaraju et al. 2017, arXiv 1610.02391).
 
     Pictures have at most 64 pixels a side. They are made smaller, and fewer for each feature, until they fit into
     ``most_bytes``; if that is not enough, features that differ little between classes get none.
@@ -271,9 +272,9 @@ def _locator(
 
 def _box(places: Floats, size: Size) -> tuple[int, int, int, int]:
     """Return the box around the largest value of a map ``[h, w]``, in pixels of a picture of that size."""
-    regions, _ = ndimage.label(places >= max(_PEAK * places.max(), np.finfo(np.float32).tiny))
-    peak = np.unravel_index(places.argmax(), places.shape)
-    rows, columns = np.nonzero(regions == regions[peak]) if regions[peak] else np.indices(places.shape)
+    least = np.sort(places, axis=None)[-math.ceil(_STRONGEST * places.size)]
+    regions, _ = ndimage.label(places >= max(least, _NOTABLE * places.max()))
+    rows, columns = np.nonzero(regions == regions[np.unravel_index(places.argmax(), places.shape)])
     (height, width), (h, w) = size, places.shape
     return (
         int(rows.min() * height // h),

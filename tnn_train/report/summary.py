@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.explain.exemplars import Gallery
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
@@ -33,6 +34,7 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
+        exemplars: Those of the head, if there are any.
         versions: Of the packages.
         command: What was typed.
     """
@@ -47,6 +49,7 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
+    exemplars: Gallery | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
 

@@ -12,6 +12,7 @@ import numpy as np
 from tnn_runtime.bundle.storage import write_text
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
+from tnn_train.report.faces import faces
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
 from tnn_train.report.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
@@ -57,6 +58,8 @@ def write_report(path: Path, run: RunSummary) -> None:
         wrong=int((run.test.predictions != run.test.labels).sum()),
         described=run.head.describe(run.sample),
         picture=partial(_sample_picture, run),
+        faces=[] if run.exemplars is None else faces(run.exemplars, run.head.feature_names(run.class_names)),
+        faces_in_all=0 if run.exemplars is None else len(run.exemplars.features.numbers),
         sections=_sections(run.config),
     )
     write_text(path, html)
