@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tnn_runtime.drawing.heat import rgb
+from tnn_runtime.drawing.heat import NOTABLE, rgb
 from tnn_runtime.drawing.item import Item, strongest_features
 from tnn_runtime.drawing.words import Name, Words, number, part_title, percent, place, sentence
 from tnn_runtime.explain.exemplars import Exemplars
@@ -178,12 +178,13 @@ def _heats(item: Item) -> Sequence[Heat]:
 
 def _heat(title: Words, values: NDArray[np.float32], label: Name) -> Heat | None:
     """Return what a map shows: nothing if it is the same everywhere, as that of a feature which the image lacks."""
-    if np.ptp(values) <= _EVEN * np.abs(values).max():
+    strongest = np.abs(values).max()
+    if np.ptp(values) <= _EVEN * strongest:
         return None
     words: Words = []
-    if values.max() > 0:
+    if values.max() >= NOTABLE * strongest:
         words += ["Most speaks for ", label, f" {place(values)}"]
-    if values.min() < 0:
+    if -values.min() >= NOTABLE * strongest:
         words += [", most against it " if words else "Most speaks against it ", place(-values)]
     return Heat(title, values, words)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tnn_runtime.drawing.colours import scale
 
-__all__ = ["framed", "legend", "overlay", "rgb", "shown_at"]
+__all__ = ["NOTABLE", "framed", "legend", "overlay", "rgb", "shown_at"]
 
 _OPACITY = 0.5
 """Of a map over a picture."""
@@ -19,8 +19,8 @@ _OPACITY = 0.5
 _STRONGEST = 0.1
 """Which share of the places is outlined."""
 
-_NOTABLE = 0.2
-"""What speaks against is outlined where it is at least this share of the strongest place."""
+NOTABLE = 0.2
+"""What speaks for or against is outlined, and told, where it is at least this share of the strongest place."""
 
 _DASH = 6
 
@@ -95,7 +95,7 @@ def _strongest(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return which places are among the strongest tenth, above 0, and notable."""
     count = math.ceil(_STRONGEST * values.size)
     least = np.sort(values, axis=None)[-count]
-    return np.asarray((values >= least) & (values > 0) & (values >= _NOTABLE * np.abs(values).max()))
+    return np.asarray((values >= least) & (values > 0) & (values >= NOTABLE * np.abs(values).max()))
 
 
 def _edges(inside: NDArray[np.bool_], size: tuple[int, int]) -> list[tuple[int, int, int, int]]:

@@ -135,6 +135,22 @@ def test_maps_of_features_are_shown_where_they_tell_a_place(faces: dict[int, Exe
     assert ("training images that have them most" in text) == bool(faces)
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (-4, 4, "Most speaks for 7 at the bottom right, most against it at the top left"),
+        (-1, 6, "Most speaks for 7 at the bottom right"),
+        (-6, 1, "Most speaks against it at the top left"),
+        (2, 6, "Most speaks for 7 at the bottom right"),
+    ],
+)
+def test_a_map_is_told_as_it_is_outlined(least: float, most: float, expected: str) -> None:
+    values = np.linspace(least, most, 12, dtype=np.float32).reshape(3, 4)
+    maps = Maps(values, np.stack([values] * 2), np.stack([values] * 3))
+    (heat,) = content(Item(dataclasses.replace(explanation(), maps=maps), PICTURE)).heats
+    assert "".join(heat.words) == expected
+
+
 def test_maps_that_are_the_same_everywhere_are_not_drawn() -> None:
     even = Maps(np.full((2, 2), -3.5, np.float32), np.zeros((2, 2, 2), np.float32), np.ones((3, 2, 2), np.float32))
     shown = content(Item(dataclasses.replace(explanation(), maps=even), PICTURE))
