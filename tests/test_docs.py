@@ -139,19 +139,30 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
     assert "A/B" in printed
 
 
+def python_of_serving(word: str) -> str:
+    """Return the program of the page that has a word in it."""
+    (found,) = (text for text in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if word in text)
+    return str(found)
+
+
 def test_the_python_of_serving_runs(serving: Path) -> None:
-    predicting, reloading = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
-    printed = run(sys.executable, "-c", predicting, cwd=serving).stdout.splitlines()
+    printed = run(sys.executable, "-c", python_of_serving(".submit("), cwd=serving).stdout.splitlines()
     assert len(printed) == 2
     assert all("Prediction(label=" in line for line in printed)
-    run(sys.executable, "-c", reloading, cwd=serving)
+    run(sys.executable, "-c", python_of_serving(".reload("), cwd=serving)
 
 
 def test_the_python_of_maps_runs(serving: Path, mapped: dict[str, Path]) -> None:
     (serving / "runs" / "photos-mapped").symlink_to(mapped["tversky"])
-    (block,) = (text for text in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if "maps=True" in text)
-    printed = run(sys.executable, "-c", f"from tnn_runtime import Classifier\n{block}", cwd=serving).stdout
+    block = f"from tnn_runtime import Classifier\n{python_of_serving('maps=True')}"
+    printed = run(sys.executable, "-c", block, cwd=serving).stdout
     assert re.match(r"<Maps of \d+x\d+ places, 3 parts and 5 features>\n\[\[", printed)
+
+
+def test_the_python_of_exemplars_runs(serving: Path) -> None:
+    block = f"from tnn_runtime import Classifier\n{python_of_serving('.exemplars(')}"
+    printed = run(sys.executable, "-c", block, cwd=serving).stdout
+    assert re.match(r"\(('(cat|dog)'(, )?)+\) (None|Seen in )", printed)
 
 
 @pytest.mark.slow
@@ -242,7 +253,9 @@ def test_the_demo(tmp_path: Path) -> None:
             assert entry["ratio_ci95"][0] <= entry["ratio"] <= entry["ratio_ci95"][1]
             assert entry["aa_ratio"] > 0
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 1 + 4 * (1 + 2) + 1 + 2 + 1
+    faces = html.count('alt="training image of the class')
+    assert faces > 0
+    assert html.count("data:image/png;base64,") == 1 + 4 * (1 + 2) + 1 + 2 + 1 + faces
     for head, formula in (
         ("tversky", "common \N{MINUS SIGN} input only \N{MINUS SIGN} prototype only"),
         ("linear", "supporting \N{MINUS SIGN} opposing + bias"),

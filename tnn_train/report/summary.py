@@ -34,9 +34,9 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
-        exemplars: Those of the head, if there are any.
         versions: Of the packages.
         command: What was typed.
+        exemplars: Those of the head, if there are any.
     """
 
     name: str
@@ -49,9 +49,9 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
-    exemplars: Gallery | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+    exemplars: Gallery | None = None
 
     def __post_init__(self) -> None:
         if not self.history:

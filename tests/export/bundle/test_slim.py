@@ -17,7 +17,7 @@ from tnn_runtime import Classifier, Manifest, UsageError
 from tnn_train import ImageData
 from tnn_train.training.loop import TrainResult
 
-OPTIONAL = ("README.md", "proof.npz")
+OPTIONAL = ("README.md", "exemplars.npz", "proof.npz")
 NEEDED = {"golden.npz", "head.npz", "manifest.json"}
 
 
@@ -65,6 +65,7 @@ def test_a_slim_bundle_serves_as_the_whole_one(
 def test_libtorch_needs_no_onnx(bundles: dict[str, Path], tmp_path: Path) -> None:
     assert slim_bundle(bundles["linear"], tmp_path / "slim", ["torchscript"]) == (
         "README.md",
+        "exemplars.npz",
         "model.onnx",
         "proof.npz",
     )

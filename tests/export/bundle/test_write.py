@@ -26,7 +26,8 @@ from tnn_train.training.loop import TrainResult
 
 
 def test_a_bundle_holds_what_the_runtime_needs(bundles: dict[str, Path]) -> None:
-    files = {"README.md", "golden.npz", "head.npz", "manifest.json", "model.onnx", "model.ts", "proof.npz"}
+    files = {"README.md", "exemplars.npz", "golden.npz", "head.npz", "manifest.json", "proof.npz"}
+    files |= {"model.onnx", "model.ts"}
     for head in ("linear", "tversky"):
         assert {path.name for path in bundles[head].iterdir()} == files
     manifest, _ = Manifest.read(bundles["tversky"])
