@@ -140,7 +140,7 @@ def test_the_commands_for_your_own_images(tmp_path: Path) -> None:
 
 
 def test_the_python_of_serving_runs(serving: Path) -> None:
-    predicting, reloading = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
+    predicting, _, reloading = re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL)
     printed = run(sys.executable, "-c", predicting, cwd=serving).stdout.splitlines()
     assert len(printed) == 2
     assert all("Prediction(label=" in line for line in printed)
@@ -242,7 +242,10 @@ def test_the_demo(tmp_path: Path) -> None:
             assert entry["ratio_ci95"][0] <= entry["ratio"] <= entry["ratio_ci95"][1]
             assert entry["aa_ratio"] > 0
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 1 + 4 * (1 + 2) + 1 + 2 + 1
+    opening, rest = html.split("</article>")
+    assert " comes from. " in opening
+    assert opening.count("data:image/png;base64,") >= 1 + 2  # the image, and its map with the scale
+    assert rest.count("data:image/png;base64,") == 4 * (1 + 2) + 1 + 2 + 1
     for head, formula in (
         ("tversky", "common \N{MINUS SIGN} input only \N{MINUS SIGN} prototype only"),
         ("linear", "supporting \N{MINUS SIGN} opposing + bias"),
