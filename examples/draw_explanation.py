@@ -22,8 +22,9 @@ def command(arguments: Sequence[str]) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("explanation.png"), help="picture to write")
     options = parser.parse_args(arguments)
     with Classifier.load(options.bundle, "cpu") as classifier:
-        (explanations,) = classifier.explain([options.image])
-    draw(explanations, Manifest.read(options.bundle)[0].preprocessing(options.image)).save(options.out)
+        manifest, _ = Manifest.read(options.bundle)
+        (explanations,) = classifier.explain([options.image], maps=manifest.feature_maps is not None)
+    draw(explanations, manifest.preprocessing(options.image)).save(options.out)
     print(f"wrote {options.out}: {explanations[0].summary}")
 
 

@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.onnx._internal._lazy_import import onnxscript_apis
 
-from tnn_export import export_bundle
+from tnn_export import ExportOptions, export_bundle
 from tnn_export.proof import running
-from tnn_runtime.bundle.manifest import SCHEMA_VERSION
+from tnn_runtime.bundle.manifest import SCHEMA_VERSION, BatchBounds
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.model.backbones import BACKBONES
 from tnn_train.training.loop import TrainResult
@@ -193,6 +193,23 @@ def bundles(runs: dict[str, TrainResult], once: Once) -> dict[str, Path]:
         return {name: folder / name for name in runs}
 
     return once("bundles", make)
+
+
+MAPPED = {"tversky": ("onnx", "torchscript", "pt2"), "ratio": ("onnx",), "linear": ("onnx", "torchscript")}
+"""The runs that are exported with feature maps, with their formats."""
+
+
+@pytest.fixture(scope="session")
+def mapped(runs: dict[str, TrainResult], once: Once) -> dict[str, Path]:
+    """Bundles with feature maps; read only."""
+
+    def make(folder: Path) -> dict[str, Path]:
+        for name, formats in MAPPED.items():
+            options = ExportOptions(formats, outputs=("feature_maps",), batch=BatchBounds(1, 16))
+            export_bundle(runs[name].best, folder / name, options=options)
+        return {name: folder / name for name in MAPPED}
+
+    return once("mapped", make)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,9 @@ def explanation(
     apart = (Part("common", 1, difference - 0.25), Part("input_only", -1, 0.0))
     contrast = Contrast(other, 1, 0.125, difference, apart, 0.25, leads, 0.1)
     values = np.arange(12, dtype=np.float32).reshape(3, 4) - 4
-    found = Maps(values, np.stack([values] * 2), np.stack([values] * len(features))) if maps else None
+    listed = [np.full_like(values, one.value) if one.present is False else values for one in leads]
+    places = np.array(listed, np.float32).reshape(-1, *values.shape)
+    found = Maps(values, np.stack([values] * 2), places) if maps else None
     return Explanation(label, 0, 0.875, 4.5, parts, 0.25, features, contrast=contrast, maps=found, **changes)
 
 
@@ -51,6 +54,8 @@ def item(label: str = "7", other: str = "9", **changes: Any) -> Item:
     """Return an image with its explanation, its maps and exemplars."""
     found = explanation(label, other, (lead(0, label, 1.25), lead(1, other, -0.5), lead(2, None, 0.5)), maps=True)
     rival = explanation(other, label, maps=True)
-    again = Explanation(**{**vars(rival), "index": 1, "score": 0.125})
+    assert rival.maps is not None
+    turned = replace(rival.maps, logit=rival.maps.logit[::-1])
+    again = replace(rival, index=1, score=0.125, maps=turned)
     faces = {0: exemplars(label), 1: exemplars(other, boxes=None, description=f"like {other}")}
     return Item([found, again], PICTURE, faces, **{"name": f"{label}/0.png", **changes})

@@ -205,6 +205,7 @@ def test_public_names() -> None:
         "InputError",
         "Limits",
         "Manifest",
+        "Maps",
         "MetricsSnapshot",
         "NearPrototype",
         "NotAnswered",

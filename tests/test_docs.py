@@ -147,6 +147,13 @@ def test_the_python_of_serving_runs(serving: Path) -> None:
     run(sys.executable, "-c", reloading, cwd=serving)
 
 
+def test_the_python_of_maps_runs(serving: Path, mapped: dict[str, Path]) -> None:
+    (serving / "runs" / "photos-mapped").symlink_to(mapped["tversky"])
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", SERVING, flags=re.DOTALL) if "maps=True" in text)
+    printed = run(sys.executable, "-c", f"from tnn_runtime import Classifier\n{block}", cwd=serving).stdout
+    assert re.match(r"<Maps of \d+x\d+ places, 3 parts and 5 features>\n\[\[", printed)
+
+
 @pytest.mark.slow
 def test_the_commands_of_serving_run(serving: Path) -> None:
     lines = [line for line in shell_of_serving() if line.startswith("python ")]
@@ -156,7 +163,7 @@ def test_the_commands_of_serving_run(serving: Path) -> None:
         run_line(line, serving)
     assert len((serving / "labels.csv").read_text().splitlines()) == 41
     assert (serving / "explanation.png").exists()
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_the_service_of_serving_runs(serving: Path) -> None:

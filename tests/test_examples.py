@@ -18,6 +18,7 @@ from tnn_runtime.bench import timing
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
+from tnn_train.model.backbones import BACKBONES
 from tnn_train.training.loop import TrainResult
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -388,3 +389,47 @@ class TestAnyRuntime:
                 np.savez(bundle / "golden.npz", images=golden["images"], logits=golden["logits"] + np.float32(0.1))
         assert any_runtime.main([str(bundle)]) == 1
         assert f"{bundle}  FAILED, " in capsys.readouterr().out
+
+
+class TestWhere:
+    @pytest.fixture
+    def where(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        module = load("where")
+        monkeypatch.setitem(BACKBONES, module.BACKBONE, None)
+        return module
+
+    @pytest.mark.slow
+    def test_it_trains_exports_and_explains(
+        self, where: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        small = ["--side", "32", "--blocks", "1", "--per-class", "6", "--epochs", "1", "--images", "13"]
+        where.command(["--out", str(tmp_path), "--heads", "linear", *small])
+        rows = capsys.readouterr().out.strip().splitlines()[-2:]
+        assert [row.split(" | ")[:2] for row in rows] == [["| linear", "strongest feature"], ["| linear", "logit"]]
+        assert all(0 < float(row.split(" | ")[2].partition("%")[0]) < 100 for row in rows)
+
+    @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+    def test_mass_is_what_is_above_0_in_the_quadrant(self, where: ModuleType, row: int, column: int) -> None:
+        places = np.full((4, 4), -1.0, np.float32)
+        places[0, 0], places[0, 3], places[3, 0], places[3, 3] = 1, 2, 3, 4
+        share, is_hit = where.inside(places, (row, column))
+        assert share == pytest.approx((1 + 2 * row + column) / 10)
+        assert is_hit == ((row, column) == (1, 1))
+        assert where.inside(-np.abs(places), (row, column)) == (0.25, False)
+
+    def test_objects_lie_in_their_quadrant_alone(self, where: ModuleType) -> None:
+        draws = np.random.default_rng(0)
+        for label in where.CLASSES * 5:
+            image, (row, column) = where.draw(draws, label, 32)
+            pixels = np.asarray(image).astype(int)
+            coloured = (pixels == where.COLOURS[label.split()[0]]).all(2)
+            inside = coloured[16 * row : 16 * (row + 1), 16 * column : 16 * (column + 1)]
+            assert inside.sum() == coloured.sum() > 20
+
+    @pytest.mark.parametrize("wrong", [["--side", "36"], ["--side", "24"], ["--images", "1"]])
+    def test_wrong_numbers_are_refused(
+        self, where: ModuleType, wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert where.run("where", where.command, ["--out", str(tmp_path / "out"), *wrong]) == 1
+        assert "expected a multiple of 8 from 32 on" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tnn_runtime.explain.result import Contrast as Contrast
     from tnn_runtime.explain.result import Explanation as Explanation
     from tnn_runtime.explain.result import FeatureParts as FeatureParts
+    from tnn_runtime.explain.result import Maps as Maps
     from tnn_runtime.explain.result import NearPrototype as NearPrototype
     from tnn_runtime.explain.result import Part as Part
     from tnn_runtime.explain.tversky import TverskyExplanation as TverskyExplanation
@@ -43,7 +44,7 @@ else:
             "classifier": ["Classifier", "Health"],
             "deployment": ["Deployment"],
             "errors": errors.__all__,
-            "explain.result": ["Contrast", "Explanation", "FeatureParts", "NearPrototype", "Part"],
+            "explain.result": ["Contrast", "Explanation", "FeatureParts", "Maps", "NearPrototype", "Part"],
             "explain.tversky": ["TverskyExplanation"],
             "images.limits": ["Limits"],
             "queue.metrics": ["Distribution", "MetricsSnapshot"],

@@ -19,14 +19,14 @@ from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import Outputs, bad_rows, not_finite
+from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.reject import check_score
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.golden import replay_golden_samples
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, UsageError
+from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, RunError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.result import Explanation
 from tnn_runtime.images.decoders import Decoders
@@ -39,7 +39,7 @@ from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
-from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, logits
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
 
 __all__ = ["Classifier", "Health"]
 
@@ -296,11 +296,7 @@ class Classifier:
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
-        found = self._run(images).embedding
-        if len(bad := bad_rows(found)):
-            self._metrics.not_finite(len(bad))
-            raise not_finite(int(bad[0]))
-        return found
+        return self._run(images).embedding
 
     def reject_scores(self, images: Images) -> NDArray[np.float32]:
         """Return how sure the model is of the images that `predict` accepts, ``[N]``: the larger, the surer.
@@ -320,6 +316,7 @@ class Classifier:
         num_prototypes: int = 3,
         *,
         against: str | None = None,
+        maps: bool = False,
     ) -> list[list[Explanation]]:
         """Split the logits of the ``top_k`` best classes of each image into parts for and against the class.
 
@@ -334,6 +331,7 @@ class Classifier:
             against: The class that the explained ones are compared with in `Explanation.contrast`: its name, or
                 ``"runner-up"`` for the best of the others, which is the default. The class itself is compared with the
                 best one.
+            maps: Whether to tell where in the image all that comes from: `Explanation.maps`.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
@@ -341,20 +339,23 @@ class Classifier:
         Raises:
             UsageError: If the bundle cannot be explained: an older one with a linear head, or one whose head this
                 version does not know. If there is no class to compare with: none of that name, the best class of an
-                image itself, or a bundle with a single class.
+                image itself, or a bundle with a single class. If maps are asked for, and it has none.
         """
-        make = self._replies.explanations(top_k, num_features, num_prototypes, against).make
+        make = self._replies.explanations(top_k, num_features, num_prototypes, against, maps).make
 
         def explain() -> list[list[Explanation]]:
-            explained = []
-            answers = self._make_answers(self._outputs(images))
-            for row in range(len(answers.logits)):
-                try:
-                    explained.append(make(answers, row))
-                except UsageError as error:
-                    told = UsageError(f"images[{row}]: {error}")
-                    told.index = row
-                    raise told from None
+            explained: list[list[Explanation]] = []
+            # Feature maps are large: those of one batch at a time are held.
+            for outputs in self._with_maps(images) if maps else [self._outputs(images)]:
+                answers = self._make_answers(outputs)
+                for row in range(len(answers.logits)):
+                    try:
+                        explained.append(make(answers, row))
+                    except UsageError as error:
+                        index = len(explained)
+                        told = UsageError(f"images[{index}]: {error}")
+                        told.index = index
+                        raise told from None
             return explained
 
         return self._counted(explain)
@@ -390,6 +391,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[list[Explanation]]: ...
 
@@ -404,6 +406,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Answer]: ...
 
@@ -417,6 +420,7 @@ class Classifier:
         num_features: int = 5,
         num_prototypes: int = 3,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> Future[Any]:
         """Put one image into the queue, to be classified in a batch with others, and return at once.
@@ -434,6 +438,7 @@ class Classifier:
             num_features: As for `explain`.
             num_prototypes: As for `explain`.
             against: As for `explain`.
+            maps: As for `explain`.
             timeout_s: Seconds within which its batch must begin, instead of those of `load`.
 
         Returns:
@@ -445,7 +450,7 @@ class Classifier:
             NotAnswered: If the classifier is closed or drains, or its device is lost.
             UsageError: If an argument is out of its range.
         """
-        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, against)
+        reply = self._replies.named(answer, top_k, reject, num_features, num_prototypes, against, maps)
         (request,) = self._enqueue([image], reply, timeout_s)
         return request
 
@@ -473,7 +478,7 @@ class Classifier:
 
     async def embed_async(self, images: Images, *, timeout_s: float | None = None) -> NDArray[np.float32]:
         """Return what `embed` returns; see `predict_async`."""
-        rows = await self._await_answers(images, self._replies.embedding, timeout_s)
+        rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
     async def explain_async(
@@ -484,10 +489,11 @@ class Classifier:
         num_prototypes: int = 3,
         *,
         against: str | None = None,
+        maps: bool = False,
         timeout_s: float | None = None,
     ) -> list[list[Explanation]]:
         """Return what `explain` returns; see `predict_async`."""
-        reply = self._replies.explanations(top_k, num_features, num_prototypes, against)
+        reply = self._replies.explanations(top_k, num_features, num_prototypes, against, maps)
         return await self._await_answers(images, reply, timeout_s)
 
     @property
@@ -511,6 +517,7 @@ class Classifier:
             "precision": self._manifest.precision,
             "class_names": list(self._manifest.class_names),
             "input_shape": list(self._manifest.preprocessing.shape),
+            "outputs": [spec.name for spec in self._manifest.outputs],
             "preprocessing": asdict(self._manifest.preprocessing),
             "max_batch_size": self._queue.max_batch_size,
             "max_queue_delay_ms": self._queue.max_delay_s * 1000,
@@ -648,11 +655,26 @@ class Classifier:
         if len(outputs) == 1:
             (whole,) = outputs
         else:
-            whole = Outputs(*map(np.concatenate, zip(self._nothing(), *outputs, strict=True)))
+            pairs = zip(*(one[:2] for one in (self._nothing(), *outputs)), strict=True)
+            whole = Outputs(*map(np.concatenate, pairs))
         if len(bad := whole.bad_rows):
-            self._metrics.not_finite(len(bad))
-            raise not_finite(int(bad[0]))
+            raise self._not_finite(bad)
         return whole
+
+    def _with_maps(self, images: Images) -> Iterator[Outputs]:
+        """Run the model on one batch of the images after another, with feature maps."""
+        done = 0
+        for batch in self._batches(images):
+            outputs = self._replicas.run(batch, maps=True)
+            if len(bad := outputs.bad_rows):
+                raise self._not_finite(done + bad)
+            yield outputs
+            done += len(batch)
+
+    def _not_finite(self, bad: NDArray[np.int64]) -> RunError:
+        """Count images with values that are no finite numbers, and return the error for the first of them."""
+        self._metrics.not_finite(len(bad))
+        return not_finite(int(bad[0]))
 
     def _batches(self, images: Images) -> Iterable[NDArray[np.uint8]]:
         size = self._queue.max_batch_size
@@ -704,7 +726,7 @@ class Classifier:
         self._lifecycle.check_process()
         limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow, maps=reply.maps) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()

@@ -9,10 +9,9 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_ar
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.answers.outputs import bad_rows, not_finite
 from tnn_runtime.answers.reject import check_threshold
 from tnn_runtime.answers.results import Answers, Predictions
-from tnn_runtime.bundle.manifest import Manifest
+from tnn_runtime.bundle.manifest import FEATURE_MAPS, Manifest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain import Explainer, why_unexplained
 from tnn_runtime.explain.result import Explanation
@@ -52,10 +51,12 @@ class Reply(NamedTuple, Generic[T]):
     Args:
         make: Makes it from the answers for a batch and the row of the image.
         is_slow: Whether that takes so long that a batch should not wait for it.
+        maps: Whether it is made from feature maps, too.
     """
 
     make: Callable[[Answers, int], T]
     is_slow: bool = False
+    maps: bool = False
 
 
 class Replies:
@@ -73,7 +74,14 @@ class Replies:
         self._metrics = metrics
 
     def named(
-        self, name: str, top_k: int, reject: bool, num_features: int, num_prototypes: int, against: str | None
+        self,
+        name: str,
+        top_k: int,
+        reject: bool,
+        num_features: int,
+        num_prototypes: int,
+        against: str | None,
+        maps: bool,
     ) -> Reply[Any]:
         """Return the reply that has one of the names of `AnswerName`; other arguments as for `Classifier.submit`.
 
@@ -86,24 +94,24 @@ class Replies:
         if name == "logits":
             return logits
         if name == "embedding":
-            return self.embedding
+            return embedding
         if name == "explanation":
-            return self.explanations(top_k, num_features, num_prototypes, against)
+            return self.explanations(top_k, num_features, num_prototypes, against, maps)
         if name != "all":
             raise UsageError(f"answer is {shown(name)}; expected one of {', '.join(get_args(AnswerName))}")
         explain = None
-        if self._explainer is not None:
-            explain = self.explanations(top_k, num_features, num_prototypes, against).make
+        if maps or self._explainer is not None:
+            explain = self.explanations(top_k, num_features, num_prototypes, against, maps).make
 
         def everything(answers: Answers, row: int) -> Answer:
             return Answer(
                 predictions.make(answers, row),
                 logits.make(answers, row),
-                self.embedding.make(answers, row),
+                embedding.make(answers, row),
                 None if explain is None else explain(answers, row),
             )
 
-        return Reply(everything, is_slow=explain is not None)
+        return Reply(everything, is_slow=explain is not None, maps=maps)
 
     def predictions(self, top_k: int, reject: bool) -> Reply[Predictions]:
         """Return the reply with the best classes.
@@ -124,48 +132,37 @@ class Replies:
         return Reply(make)
 
     def explanations(
-        self, top_k: int, num_features: int, num_prototypes: int, against: str | None
+        self, top_k: int, num_features: int, num_prototypes: int, against: str | None, maps: bool
     ) -> Reply[list[Explanation]]:
         """Return the reply with the explanations of the best classes.
 
         Raises:
-            UsageError: If an argument is out of its range, or the bundle cannot be explained.
+            UsageError: If an argument is out of its range, or the bundle cannot be explained, or has no feature maps
+                that are asked for.
         """
         at_least_one(top_k=top_k, num_features=num_features, num_prototypes=num_prototypes)
         explainer = self._explainer
         if explainer is None:
             raise UsageError(why_unexplained(self._manifest))
         rival = rival_index(against, self._manifest.class_names)
+        if maps and self._manifest.feature_maps is None:
+            raise UsageError(
+                f"got maps={shown(maps)} for a bundle without the output {FEATURE_MAPS}; export it again with "
+                f"--outputs {FEATURE_MAPS}, or leave maps out"
+            )
 
         def make(answers: Answers, row: int) -> list[Explanation]:
+            places = answers.maps[[row]] if maps and answers.maps is not None else None
             one: Sequence[list[Explanation]] = explainer(
-                self._checked(answers.embedding[[row]]),
-                answers.logits[[row]],
-                top_k,
-                num_features,
-                num_prototypes,
-                rival,
+                answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes, rival, places
             )
             return one[0]
 
-        return Reply(make, is_slow=True)
-
-    @property
-    def embedding(self) -> Reply[NDArray[np.float32]]:
-        """The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""
-        return Reply(lambda answers, row: self._checked(answers.embedding[[row]])[0])
-
-    def _checked(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return values of one image that are finite numbers.
-
-        Raises:
-            RunError: If they are not.
-        """
-        if len(bad_rows(values)):
-            self._metrics.not_finite(1)
-            raise not_finite()
-        return values
+        return Reply(make, is_slow=True, maps=maps)
 
 
 logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())
 """The reply with the logits, float32 ``[classes]``."""
+
+embedding: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.embedding[row].copy())
+"""The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from report import write_report
 from tqdm import tqdm
 
-from tnn_export import export_bundle
+from tnn_export import ExportError, ExportOptions, ParityReport, export_bundle
 from tnn_runtime import Classifier, TnnError
 from tnn_runtime.bench import Comparison, Latency, compare_bundles
 from tnn_runtime.bundle.storage import FolderKind, refuse_existing, write_json
@@ -65,7 +66,7 @@ def _demo(arguments: Sequence[str]) -> None:
         _say(f"exporting {head}, with proof on the {len(data.test)} test images")
         bundle = out / f"bundle-{head}"
         images = data.test.sample(len(data.test))
-        report = export_bundle(runs[head].best, bundle, images=images, labels=data.test.labels)
+        report = _export(runs[head].best, bundle, images, data.test.labels)
         print(report.table())
         heads[head] = {
             "test_accuracy": runs[head].test.accuracy,
@@ -125,6 +126,16 @@ def _write_test_images(data: ImageData, folder: Path) -> tuple[list[Path], list[
         files.append(file)
         labels.append(name)
     return files, labels
+
+
+def _export(checkpoint: Path, bundle: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> ParityReport:
+    """Export with feature maps, or without them where the backbone has none."""
+    try:
+        options = ExportOptions(outputs=("feature_maps",))
+        return export_bundle(checkpoint, bundle, options=options, images=images, labels=labels)
+    except ExportError as error:
+        print(f"without feature maps: {error}")
+        return export_bundle(checkpoint, bundle, images=images, labels=labels)
 
 
 def _difference(runs: Mapping[str, TrainResult]) -> dict[str, Any]:

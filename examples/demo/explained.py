@@ -109,7 +109,8 @@ def explain_one(run: TrainResult, data: ImageData, classifier: Classifier) -> Dr
         classifier: The loaded bundle of the training.
     """
     number = int(np.argmax(run.test.predictions == run.test.labels))
-    (explanations,) = classifier.explain([data.test.sources[number]], top_k=_CLASSES)
+    maps = "feature_maps" in classifier.info["outputs"]
+    (explanations,) = classifier.explain([data.test.sources[number]], top_k=_CLASSES, maps=maps)
     return Drawn(explanations, data.test.decoded(number), name=f"test image {number}")
 
 

@@ -8,7 +8,7 @@ import json
 import pickle
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from waiting import FOREVER
 
 from tnn_runtime import Answer, Classifier, Manifest, Prediction, Predictions, RunError, UsageError
 from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.replies import AnswerName
 
 GOLDEN = FIXTURES / "bundle-v4" / "golden.npz"
 
@@ -157,7 +158,7 @@ def test_predictions_are_a_list() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_embeddings_that_are_no_numbers_are_no_answer(
+def test_embeddings_that_are_no_numbers_fail_every_call(
     value: float, small_bundle: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Classifier.load(small_bundle, "cpu") as classifier:
@@ -170,11 +171,11 @@ def test_embeddings_that_are_no_numbers_are_no_answer(
             return outputs
 
         monkeypatch.setattr(replica.backend, "run", broken)
-        for answer in ("embedding", "explanation", "all"):
+        for answer in get_args(AnswerName):
             with pytest.raises(RunError, match="values that are no finite numbers"):
                 classifier.submit(images[0], answer=answer).result(FOREVER)  # type: ignore[call-overload]
-        for call in (classifier.embed, classifier.explain):
+        for call in (classifier.predict, classifier.logits, classifier.embed, classifier.explain):
             with pytest.raises(RunError, match="values that are no finite numbers"):
                 call(images[:3])
-        assert classifier.metrics.not_finite == 5
-        assert len(classifier.predict(images[:3])) == 3
+        read = classifier.metrics
+        assert (read.not_finite, read.requests, read.failures) == (9, 9, {"RunError": 9})

@@ -44,6 +44,7 @@ _MEANINGS = {
     "logits": "one for each class",
     "embedding": "what the head sees",
     "probabilities": "softmax of the logits, without a temperature",
+    "feature_maps": "where each feature lies: the mean over all places is its value",
 }
 
 _SCORES = {

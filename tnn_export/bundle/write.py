@@ -35,7 +35,7 @@ from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import Samples, make_samples
 from tnn_runtime.answers.reject import Reject, calibrate
-from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, ONNX_FILE, Manifest, TensorSpec
+from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, FEATURE_MAPS, ONNX_FILE, Manifest, TensorSpec
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.classifier import Classifier
@@ -121,7 +121,9 @@ def export_bundle(
                 artifacts[name] = FORMATS[name].write(job, folder)
                 progress.update()
             parts = len(job.model.outputs) > 2
-            reference = Reference.of(checkpoint.model, checkpoint.preprocessing, samples, parts=parts)
+            reference = Reference.of(
+                checkpoint.model, checkpoint.preprocessing, samples, parts=parts, maps=job.model.has_maps
+            )
             progress.update()
             stages = {LOWERED: compare_heads(checkpoint.model.head, reference)}
             progress.update()
@@ -180,8 +182,11 @@ def _samples(
 ) -> tuple[Samples, list[str]]:
     """Return what the proof is made on, and a note if that is not all images."""
     shape = checkpoint.preprocessing.shape
-    embedding = job.model.output_shapes()["embedding"][1:]
-    most = options.most_images(math.prod(shape) + 4 * math.prod(size or 1 for size in embedding))
+    shapes = job.model.output_shapes()
+    values = math.prod(size or 1 for size in shapes["embedding"][1:])
+    if job.model.has_maps:
+        values *= 1 + math.prod(size or 1 for size in shapes[FEATURE_MAPS][2:])
+    most = options.most_images(math.prod(shape) + 4 * values)
     notes = []
     if len(images) > most and (labels is None or len(labels) == len(images)):
         notes.append(

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
-from tnn_export.lowering.linear import lower_linear
+from tnn_export.lowering.linear import lower_linear, lower_linear_maps
+from tnn_export.lowering.pooling import unpooled
 from tnn_export.lowering.tversky.head import lower_tversky
+from tnn_export.lowering.tversky.maps import lower_tversky_maps
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel
 
-__all__ = ["LOWERINGS", "LoweredModel", "lower_head", "lower_model"]
+__all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
 LOWERINGS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear, "tversky": lower_tversky}
 """For each head family what lowers a trained head of it.
@@ -28,23 +30,33 @@ every exporter and TorchScript know. That of a family with `tnn_train.heads.base
 not understand ``from __future__ import annotations``: leave it out of the file with the modules.
 """
 
+MAPS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear_maps, "tversky": lower_tversky_maps}
+"""For each head family whose features have places what lowers `tnn_train.heads.base.Head.feature_maps`.
+
+Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]`` to feature maps
+``[N, F, h, w]``, float32, of the same kind as those of `LOWERINGS`.
+"""
+
 
 class LoweredModel(nn.Module):
     """A model that is ready for export: normalised images, float32 ``[N, C, H, W]``, to what its head returns.
 
     Attributes:
-        backbone: Images to embeddings ``[N, D]``.
+        backbone: Images to embeddings ``[N, D]``, or to the maps ``[N, D, h, w]`` that these are the means of.
         head: Embeddings to logits, or with its parts to a dictionary; see `LOWERINGS`.
+        maps: Makes feature maps; see `MAPS`. ``None`` if the backbone gives embeddings.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, maps: nn.Module | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.maps = maps
 
     def forward(self, x: Tensor) -> Any:
         """Return what the head makes of the embeddings."""
-        return self.head(self.backbone(x))
+        x = self.backbone(x)
+        return self.head(x if self.maps is None else x.mean((2, 3)))
 
 
 def lower_head(head: Head, *, parts: bool = False) -> nn.Module:
@@ -73,12 +85,34 @@ def lower_head(head: Head, *, parts: bool = False) -> nn.Module:
     return (lowering(head, parts=True) if parts else lowering(head)).eval().requires_grad_(False)
 
 
-def lower_model(model: ImageModel, *, parts: bool = False) -> LoweredModel:
+def lower_maps(head: Head) -> nn.Module:
+    """Return a new module that makes feature maps; see `MAPS`.
+
+    Raises:
+        ExportError: If the features of the head have no places.
+    """
+    if head.takes == "map" or head.family not in MAPS:
+        raise ExportError(
+            f"a {head.family} head has no feature maps: none of its values is a mean over the places of an image; "
+            "leave the output feature_maps out"
+        )
+    return MAPS[head.family](head)
+
+
+def lower_model(model: ImageModel, *, parts: bool = False, maps: bool = False) -> LoweredModel:
     """Return a new model, ready for export: the backbone with its batch norms folded, and the lowered head.
 
     Args:
         model: A trained model; it is not changed.
         parts: As in `lower_head`.
+        maps: Whether the model shall also have what feature maps are made of, and what makes them.
+
+    Raises:
+        ExportError: As `lower_head` and `lower_maps`; if the backbone has no maps.
     """
-    lowered = LoweredModel(folded(model.backbone), lower_head(model.head, parts=parts))
+    head = lower_head(model.head, parts=parts)
+    if maps:
+        lowered = LoweredModel(folded(unpooled(model.backbone)), head, lower_maps(model.head))
+    else:
+        lowered = LoweredModel(folded(model.backbone), head)
     return lowered.cpu().eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tnn_export.errors import ExportError
 from tnn_export.lowering import lower_model
+from tnn_runtime.bundle.manifest import FEATURE_MAPS
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS
@@ -16,16 +17,16 @@ from tnn_train.model.image_model import ImageModel, Normalize
 __all__ = ["ServingModel", "extra_outputs"]
 
 _ALWAYS = ("logits", "embedding")
-_OF_ALL = "probabilities"
+_OF_ALL = ("probabilities", FEATURE_MAPS)
 
 
 def extra_outputs(*families: str) -> tuple[str, ...]:
-    """Return what artifacts return on request: the softmax of the logits, and the evidence of head families.
+    """Return what artifacts return on request: the softmax of the logits, feature maps, the evidence of head families.
 
     Args:
         families: Keys of `tnn_train.heads.HEADS`.
     """
-    return tuple(dict.fromkeys([_OF_ALL, *(name for family in families for name in HEADS[family].evidence_meanings)]))
+    return tuple(dict.fromkeys([*_OF_ALL, *(name for family in families for name in HEADS[family].evidence_meanings)]))
 
 
 class ServingModel(nn.Module):
@@ -38,11 +39,12 @@ class ServingModel(nn.Module):
         dtype: What the backbone computes in; everything else stays in float32.
 
     Raises:
-        ExportError: If the head cannot be lowered, or has no such outputs.
+        ExportError: If the head cannot be lowered, or it or the backbone has no such outputs.
         UsageError: If an output is unknown.
     """
 
     has_parts: Final[bool]
+    has_maps: Final[bool]
 
     def __init__(
         self,
@@ -52,19 +54,21 @@ class ServingModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        possible = (_OF_ALL, *model.head.evidence_meanings)
+        possible = (*_OF_ALL, *model.head.evidence_meanings)
         for name in extra:
             choose("output", name, extra_outputs(*HEADS))
             if name not in possible:
                 raise ExportError(
                     f"a {model.head.family} head has no output {name}; it has {', '.join(possible)}: leave {name} out"
                 )
-        self.has_parts = any(name != _OF_ALL for name in extra)
+        self.has_parts = any(name not in _OF_ALL for name in extra)
+        self.has_maps = FEATURE_MAPS in extra
         self.outputs = [*_ALWAYS, *(name for name in possible if name in extra)]
-        lowered = lower_model(model, parts=self.has_parts)
+        lowered = lower_model(model, parts=self.has_parts, maps=self.has_maps)
         self.normalize = Normalize(preprocessing)
         self.backbone = lowered.backbone.to(dtype)
         self.head = lowered.head
+        self.maps = lowered.maps or nn.Identity()
         self.dtype = dtype
         self.input_shape = preprocessing.shape
         self.eval()
@@ -74,11 +78,16 @@ class ServingModel(nn.Module):
         # Contiguous: an image that is channels-last in memory makes the exporter spell out strides after poolings.
         normalized = self.normalize(images).to(self.dtype).contiguous()
         embedding = self.backbone(normalized).to(torch.float32)
+        places = embedding
+        if self.has_maps:
+            embedding = places.mean((2, 3))
         if self.has_parts:
             values: dict[str, Tensor] = self.head(embedding)
         else:
             values = {"logits": self.head(embedding)}
         values["embedding"] = embedding
+        if self.has_maps:
+            values["feature_maps"] = self.maps(places, embedding)
         values["probabilities"] = torch.softmax(values["logits"], 1)
         return {name: values[name] for name in self.outputs}
 

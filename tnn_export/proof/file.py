@@ -19,18 +19,20 @@ from tnn_train.model.config import ModelConfig
 
 __all__ = ["read_proof", "write_proof"]
 
-_HEAD = "head."
+_HEAD, _MAPS = "head.", "maps"
 
 
 def write_proof(reference: Reference, folder: Path) -> None:
     """Write the samples, the eager embeddings and the trained head into a bundle."""
     samples = reference.samples
+    maps: dict[str, Any] = {} if reference.maps is None else {_MAPS: reference.maps.numpy()}
     np.savez_compressed(
         folder / PROOF_FILE,
         images=samples.images,
         kinds=np.array(samples.kinds),
         labels=samples.labels,
         embeddings=reference.embeddings.numpy(),
+        **maps,
         **{f"{_HEAD}{name}": tensor.cpu().numpy() for name, tensor in reference.head.state_dict().items()},
     )
 
@@ -53,11 +55,14 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
         with torch.random.fork_rng(devices=[]):
             head = build_head(config.head, manifest.outputs[1].shape[1] or 0, config.num_classes, config.options)
         names = [f"{_HEAD}{name}" for name in head.state_dict()]
-        arrays: dict[str, Any] = read_arrays(path, "images", "kinds", "labels", "embeddings", *names, text=["kinds"])
+        maps = [_MAPS] if manifest.feature_maps else []
+        wanted = ("images", "kinds", "labels", "embeddings", *maps, *names)
+        arrays: dict[str, Any] = read_arrays(path, *wanted, text=["kinds"])
         head.load_state_dict({name.removeprefix(_HEAD): torch.from_numpy(arrays[name]) for name in names})
         samples = Samples(arrays["images"], tuple(map(str, arrays["kinds"])), arrays["labels"])
         parts = len(manifest.outputs) > 2
-        return Reference(head, samples, torch.from_numpy(arrays["embeddings"]), parts=parts)
+        places = torch.from_numpy(arrays[_MAPS]) if maps else None
+        return Reference(head, samples, torch.from_numpy(arrays["embeddings"]), parts=parts, maps=places)
     except ArtifactError:
         raise
     except (TypeError, RuntimeError, TnnError) as error:

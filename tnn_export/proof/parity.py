@@ -4,6 +4,9 @@ Three things are compared for every sample: the embedding; the head's outputs wi
 the artifact's *own* embedding, which float32 rounding alone may separate in every precision; and the outputs with those
 of the eager model, which the precision may separate.
 
+Feature maps are compared twice: with those of eager PyTorch, which the precision may separate, and their means over all
+places with the features that the eager head finds in the artifact's own embedding, as the outputs on it.
+
 In int8 the ranges of activations are those of real images, so that made ones may saturate: their embeddings are bounded
 in the other precisions only, and where there are no real images. What real images say of all like them is decided in
 `tnn_export.proof.agreement`.
@@ -31,7 +34,7 @@ from tnn_export.proof.reference import Reference, largest
 from tnn_export.proof.report import Flip, ParityReport, StageParity
 from tnn_export.proof.running import Ran, Runner
 from tnn_export.proof.samples import Samples
-from tnn_runtime.bundle.manifest import BatchBounds
+from tnn_runtime.bundle.manifest import FEATURE_MAPS, BatchBounds
 
 __all__ = ["BATCH_SIZES", "check_parity", "compare", "proof_batch_sizes"]
 
@@ -94,7 +97,8 @@ def _judge(
     bounds = PRECISIONS[precision]
     samples = reference.samples
     count = len(samples)
-    absolute, relative, of_head, distance, seen = np.zeros((5, count))
+    absolute, relative, of_head, distance, seen, of_maps, of_means = np.zeros((7, count))
+    allowed = np.inf if bounds.tolerance is None else bounds.tolerance
     is_bounded = samples.is_real | (bounds.tolerance is not None or not samples.is_real.any())
     agreed = np.ones(count, dtype=bool)
     best = np.full(count, -1)
@@ -102,16 +106,21 @@ def _judge(
     eager_best = reference.outputs["logits"].argmax(1).numpy()
     for rows, outputs in zip(batches, ran.outputs, strict=True):
         found = {name: torch.from_numpy(np.asarray(value)) for name, value in outputs.items()}
-        embedding = found.pop("embedding")
+        embedding, maps = found.pop("embedding"), found.pop(FEATURE_MAPS, None)
         places = torch.from_numpy(rows)
         far = _norm(embedding - reference.embeddings[places]) / reference.lengths[places]
         expected = {name: value[places] for name, value in reference.outputs.items()}
         of_model = reference.differences(places, found, expected)
         with torch.inference_mode():
             own = reference.differences(places, found, reference.head_outputs(embedding))
+            if maps is not None:
+                for worst_of, values in zip(
+                    (of_maps, of_means), reference.feature_differences(places, maps, embedding), strict=True
+                ):
+                    np.maximum.at(worst_of, rows, values.numpy())
         logit = largest(found["logits"] - expected["logits"])
         chosen = found["logits"].argmax(1).numpy()
-        good = (own <= HEAD_TOLERANCE) & (of_model <= (np.inf if bounds.tolerance is None else bounds.tolerance))
+        good = (own <= HEAD_TOLERANCE) & (of_model <= allowed)
         good &= torch.isfinite(of_model)
         for place, row in enumerate(rows.tolist()):
             distance[row] = max(distance[row], float(far[place]))
@@ -131,12 +140,15 @@ def _judge(
             absolute[row] = max(absolute[row], float(logit[place]))
             relative[row] = max(relative[row], float(of_model[place]))
             of_head[row] = max(of_head[row], float(own[place]))
+    failed |= (of_means > HEAD_TOLERANCE) | ~(of_maps <= allowed)
     explained = [flip for row, flip in sorted(flips.items()) if not failed[row]]
     worst = int(relative.argmax())
     measured = (
         ("the embedding", np.where(is_bounded, distance, 0), bounds.embedding_tolerance),
         ("the outputs on its own embedding", of_head, HEAD_TOLERANCE),
-        ("the outputs", relative, _LARGEST if bounds.tolerance is None else bounds.tolerance),
+        ("the outputs", relative, min(allowed, _LARGEST)),
+        ("the feature maps", of_maps, min(allowed, _LARGEST)),
+        ("the means of the feature maps, from the features", of_means, HEAD_TOLERANCE),
     )
     known = samples.labels >= 0
     right, eager_right = (found[known] == samples.labels[known] for found in (best, eager_best))
@@ -167,6 +179,8 @@ def _judge(
         loss_interval=classes.loss_interval,
         undecided=classes.undecided,
         notes=ran.notes,
+        max_map_diff=None if reference.maps is None else _number(of_maps.max()),
+        max_mean_diff=None if reference.maps is None else _number(of_means.max()),
     )
 
 

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tnn_export.errors import ExportError
 from tnn_export.formats.precision import HEAD_TOLERANCE
+from tnn_export.lowering.pooling import unpooled
 from tnn_export.proof.report import Flip
 from tnn_export.proof.samples import Samples
 from tnn_runtime.images.preprocess import Preprocessing
@@ -41,13 +43,17 @@ class Reference:
         samples: The images.
         embeddings: Of eager PyTorch, float32 ``[N, D]``, or maps ``[N, D, h, w]``.
         parts: Whether to have what the logits are made of, too: `Head.evidence`.
+        maps: What the embeddings are the means of, float32 ``[N, D, h, w]``, if there shall be feature maps.
     """
 
-    def __init__(self, head: Head, samples: Samples, embeddings: Tensor, *, parts: bool = False) -> None:
+    def __init__(
+        self, head: Head, samples: Samples, embeddings: Tensor, *, parts: bool = False, maps: Tensor | None = None
+    ) -> None:
         self.head = copy.deepcopy(head).cpu().eval()
         self.has_parts = parts
         self.samples = samples
         self.embeddings = embeddings
+        self.maps = maps
         with torch.inference_mode():
             batches = torch.split(embeddings, _AT_ONCE)
             switches = [self.head.switches(x) for x in batches]
@@ -58,14 +64,35 @@ class Reference:
         self.lengths = lengths.clamp_min(_SHORTEST * float(lengths.max())).clamp_min(_TINY)
 
     @classmethod
-    def of(cls, model: ImageModel, preprocessing: Preprocessing, samples: Samples, *, parts: bool = False) -> Reference:
-        """Run a trained model, on the CPU in float32 and evaluation mode."""
+    def of(
+        cls,
+        model: ImageModel,
+        preprocessing: Preprocessing,
+        samples: Samples,
+        *,
+        parts: bool = False,
+        maps: bool = False,
+    ) -> Reference:
+        """Run a trained model, on the CPU in float32 and evaluation mode.
+
+        Args:
+            model: The model.
+            preprocessing: Its normalisation.
+            samples: The images.
+            parts: As for the class.
+            maps: Whether there shall be feature maps.
+
+        Raises:
+            ExportError: If there shall be, and the backbone has no maps.
+        """
         normalize = Normalize(preprocessing)
         batches = torch.split(torch.from_numpy(samples.images), _AT_ONCE)
         backbone = copy.deepcopy(model.backbone).cpu().eval()
         with torch.inference_mode():
             embeddings = torch.cat([backbone(normalize(batch)) for batch in batches])
-        return cls(model.head, samples, embeddings, parts=parts)
+            trunk = unpooled(backbone) if maps else None
+            places = None if trunk is None else torch.cat([trunk(normalize(batch)) for batch in batches])
+        return cls(model.head, samples, embeddings, parts=parts, maps=places)
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -95,6 +122,28 @@ class Reference:
         """
         pairs = [(value, expected[name], self.outputs[name][rows]) for name, value in outputs.items()]
         return torch.stack([largest(found - value) / _scale(eager) for found, value, eager in pairs]).amax(0)
+
+    def feature_differences(self, rows: Tensor, found: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far feature maps are from those of eager PyTorch, and their means from the features, ``[n]`` each.
+
+        Both are relative to the largest magnitude of the sample's maps or features, and at least to 1.
+
+        Args:
+            rows: Positions of the samples, ``[n]``.
+            found: The maps of an artifact, ``[n, F, h, w]``.
+            embeddings: The artifact's, ``[n, D]``, from which its features follow.
+
+        Raises:
+            ExportError: If this reference has no maps.
+        """
+        values = self.head.feature_values(embeddings)
+        if self.maps is None or values is None:
+            raise ExportError(
+                "got feature maps for a reference without maps; make it with Reference.of(..., maps=True)"
+            )
+        expected = self.head.feature_maps(self.maps[rows], embeddings)
+        means = found.double().mean((2, 3)) - values
+        return largest(found - expected) / _scale(expected), largest(means) / _scale(values)
 
     def head_outputs(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Return what the eager head makes of embeddings ``[n, D]``."""

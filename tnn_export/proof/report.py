@@ -60,6 +60,9 @@ class StageParity:
         loss_interval: The same of the loss of accuracy, 0 to 1; ``None`` where no class is known.
         undecided: What there are too few images to tell of, one line each.
         notes: What who runs the artifact should know, one line each.
+        max_map_diff: Largest difference of a feature map from that of eager PyTorch, relative as in
+            `Precision.tolerance`; ``None`` without feature maps.
+        max_mean_diff: The same of the mean of a feature map from the feature in the artifact's own embedding.
     """
 
     passed: bool
@@ -86,6 +89,19 @@ class StageParity:
     loss_interval: tuple[float, float] | None = None
     undecided: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    max_map_diff: float | None = None
+    max_mean_diff: float | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the table cannot show, one line each."""
+        if self.max_map_diff is None or self.max_mean_diff is None:
+            return (*self.undecided, *self.notes)
+        maps = (
+            f"feature maps are those of eager PyTorch within {self.max_map_diff:.1e}, and their means the features "
+            f"within {self.max_mean_diff:.1e}"
+        )
+        return (maps, *self.undecided, *self.notes)
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ class ParityReport:
         """Return what the table cannot show, one line each: what is not proven, or not decided, scores and notes."""
         return [
             *(f"{file}: NOT PROVEN, {reason}" for file, reason in self.unproven.items()),
-            *(f"{name}: {line}" for name, parity in self.stages.items() for line in (*parity.undecided, *parity.notes)),
+            *(f"{name}: {line}" for name, parity in self.stages.items() for line in parity.remarks),
             *([f"scores: {self.scores}"] if self.scores else []),
             *(f"note: {line}" for line in self.notes),
         ]

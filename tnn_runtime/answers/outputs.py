@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +9,8 @@ from numpy.typing import NDArray
 
 from tnn_runtime.errors import RunError
 
-__all__ = ["Outputs", "bad_rows", "not_finite"]
+__all__ = ["Outputs", "not_finite"]
 
-_FEW = 512
 _NONE = np.empty(0, np.int64)
 
 
@@ -30,30 +28,32 @@ def not_finite(index: int | None = None) -> RunError:
     return error
 
 
-def bad_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the rows of values ``[N, ...]`` that have one that is no finite number, int64, ascending."""
-    return np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
-
-
 class Outputs(NamedTuple):
     """What a model gives for a batch.
 
     Args:
         logits: float32 ``[N, classes]``.
         embedding: What the head takes, float32 ``[N, D]``, or a map ``[N, D, h, w]``.
+        maps: Where each feature lies, float32 ``[N, F, h, w]``, if that was asked for.
     """
 
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
+    maps: NDArray[np.float32] | None = None
+
+    def rows(self, which: slice | list[int]) -> Outputs:
+        """Return the outputs for some of the images."""
+        maps = None if self.maps is None else self.maps[which]
+        return Outputs(self.logits[which], self.embedding[which], maps)
 
     @property
     def bad_rows(self) -> NDArray[np.int64]:
-        """The rows of the logits that have a value that is no finite number, int64, ascending.
+        """The rows whose logits or embedding have a value that is no finite number, int64, ascending.
 
-        They are looked at in the way that touches the least code and memory, as a model has just filled the caches with
-        others. Operators such as ReLU and matrix products hand NaN and infinity in an embedding on to the logits.
+        Finite logits do not tell that the embedding is finite: the minimum of an infinity and a number is the number.
         """
-        flat = self.logits.reshape(-1)
-        if math.isfinite(sum(flat.tolist()) if flat.size <= _FEW else flat.dot(flat)):
+        looked_at = self[:2]  # the embedding is the mean of what maps are made of
+        if all(np.count_nonzero(np.isfinite(values)) == values.size for values in looked_at):
             return _NONE
-        return bad_rows(self.logits)
+        good = [np.isfinite(values).all(axis=tuple(range(1, values.ndim))) for values in looked_at]
+        return np.flatnonzero(~np.logical_and.reduce(good))

@@ -75,7 +75,7 @@ class Answers:
         temperature: float | None = None,
     ) -> None:
         self.outputs = outputs
-        self.logits, self.embedding = outputs
+        self.logits, self.embedding, self.maps = outputs
         self._class_names = class_names
         self._rule = rule
         self._temperature = temperature
@@ -83,8 +83,7 @@ class Answers:
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        one = Outputs(self.logits[[row]], self.embedding[[row]])
-        return Answers(one, self._class_names, self._rule, self._temperature)
+        return Answers(self.outputs.rows([row]), self._class_names, self._rule, self._temperature)
 
     def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""

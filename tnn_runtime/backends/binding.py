@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from numpy.typing import NDArray
 
 from tnn_runtime.backends.cuda import Cuda
 from tnn_runtime.backends.failures import failure
@@ -11,8 +13,10 @@ from tnn_runtime.backends.ort import ort
 from tnn_runtime.backends.slots import Slot, Tensors
 from tnn_runtime.bundle.manifest import Manifest
 
-__all__ = ["BoundSlot", "failed_run"]
+__all__ = ["ALWAYS", "BoundSlot", "failed_run"]
 
+ALWAYS = ("logits", "embedding")
+"""The outputs that every run returns, in their order."""
 
 _NOT_RECORDED = -1
 
@@ -25,6 +29,9 @@ class BoundSlot(Slot):
 
     ONNX Runtime computes on streams of its own unless it is given one, so that images must have arrived before it
     starts, and outputs are there when it returns.
+
+    Outputs beyond the first two are large and seldom asked for. They have no memory of their own on the GPU: a run that
+    returns them is not bound, goes through pageable memory, and is not recorded.
 
     Args:
         sessions: The session that runs batches of each size.
@@ -48,7 +55,10 @@ class BoundSlot(Slot):
         (images,), outputs, sizes = manifest.inputs, manifest.outputs[:2], sorted(sessions)
         super().__init__(cuda, Tensors(cuda, images, outputs, sizes[-1], stream=stream), sizes, graphs)
         self._wait_for_images = stream is None
+        self._input = images.name
         self._calls: dict[int, tuple[Any, Any, Any]] = {}
+        # ONNX Runtime looks up the graph in any options there are, and where it finds none that costs 50 us.
+        self._unrecorded = _recording(_NOT_RECORDED) if graphs else None
         index = cuda.index if memory == "cuda" else 0
         for size in sizes:
             binding = sessions[size].io_binding()
@@ -57,8 +67,20 @@ class BoundSlot(Slot):
                 buffer = self._tensors.buffers[spec.name]
                 shape = [size, *map(int, buffer.host.shape[1:])]
                 bind(spec.name, memory, index, buffer.dtype, shape, buffer.address)
-            # ONNX Runtime looks up the graph in any options there are, and where it finds none that costs 50 us.
-            self._calls[size] = sessions[size], binding, _recording(_NOT_RECORDED) if graphs else None
+            self._calls[size] = sessions[size], binding, self._unrecorded
+
+    def run(self, images: NDArray[Any], extra: tuple[str, ...] = ()) -> list[NDArray[Any]]:
+        """Return the outputs for a batch; arguments and errors are those of `Slot.run`."""
+        if not extra:
+            return super().run(images)
+        count = len(images)
+        self._check_size(count)
+        session, _, _ = self._calls[count]
+        with self._running():
+            outputs: list[NDArray[Any]] = self._call(
+                count, session.run, ALWAYS + extra, {self._input: images}, self._unrecorded
+            )
+        return outputs
 
     def close(self) -> None:
         """Release the bindings, the memory, and the hold on the sessions."""
@@ -69,8 +91,12 @@ class BoundSlot(Slot):
         session, binding, options = self._calls[count]
         if self._wait_for_images:
             self._cuda.wait(self._tensors.stream)
+        self._call(count, session.run_with_iobinding, binding, options)
+
+    def _call(self, count: int, run: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what a run of ``count`` images returns."""
         try:
-            session.run_with_iobinding(binding, options)
+            return run(*arguments)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             self._cuda.wait(self._tensors.stream)  # says so if the device is lost, where the message does not
             raise failed_run(count, error) from error

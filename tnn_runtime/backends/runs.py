@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends.binding import BoundSlot, failed_run
+from tnn_runtime.backends.binding import ALWAYS, BoundSlot, failed_run
 from tnn_runtime.backends.capture import GPU
 from tnn_runtime.backends.slots import Slots
 from tnn_runtime.errors import ClassifierClosed, RunError
@@ -23,8 +23,11 @@ _CLOSED = "this backend is closed; load the bundle again"
 class Runs(Protocol):
     """What runs batches."""
 
-    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
-        """Return logits and embeddings of images ``[N, H, W, C]``; errors are those of `Backend.run`."""
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Sequence[NDArray[Any]]:
+        """Return logits and embeddings of images ``[N, H, W, C]``, and the outputs of the names ``extra``.
+
+        Errors are those of `Backend.run`.
+        """
         ...
 
     def warm_up(self) -> None:
@@ -54,8 +57,8 @@ class Unbound:
         self._shape = shape
         self._using: AbstractContextManager[None] = GPU if on_gpu else nullcontext()
 
-    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
-        """Return logits and embeddings."""
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Sequence[NDArray[Any]]:
+        """Return logits and embeddings, and the outputs that are named."""
         sessions = self._sessions
         session = sessions.get(None) or sessions.get(len(images))
         if session is None:
@@ -64,7 +67,7 @@ class Unbound:
             raise RunError(f"got a batch of {len(images)}; expected one of {list(sessions)}: fill it up")
         with self._using:
             try:
-                outputs: Sequence[NDArray[Any]] = session.run(["logits", "embedding"], {"images": images})
+                outputs: Sequence[NDArray[Any]] = session.run(ALWAYS + extra, {"images": images})
             except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
                 raise failed_run(len(images), error) from error
         return outputs
@@ -109,12 +112,12 @@ class Bound:
                 self.close()
                 raise
 
-    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
-        """Return logits and embeddings."""
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Sequence[NDArray[Any]]:
+        """Return logits and embeddings, and the outputs that are named."""
         if self._thread is None:
-            return self._slots.run(images)
+            return self._slots.run(images, extra)
         try:
-            running = self._thread.submit(self._slots.run, images)
+            running = self._thread.submit(self._slots.run, images, extra)
         except RuntimeError as error:
             raise ClassifierClosed(_CLOSED) from error
         return running.result()

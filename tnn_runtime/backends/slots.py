@@ -55,8 +55,12 @@ class Slot(ABC):
                     self._record(size)
                 self.run(batch)
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, images: NDArray[Any], extra: tuple[str, ...] = ()) -> list[NDArray[Any]]:
         """Return the outputs for a batch of one of the sizes, in memory of their own.
+
+        Args:
+            images: The batch.
+            extra: The names of further outputs that are to come back, too.
 
         Raises:
             RunError: If the model fails on it.
@@ -65,7 +69,7 @@ class Slot(ABC):
         with self._running():
             self._fill(images)
             self._compute(len(images))
-            return self._tensors.read(len(images))
+            return self._tensors.read(len(images), extra)
 
     def timed_run(self, images: NDArray[Any]) -> tuple[float, NDArray[Any]]:
         """Return for how many seconds the GPU computes, and the first of the outputs.
@@ -102,9 +106,12 @@ class Slot(ABC):
                     self._cuda.wait(self._tensors.stream)
                 raise
 
+    def _check_size(self, count: int) -> None:
+        if count not in self._sizes:
+            raise RunError(f"got a batch of {count}; expected one of {list(self._sizes)}: fill it up")
+
     def _fill(self, images: NDArray[Any]) -> None:
-        if len(images) not in self._sizes:
-            raise RunError(f"got a batch of {len(images)}; expected one of {list(self._sizes)}: fill it up")
+        self._check_size(len(images))
         self._tensors.fill(images)
 
 
@@ -125,14 +132,14 @@ class Slots(Generic[AnySlot]):
         for slot in slots:
             self._free.put(slot)
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """Run a batch in the next slot that is free.
+    def run(self, images: NDArray[Any], extra: tuple[str, ...] = ()) -> list[NDArray[Any]]:
+        """Run a batch in the next slot that is free; arguments are those of `Slot.run`.
 
         Raises:
             ClassifierClosed: After `close`.
         """
         with self._lent() as slot:
-            return slot.run(images)
+            return slot.run(images, extra)
 
     def warm_up(self) -> None:
         """Warm up each of the slots; see `Slot.warm_up`."""
@@ -219,12 +226,13 @@ class Tensors:
         np.copyto(self.images.host[:count], images)
         self.images.upload(count, self.stream)
 
-    def read(self, count: int) -> list[NDArray[Any]]:
-        """Copy ``count`` rows of each output that is wanted from the GPU, and wait for them."""
-        for output in self._wanted:
+    def read(self, count: int, extra: tuple[str, ...] = ()) -> list[NDArray[Any]]:
+        """Copy ``count`` rows of each output that is wanted, or named, from the GPU, and wait for them."""
+        wanted = self._wanted + [self.buffers[name] for name in extra]
+        for output in wanted:
             output.download(count, self.stream)
         self._cuda.wait(self.stream)
-        return [output.host[:count].copy() for output in self._wanted]
+        return [output.host[:count].copy() for output in wanted]
 
     def close(self) -> None:
         """Release everything."""

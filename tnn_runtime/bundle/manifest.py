@@ -17,6 +17,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 __all__ = [
     "BUNDLE",
     "CARD_FILE",
+    "FEATURE_MAPS",
     "GOLDEN_FILE",
     "HEAD_FILE",
     "MANIFEST_FILE",
@@ -44,6 +45,7 @@ HEAD_FILE = "head.npz"
 GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
+FEATURE_MAPS = "feature_maps"
 
 BUNDLE = FolderKind("bundle", MANIFEST_FILE, (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE))
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -183,6 +185,11 @@ class Manifest:
         files = {name: entry for name, entry in manifest.files.items() if name not in left_out}
         return dataclasses.replace(manifest, files=files), content
 
+    @property
+    def feature_maps(self) -> TensorSpec | None:
+        """The output with feature maps, ``[batch, features, height, width]``; ``None`` if there is none."""
+        return next((spec for spec in self.outputs[2:] if spec.name == FEATURE_MAPS), None)
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)})
@@ -199,6 +206,7 @@ class Manifest:
             or any(len(spec.shape) < 2 or spec.shape[0] is not None or None in spec.shape[1:] for spec in self.outputs)
             or len(dict(outputs)) < len(outputs)
             or self.outputs[0].shape[1] != len(self.class_names)
+            or (self.feature_maps is not None and len(self.feature_maps.shape) != 4)
         ):
             return "contradicts itself about the input shape, the outputs or the number of classes"
         if len(set(self.class_names)) < len(self.class_names):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.bulk import answers_for_files
+from tnn_runtime.bundle.manifest import FEATURE_MAPS
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_bytes, write_text
 from tnn_runtime.classifier import Classifier
@@ -40,6 +41,8 @@ _MOST = 1000
 _EPILOG = """examples:
   tnn-runtime explain runs/photos-bundle holiday.jpg -o why.png
   tnn-runtime explain runs/photos-bundle photos/cat -o why.html --against dog
+
+Bundles that were exported with --outputs feature_maps also show where in the image it comes from.
 
 A page is one file that needs no network. With .png, one image gives one picture, why.png, and several give a numbered
 set: why-1.png, why-2.png and so on, in the order of the images."""
@@ -123,7 +126,8 @@ def _numbered(out: Path, count: int) -> list[Path]:
 
 def _explained(classifier: Classifier, found: Found, options: argparse.Namespace) -> Iterator[tuple[int, Item | None]]:
     """Yield the place of each file and what to draw of it; what is wrong with a file goes into ``found``."""
-    asked: dict[str, Any] = {"num_features": options.num_features, "against": options.against}
+    maps = FEATURE_MAPS in classifier.info["outputs"]
+    asked: dict[str, Any] = {"num_features": options.num_features, "against": options.against, "maps": maps}
     classifier.explain([], options.top_k, **asked)  # tells what is wrong with the options or the bundle
     look = partial(Preprocessing(**classifier.info["preprocessing"]), limits=Limits(**classifier.info["limits"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -27,6 +27,8 @@ _BIAS = "bias, whatever the image is"
 _TOGETHER = "the parts only together"
 _CLASSES = 5
 _MOST_SHARES = 3
+_EVEN = 1e-3
+"""A map that varies less than that, as a share of its largest value, tells no place."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Face:
-    """What a feature looks like: training images that have it, and where this image has it, if that is known."""
+    """What a feature looks like: training images that have it, and where this image has it, as far as that is known."""
 
     title: Words
     description: Words
@@ -90,7 +92,7 @@ class Content:
     sentence: Words
     picture: Image.Image
     scores: tuple[tuple[Name, str], ...]
-    heats: tuple[Heat, ...]
+    heats: Sequence[Heat]
     charts: tuple[Chart, ...]
     faces: tuple[Face, ...]
 
@@ -105,7 +107,7 @@ def content(item: Item) -> Content:
         sentence=sentence(item),
         picture=rgb(item.picture),
         scores=_scores(item),
-        heats=tuple(_heats(item)),
+        heats=_heats(item),
         charts=tuple(_charts(explanation)),
         faces=tuple(_faces(item)),
     )
@@ -160,26 +162,30 @@ def _bias_bar(bias: float) -> list[Bar]:
     return [Bar([_BIAS], bias)] if bias else []
 
 
-def _heats(item: Item) -> Iterable[Heat]:
+def _heats(item: Item) -> Sequence[Heat]:
     explanation, contrast = item.explanation, item.explanation.contrast
     if explanation.maps is None:
-        return
+        return ()
     label = Name(explanation.label)
-    yield _heat(["Where ", label, " comes from"], explanation.maps.logit, label)
+    found = [_heat(["Where ", label, " comes from"], explanation.maps.logit, label)]
     other = next((one.maps for one in item.all if contrast and one.index == contrast.index), None)
     if contrast and other is not None:
         rival = Name(contrast.label)
         title: Words = ["Where ", label, " rather than ", rival, " comes from"]
-        yield _heat(title, explanation.maps.logit - other.logit, label)
+        found.append(_heat(title, explanation.maps.logit - other.logit, label))
+    return [heat for heat in found if heat is not None]
 
 
-def _heat(title: Words, values: NDArray[np.float32], label: Name) -> Heat:
+def _heat(title: Words, values: NDArray[np.float32], label: Name) -> Heat | None:
+    """Return what a map shows: nothing if it is the same everywhere, as that of a feature which the image lacks."""
+    if np.ptp(values) <= _EVEN * np.abs(values).max():
+        return None
     words: Words = []
     if values.max() > 0:
         words += ["Most speaks for ", label, f" {place(values)}"]
     if values.min() < 0:
         words += [", most against it " if words else "Most speaks against it ", place(-values)]
-    return Heat(title, values, words or ["No place speaks for it or against it"])
+    return Heat(title, values, words)
 
 
 def _faces(item: Item) -> Iterable[Face]:
@@ -187,12 +193,13 @@ def _faces(item: Item) -> Iterable[Face]:
     titles = {one.index: _title(one) for one in (*explanation.features, *explanation.leads)}
     rows = {feature.index: row for row, feature in enumerate(explanation.features)}
     for index in strongest_features(explanation):
-        if index not in item.exemplars:
-            continue
-        found, heat = item.exemplars[index], None
+        found, heat = item.exemplars.get(index), None
         if explanation.maps is not None and index in rows:
             heat = _heat(["in this image"], explanation.maps.features[rows[index]], Name(explanation.label))
-        yield Face(titles[index], _description(found), tuple(_examples(found)), heat)
+        if found is not None:
+            yield Face(titles[index], _description(found), tuple(_examples(found)), heat)
+        elif heat is not None:
+            yield Face(titles[index], heat.words, (), heat)
 
 
 def _examples(found: Exemplars) -> Iterable[tuple[Image.Image, Box | None, Name, str]]:

@@ -86,7 +86,7 @@ _KEY: Words = [
 ]
 
 
-_HAVE_IT = ": training images that have it most"
+_HAVE_IT, _IS_HERE = ": training images that have it most", ": where this image has it"
 
 
 def _without_maps(shown: Content) -> _Block:
@@ -247,5 +247,5 @@ def _face(face: Face, picture: Image.Image) -> _Block:
     ]
 
     description = [_text(face.description, _SMALL, _INNER, SOFT)] if face.description else []
-    title = _text([*face.title, _HAVE_IT], _TEXT, _INNER, bold=True)
+    title = _text([*face.title, _HAVE_IT if face.examples else _IS_HERE], _TEXT, _INNER, bold=True)
     return _stack(title, *description, _space(6), _beside(_FACE + 20, *columns), _space(24))

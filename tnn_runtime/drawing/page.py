@@ -20,6 +20,7 @@ __all__ = ["article", "page", "style"]
 
 _TITLE = "Why the model answers what it answers"
 _FACES = "What the strongest features look like: training images that have them most"
+_PLACES = "Where this image has the strongest features"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LARGEST, _SMALL, _FACE = 320, 64, 96
 _EXEMPLARS = 6
@@ -97,6 +98,7 @@ def _article(shown: Content, anchor: str, level: int) -> Markup:
     heading, below = f"h{level}", f"h{level + 1}"
     attributes = {"id": anchor} if anchor else {}
     faces = [_face(face, shown.picture, f"h{level + 2}") for face in shown.faces]
+    title = _FACES if any(face.examples for face in shown.faces) else _PLACES
     heats = [_heat(heat, shown.picture) for heat in shown.heats]
     return element(
         "article",
@@ -109,7 +111,7 @@ def _article(shown: Content, anchor: str, level: int) -> Markup:
             element("div", *map(_chart, shown.charts), class_="charts"),
             class_="with-maps" if heats else "without-maps",
         ),
-        element("section", element(below, _FACES), *faces, class_="faces") if faces else "",
+        element("section", element(below, title), *faces, class_="faces") if faces else "",
         class_="drawn",
         **attributes,
     )

@@ -72,6 +72,11 @@ class AdditiveExplainer(Explainer):
             )
         return found
 
+    def feature_parts(self, values: Values, index: int) -> Values:
+        """Return the terms above 0 and the sizes of those below, ``[2, F]``."""
+        terms = self.terms(values, np.array([index]))
+        return np.concatenate([np.maximum(terms, 0), np.maximum(-terms, 0)])
+
 
 def _sides(terms: Values) -> tuple[Part, Part]:
     """Return the sum of the terms above 0, and the size of that of the others."""

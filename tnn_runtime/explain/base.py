@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,12 @@ from numpy.typing import NDArray
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.bundle.reading import read_arrays
 from tnn_runtime.errors import ArtifactError, UsageError
-from tnn_runtime.explain.result import Contrast, Explanation, FeatureLead, Part
+from tnn_runtime.explain.places import Values, proportions, spread
+from tnn_runtime.explain.result import Contrast, Explanation, FeatureLead, Maps, Part
 from tnn_runtime.explain.rival import RUNNER_UP
 from tnn_runtime.options import shown
 
 __all__ = ["Added", "Counts", "Explainer", "Pairs", "Values", "contrasts", "pairs", "strongest"]
-
-Values: TypeAlias = NDArray[np.float64]
 
 
 class Counts(NamedTuple):
@@ -129,6 +129,7 @@ class Explainer(ABC):
         num_features: int = 5,
         num_prototypes: int = 3,
         against: int | None = None,
+        maps: NDArray[np.float32] | None = None,
     ) -> list[list[Explanation]]:
         """Explain the best classes of each image.
 
@@ -140,20 +141,46 @@ class Explainer(ABC):
             num_prototypes: How many of the nearest prototypes to list, in families that have prototypes.
             against: The class to compare the others with, which is itself compared with the best one; ``None`` for the
                 best other one.
+            maps: The feature maps that the graph gave, ``[N, F, h, w]``, if the explanations shall have maps.
 
         Returns:
             For each image its explanations, the class with the largest logit first.
 
         Raises:
             UsageError: If the best class of an image is the one to compare it with.
+            ArtifactError: If there are maps of another number of features than the head has.
         """
         counts = Counts(top_k, num_features, num_prototypes, against)
         values = self.prepare(embeddings.astype(np.float64))
         ranked = largest(logits, max(top_k, num_prototypes, 2))
-        return [
+        explained = [
             self.explain(one, self._with_rival(order, against), scores, counts)
             for one, order, scores in zip(values, ranked, softmax(logits, self._temperature), strict=True)
         ]
+        if maps is None:
+            return explained
+        if maps.shape[:2] != values.shape:
+            raise ArtifactError(
+                f"the model gives maps of {maps.shape[1]} features, and its head has {values.shape[1]}; export the "
+                "bundle again"
+            )
+        return [
+            [replace(explanation, maps=self._maps(explanation, one, places)) for explanation in explanations]
+            for explanations, one, places in zip(explained, values, maps.astype(np.float64), strict=True)
+        ]
+
+    def _maps(self, explanation: Explanation, values: Values, maps: Values) -> Maps:
+        """Return where an explanation comes from, by feature values ``[F]`` and feature maps ``[F, h, w]``."""
+        added = self.feature_parts(values, explanation.index)
+        slopes = self.slopes(added, values, maps)
+        parts = spread(added, slopes, maps)
+        signs = np.array([[part.sign] for part in explanation.parts])
+        features = [
+            spread((signs * added)[:, [k]], (signs * slopes)[:, [k]], maps[[k]]).sum(0)
+            for k in (feature.index for feature in explanation.features)
+        ]
+        logit = self.logit_map(explanation, parts)
+        return Maps(*(np.asarray(values, np.float32) for values in (logit, parts, features)))
 
     def _with_rival(self, ranked: NDArray[np.int64], against: int | None) -> NDArray[np.int64]:
         """Return a ranking that has the class to compare with, last if it was not among the best ones."""
@@ -193,6 +220,36 @@ class Explainer(ABC):
             scores: The probabilities of the classes, ``[C]``.
             counts: How much to explain: the first ``counts.classes`` of ``ranked``.
         """
+
+    def feature_parts(self, values: Values, index: int) -> Values:
+        """Return what each feature adds to each part of the logit of a class, ``[parts, F]``.
+
+        This and the next two are asked for by families whose features have maps.
+
+        Args:
+            values: As for `explain`, ``[F]``.
+            index: The class.
+        """
+        raise NotImplementedError
+
+    def slopes(self, added: Values, values: Values, maps: Values) -> Values:
+        """Return how much more a place adds to each part for each unit of a feature, ``[parts, F]``; 0 spreads evenly.
+
+        By default what is added is spread in proportion to the feature map.
+
+        Args:
+            added: What features add, ``[parts, F]``.
+            values: As for `explain`, ``[F]``.
+            maps: Where the features lie, ``[F, h, w]``.
+        """
+        return proportions(added, values)
+
+    def logit_map(self, explanation: Explanation, parts: Values) -> Values:
+        """Return the map of the logit without the bias, ``[h, w]``, of those of its parts, ``[parts, h, w]``.
+
+        By default these add up, each with its sign.
+        """
+        return np.tensordot([part.sign for part in explanation.parts], parts, 1)
 
 
 def strongest(parts: Values, count: int) -> NDArray[np.int64]:

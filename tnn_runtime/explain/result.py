@@ -167,12 +167,17 @@ class NearPrototype:
     contribution: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Maps:
-    """Where in the image an explanation comes from; the mean over all places of each map is the value that it explains.
+    """Where in the image an explanation comes from.
+
+    Places are those of the last map of the backbone, row 0 at the top: each stands for the part of the image that lies
+    there, and has seen some of what lies around it. The mean over all places of each map is the value that it explains.
+    What the image has is spread in proportion to the map of the feature, and may be negative where the image speaks
+    against the feature. What the image lacks lies nowhere: it is spread evenly.
 
     Args:
-        logit: The logit without the bias, float32 ``[h, w]``, row 0 at the top.
+        logit: The logit without the bias, float32 ``[h, w]``.
         parts: The value of each of the parts, float32 ``[parts, h, w]``.
         features: For each of the listed features the sum of its parts with their signs, float32 ``[features, h, w]``.
     """
@@ -181,14 +186,19 @@ class Maps:
     parts: NDArray[np.float32]
     features: NDArray[np.float32]
 
+    def __repr__(self) -> str:
+        """Tell how many maps there are, and how large they are."""
+        height, width = self.logit.shape
+        return f"<Maps of {height}x{width} places, {len(self.parts)} parts and {len(self.features)} features>"
+
 
 @dataclass(frozen=True)
 class Explanation(Parted):
     """Why a class got its logit.
 
     `formula` tells how the parts make up the logit: for most families they add up to it, each with its sign, and with
-    the bias. All values are plain: an explanation can be pickled, copied with ``dataclasses.replace``, and written as
-    JSON after `to_dict` or ``dataclasses.asdict``.
+    the bias. All values but the maps are plain: an explanation can be pickled, copied with ``dataclasses.replace``, and
+    written as JSON after `to_dict`.
 
     Args:
         label: Name of the class.

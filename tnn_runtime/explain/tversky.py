@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.attributes import feature_names
 from tnn_runtime.explain.base import Added, Counts, Explainer, Pairs, Values, contrasts, pairs, strongest
 from tnn_runtime.explain.measures import DISTINCTIVE, MEMBERSHIPS, Features, common_of
+from tnn_runtime.explain.places import proportions, reliability
 from tnn_runtime.explain.result import Contrast, Explanation, FeatureParts, NearPrototype, Part, Parted
 
 __all__ = ["MapSums", "TverskyExplainer", "TverskyExplanation", "TverskyFeatureParts"]
@@ -138,6 +139,25 @@ _BLOCK = 1 << 15
 """How many values of a pairwise array are computed at once: as many as the caches of a processor hold."""
 
 
+class _Mapped(NamedTuple):
+    """Sums over all prototypes for K classes that a linear map makes of them."""
+
+    weights: Values
+    """Of each similarity in the logits, ``[K, P]``."""
+
+    totals: Values
+    """The parts of each prototype over all features, ``[3, P]``."""
+
+    shares: Values
+    """The parts of each feature, ``[3, K, F]``; in the ratio model as shares of the denominators."""
+
+    added: Values
+    """What each feature adds to the logits, ``[K, F]``."""
+
+    offsets: Values
+    """What theta adds to the logits, ``[K]``."""
+
+
 class TverskyExplainer(Explainer):
     """Explains the logits of a Tversky head.
 
@@ -250,6 +270,33 @@ class TverskyExplainer(Explainer):
         explain = self._explain if self._linear is None else self._explain_map
         return explain(features, ranked, scores, counts)
 
+    def feature_parts(self, values: Values, index: int) -> Values:
+        """Return the common, input-only and prototype-only part of each feature, ``[3, F]``."""
+        features, classes = self._membership(values, self._sharpness), np.array([index])
+        if self._linear is None:
+            return self._parts(features, classes)[:, 0]
+        return self._mapped(features, classes).shares[:, 0]
+
+    def slopes(self, added: Values, values: Values, maps: Values) -> Values:
+        """Return how much a place adds for each unit of a feature, ``[3, F]``.
+
+        What the image has is spread in proportion to the map. What only the prototype has lies nowhere in the image.
+        """
+        slopes: Values = proportions(added, np.maximum(values, 0)) * reliability(values, maps)
+        slopes[list(_SIGNS).index("prototype_only")] = 0
+        return slopes
+
+    def logit_map(self, explanation: Explanation, parts: Values) -> Values:
+        """Return the map of the logit: in the ratio model that of what is shared, as a share of the denominator."""
+        assert isinstance(explanation, TverskyExplanation)
+        if not self._is_ratio:
+            return super().logit_map(explanation, parts)
+        common, offset = parts[0], explanation.offset
+        if self._linear is not None:
+            return np.asarray(common + offset)
+        whole = sum(part.value for part in explanation.parts) + offset
+        return np.asarray(explanation.scale * (common + self._smooth * offset) / whole)
+
     def _explain(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that own a prototype each: only those with the largest logits have to be measured."""
         parts = self._parts(a, ranked)
@@ -289,24 +336,9 @@ class TverskyExplainer(Explainer):
 
     def _explain_map(self, a: Features, ranked: NDArray[np.int64], scores: Values, counts: Counts) -> list[Explanation]:
         """Explain classes that a linear map makes of all prototypes."""
-        assert self._linear is not None
         compared = pairs(ranked, counts)
         classes = ranked[compared.places]
-        weights = self._linear[classes] * self._scale
-        count, size = self._prototypes.salience.shape
-        totals, shares, added = np.empty((3, count)), np.zeros((3, len(classes), size)), np.zeros((len(classes), size))
-        offsets = np.zeros(len(classes))
-        step = max(1, _BLOCK // size)
-        for start in range(0, count, step):
-            block = slice(start, start + step)
-            parts = self._parts(a, block)
-            totals[:, block] = parts.sum(2)
-            importance = weights[:, block]
-            added += importance @ self._lost(totals[:, block], parts)
-            if self._offset is not None:
-                importance = importance / (totals[:, block].sum(0) + self._offset)
-                offsets += self._smooth * self._offset * importance.sum(1)
-            shares += importance @ parts
+        weights, totals, shares, added, offsets = self._mapped(a, classes)
         similarities = self._similarity(totals)
         near = np.argsort(-similarities, kind="stable")[: counts.prototypes]
         by_part = weights @ self._lost(totals, _each_alone(totals))
@@ -344,6 +376,26 @@ class TverskyExplainer(Explainer):
         """
         left = totals[:, :, None] - gone
         return self._similarity(totals)[:, None] - self._similarity(left)
+
+    def _mapped(self, a: Features, classes: NDArray[np.int64]) -> _Mapped:
+        """Sum up over all prototypes, a block of them at a time, for classes that a linear map makes of them."""
+        assert self._linear is not None
+        weights = self._linear[classes] * self._scale
+        count, size = self._prototypes.salience.shape
+        totals, shares, added = np.empty((3, count)), np.zeros((3, len(classes), size)), np.zeros((len(classes), size))
+        offsets = np.zeros(len(classes))
+        step = max(1, _BLOCK // size)
+        for start in range(0, count, step):
+            block = slice(start, start + step)
+            parts = self._parts(a, block)
+            totals[:, block] = parts.sum(2)
+            importance = weights[:, block]
+            added += importance @ self._lost(totals[:, block], parts)
+            if self._offset is not None:
+                importance = importance / (totals[:, block].sum(0) + self._offset)
+                offsets += self._smooth * self._offset * importance.sum(1)
+            shares += importance @ parts
+        return _Mapped(weights, totals, shares, added, offsets)
 
     def _similarity(self, parts: Values) -> Values:
         return _similarity(parts, self._offset, smooth=self._smooth)

@@ -61,13 +61,16 @@ class Lifecycle:
             raise ClassifierClosed(refusal)
 
     def accept(self, count: int = 1) -> None:
-        """Count requests that are accepted now; each must be followed by `answered`.
+        """Count requests that are accepted now, in the process that loaded the classifier (see `check_process`).
+
+        Each must be followed by `answered`.
 
         Raises:
             ClassifierClosed: If they are not accepted.
         """
         with self._lock:
-            self.check()
+            if self._refusal:
+                raise ClassifierClosed(self._refusal)
             self._open += count
 
     def answered(self, count: int = 1) -> None:

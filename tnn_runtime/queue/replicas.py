@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,13 @@ class Replica:
         self._metrics = metrics
         self._tracer = tracer
 
-    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = ()) -> Outputs:
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), maps: bool = False) -> Outputs:
         """Return the outputs for uint8 images ``[N, H, W, C]``, N from 1 to the largest batch.
 
         Args:
             images: The images.
             links: OpenTelemetry links to the spans in which they were submitted.
+            maps: As for `Backend.run`.
 
         Raises:
             RunError: If the model fails on this batch.
@@ -64,21 +66,22 @@ class Replica:
         with self._slots:
             if self.lost is not None:
                 raise own_copy(self.lost)
+            run = partial(self.backend.run, maps=True) if maps else self.backend.run
             started = time.perf_counter()
             self._metrics.run_begins()
             try:
                 if self._tracer is None:
-                    outputs = self.backend.run(filled)
+                    outputs = run(filled)
                 else:
                     with self._span(count, len(filled), links):
-                        outputs = self.backend.run(filled)
+                        outputs = run(filled)
             except DeviceLost as error:
                 self.lost = error
                 _LOG.error("%s is lost: %s", self.backend.device, error)
                 raise
             finally:
                 self._metrics.run_ends(count, time.perf_counter() - started)
-        return outputs if len(filled) == count else Outputs(outputs.logits[:count], outputs.embedding[:count])
+        return outputs if len(filled) == count else outputs.rows(slice(count))
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the logits alone, as `run`."""
@@ -108,20 +111,20 @@ class Replicas:
         """The errors of the devices that were lost."""
         return [replica.lost for replica in self._replicas if replica.lost is not None]
 
-    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = ()) -> Outputs:
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), maps: bool = False) -> Outputs:
         """Run a batch on the replica that has the least to do, and on another one if its device is lost.
 
         Arguments and errors are those of `Replica.run`; `DeviceLost` if there is no device left.
         """
         if len(self._replicas) == 1:
-            return self._replicas[0].run(images, links)
+            return self._replicas[0].run(images, links, maps)
         while True:
             with self._lock:
                 replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
                 replica.running += 1
             is_last = replica.lost is not None
             try:
-                return replica.run(images, links)
+                return replica.run(images, links, maps)
             except DeviceLost:
                 if is_last:
                     raise

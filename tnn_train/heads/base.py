@@ -181,6 +181,19 @@ class Head(nn.Module):
         """
         return {}
 
+    def feature_values(self, x: Tensor) -> Tensor | None:
+        """Return the values ``[N, F]`` of the features that explanations speak of; by default ``None``: it has none."""
+        return None
+
+    def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Return where each feature lies, ``[N, F, h, w]``: the mean over all places is what `feature_values` returns.
+
+        Args:
+            maps: What the backbone has before it takes the mean over all places, ``[N, D, h, w]``.
+            x: The embeddings.
+        """
+        raise NotImplementedError
+
     def switches(self, x: Tensor) -> Tensor | None:
         """Return the values ``[N, K]`` whose sign decides, where logits jump as one of them crosses 0; else ``None``.
 

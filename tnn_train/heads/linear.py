@@ -34,6 +34,14 @@ class LinearHead(nn.Linear, Head):
             weight = precise(self.weight)
             return functional.linear(x.to(weight.dtype), weight, precise(self.bias))
 
+    def feature_values(self, x: Tensor) -> Tensor:
+        """Return the embeddings: their values are the features."""
+        return x
+
+    def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Return the maps as they are."""
+        return maps
+
     def arrays(self) -> dict[str, Tensor]:
         """Return ``weight [C, D]`` and ``bias [C]``."""
         return {"weight": self.weight, "bias": self.bias}

@@ -263,9 +263,13 @@ class TestBadInput:
     def test_unknown_names(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="unknown opset 12; choose from 13, 14"):
             ExportOptions(opset=12)
-        with pytest.raises(UsageError, match="unknown output 'logit'; choose from probabilities, similarities"):
+        with pytest.raises(
+            UsageError, match="unknown output 'logit'; choose from probabilities, feature_maps, similarities"
+        ):
             export_bundle(runs["tversky"].best, tmp_path / "out", options=ExportOptions(outputs=("logit",)))
-        with pytest.raises(ExportError, match="a linear head has no output common; it has probabilities: leave common"):
+        with pytest.raises(
+            ExportError, match="a linear head has no output common; it has probabilities, feature_maps: leave common"
+        ):
             export_bundle(runs["linear"].best, tmp_path / "out", options=ExportOptions(outputs=("common",)))
 
     def test_no_calibration_images(self, runs: dict[str, TrainResult], tmp_path: Path) -> None:

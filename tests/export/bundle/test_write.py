@@ -110,7 +110,7 @@ def test_golden_samples_are_eager_logits(bundles: dict[str, Path], runs: dict[st
 def test_a_failed_parity_writes_nothing(
     runs: dict[str, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graph, "lower_model", lambda model, parts: _halved(lower_model(model, parts=parts)))
+    monkeypatch.setattr(graph, "lower_model", lambda model, **options: _halved(lower_model(model, **options)))
     with pytest.raises(ParityError, match=r"from eager PyTorch, so nothing was written: onnx: \d+ of") as caught:
         export_bundle(runs["tversky"].best, tmp_path / "bundle")
     assert not caught.value.report.passed

@@ -12,7 +12,7 @@ from forms import SIZE, form, random_head
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tnn_export import ParityReport, Reference, check_parity
+from tnn_export import ExportError, ParityReport, Reference, check_parity
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import ServingModel, extra_outputs
 from tnn_export.lowering.tversky import affine
@@ -37,9 +37,9 @@ def serve(model: ServingModel) -> Runner:
     return run
 
 
-def refer(checkpoint: Checkpoint, data: ImageData, *, parts: bool = False) -> Reference:
+def refer(checkpoint: Checkpoint, data: ImageData, **wanted: bool) -> Reference:
     samples = make_samples(checkpoint.preprocessing, data.test.pixels, data.test.labels)
-    return Reference.of(checkpoint.model, checkpoint.preprocessing, samples, parts=parts)
+    return Reference.of(checkpoint.model, checkpoint.preprocessing, samples, **wanted)
 
 
 def compare(checkpoint: Checkpoint, data: ImageData, change: Change = id, precision: str = "fp32") -> ParityReport:
@@ -123,8 +123,10 @@ def test_lowered_models_pass(trained: dict[str, Checkpoint], data: ImageData) ->
 def test_every_output_is_compared(name: str, trained: dict[str, Checkpoint], data: ImageData) -> None:
     checkpoint = trained[name]
     model = ServingModel(checkpoint.model, checkpoint.preprocessing, extra_outputs("tversky"))
-    reference = refer(checkpoint, data, parts=True)
+    reference = refer(checkpoint, data, parts=True, maps=True)
     assert check_parity(reference, {"it": serve(model)}).passed
+    with pytest.raises(ExportError, match=r"for a reference without maps; make it with Reference.of\(..., maps=True"):
+        check_parity(refer(checkpoint, data, parts=True), {"it": serve(model)})
     for output in extra_outputs("tversky"):
 
         def changed(batches: Sequence[NDArray[Any]], output: str = output) -> Ran:

@@ -336,7 +336,7 @@ def test_the_cpu_backend_takes_any_batch_and_tells_what_it_is(small_bundle: Path
     assert backend.details["providers"] == [CPU]
     assert backend.details["nodes"][CPU] > 9
     for count in (1, 3, 70):
-        logits, embedding = backend.run(np.zeros((count, 8, 8, 3), np.uint8))
+        logits, embedding, _ = backend.run(np.zeros((count, 8, 8, 3), np.uint8))
         assert len(logits) == len(embedding) == count
     backend.close()
     backend.close()

@@ -151,6 +151,12 @@ def test_bound_runs_give_what_the_session_gives(slot: BoundSlot, session: Any) -
             assert found.flags.owndata
 
 
+def test_further_outputs_come_back_if_they_are_named(slot: BoundSlot) -> None:
+    _, embedding, again = slot.run(images(4), ("embedding",))
+    assert np.array_equal(embedding, again)
+    assert [len(output) for output in slot.run(images(2))] == [2, 2]
+
+
 def test_several_threads_share_two_slots(fake: FakeCuda, manifest: Manifest, session: Any) -> None:
     slots = Slots([BoundSlot(dict.fromkeys(SIZES, session), Cuda(1), manifest, memory="cpu") for _ in range(2)])
     batches = [images(SIZES[number % len(SIZES)], number) for number in range(64)]
@@ -252,6 +258,41 @@ def test_on_cuda_two_calls_overlap_in_page_locked_memory(
     assert np.array_equal(backend.run(images(4)).logits, session.run(["logits"], {"images": images(4)})[0])
     backend.close()
     backend.close()
+    assert fake.leaks == []
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_feature_maps_come_back_if_they_are_asked_for(
+    fake: FakeCuda, mapped: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
+) -> None:
+    bundle = open_bundle(mapped["tversky"])
+    session = module.open_session(str(mapped["tversky"] / ONNX_FILE), "cpu", 1)
+    monkeypatch.setattr(module, "_session", lambda *arguments: session)
+    monkeypatch.setattr(module, "_share", lambda bundle, device: ({}, {}))
+    monkeypatch.setattr(module, "BoundSlot", partial(BoundSlot, memory="cpu"))
+    backend = module.OnnxRuntimeBackend(
+        bundle, Device("cuda", 1), BackendOptions(max_batch_size=8, cuda_graphs=cuda_graphs)
+    )
+    batch = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    logits, maps = session.run(["logits", "feature_maps"], {"images": batch})
+    run, seen = onnxruntime.InferenceSession.run, []
+
+    def watched(self: Any, names: Any, feed: Any, options: Any) -> Any:
+        number = None if options is None else options.get_run_config_entry("gpu_graph_id")
+        seen.append((threading.current_thread().name.startswith("tnn-cuda-graphs"), number))
+        return run(self, names, feed, options)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", watched)
+    for asked in (False, True, False):
+        found = backend.run(batch, maps=asked)
+        assert np.array_equal(found.logits, logits)
+        assert np.array_equal(found.maps, maps) if asked else found.maps is None
+    assert seen == [(True, "-1") if cuda_graphs else (False, None)]  # never as a part of a recorded graph
+    with pytest.raises(RunError, match="got a batch of 3; expected one of"):
+        backend.run(batch[:3], maps=True)
+    backend.close()
+    with pytest.raises(ClassifierClosed):
+        backend.run(batch, maps=True)
     assert fake.leaks == []
 
 

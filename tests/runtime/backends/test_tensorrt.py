@@ -141,6 +141,24 @@ def test_graphs_are_recorded_while_nothing_else_uses_a_gpu(
     assert fake.disturbed == []
 
 
+@pytest.mark.parametrize("head", ["tversky", "linear"])
+def test_feature_maps_come_back_if_they_are_asked_for(
+    head: str, trt: FakeTensorRt, opened: Opener, fake: FakeCuda, mapped: dict[str, Path]
+) -> None:
+    bundle = open_bundle(mapped[head])
+    trt.model = mapped[head] / ONNX_FILE
+    backend = opened(bundle)
+    want, _ = open_backend(bundle, "cpu", BackendOptions())
+    batch = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    expected = want.run(batch, maps=True)
+    for asked in (False, True, False):
+        found = backend.run(batch, maps=asked)
+        assert np.array_equal(found.logits, expected.logits)
+        assert np.array_equal(found.maps, expected.maps) if asked else found.maps is None
+    backend.close()
+    assert fake.leaks == []
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_the_device_time_is_that_of_the_engine_alone(
     trt: FakeTensorRt,

@@ -46,6 +46,17 @@ def test_all_images_are_on_one_page(
     assert sorted(os.listdir()) == sorted(["images", name, "small"])
 
 
+@pytest.mark.parametrize("head", ["tversky", "ratio", "linear"])
+def test_maps_are_drawn_where_the_bundle_has_them(
+    head: str, images: Path, mapped: dict[str, Path], bundles: dict[str, Path]
+) -> None:
+    for folder, maps in ((mapped, True), (bundles, False)):
+        assert explain(folder[head], images, "-o", "why.html", "--overwrite") == 0
+        text = Path("why.html").read_text()
+        assert (text.count(" comes from. ") >= 3) == maps  # a map of the class for each image
+        assert ("Where this image has the strongest features" in text) == maps
+
+
 @pytest.mark.parametrize(
     ("given", "name", "expected"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn import PICTURE, explanation, item
+from drawn import PICTURE, exemplars, explanation, item
 
 from tnn_runtime.drawing import Item, article, draw, fonts, page, style
 from tnn_runtime.drawing.content import Bar, Chart, content
 from tnn_runtime.drawing.image import _INNER, _MARGIN
+from tnn_runtime.explain.exemplars import Exemplars
+from tnn_runtime.explain.result import Maps
 
 NAMES = [
     "7",
@@ -119,6 +122,24 @@ def test_a_page_tells_all_in_words_too() -> None:
         "12.5%",
     ):
         assert words in text, words
+
+
+@pytest.mark.parametrize("faces", [{}, {0: exemplars()}, {1: exemplars()}], ids=["none", "its own", "another's"])
+def test_maps_of_features_are_shown_where_they_tell_a_place(faces: dict[int, Exemplars]) -> None:
+    one = explanation(maps=True)  # lacks feature 1
+    found = {face.title[0]: face for face in content(Item(one, PICTURE, faces)).faces}
+    assert [title for title, face in found.items() if face.heat] == ["3 or 7", "feature 2"]
+    assert [title for title, face in found.items() if face.examples] == [one.features[index].title for index in faces]
+    text = page([Item(one, PICTURE, faces)])
+    assert text.count("in this image") == 2
+    assert ("training images that have them most" in text) == bool(faces)
+
+
+def test_maps_that_are_the_same_everywhere_are_not_drawn() -> None:
+    even = Maps(np.full((2, 2), -3.5, np.float32), np.zeros((2, 2, 2), np.float32), np.ones((3, 2, 2), np.float32))
+    shown = content(Item(dataclasses.replace(explanation(), maps=even), PICTURE))
+    assert not shown.heats
+    assert not shown.faces
 
 
 @pytest.mark.parametrize(

@@ -464,11 +464,14 @@ def test_what_is_cancelled_leaves_the_queue_and_its_image_at_once() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers_fail_alone(value: float) -> None:
+@pytest.mark.parametrize("kind", ["logits", "embedding"])
+def test_values_that_are_no_numbers_fail_alone(value: float, kind: str) -> None:
     class Broken(Model):
         def run(self, images: NDArray[np.uint8]) -> Outputs:
             outputs = super().run(images)
-            return outputs._replace(logits=np.where(outputs.logits == 1, np.float32(value), outputs.logits))
+            changed = outputs._asdict()[kind].copy()
+            changed[outputs.logits[:, 0] == 1] = value
+            return outputs._replace(**{kind: changed})
 
     model = Broken()
     with queue(model) as made:

@@ -12,9 +12,11 @@ from torch.nn import Parameter
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.linear import LinearHead
+from tnn_train.heads.precision import precise
 from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.editing import names_of_features, renamed, with_class, without
 from tnn_train.heads.tversky.inits import class_means
+from tnn_train.heads.tversky.layer import SHORTEST
 from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.start import resolve_start, unused
 from tnn_train.heads.tversky.unfolding import gradients_by_class, unfold
@@ -88,6 +90,23 @@ class TverskyHead(TverskyProjection, Head):
             with torch.no_grad():
                 means = class_means(batches, self.num_classes, len(self.prototypes)).to(self.prototypes.device)
                 self.prototypes.copy_(means if self.config.prototype_space == "embedding" else self.project(means))
+
+    def feature_values(self, x: Tensor) -> Tensor:
+        """Return the values ``[N, F]`` of the rows of the bank, less the thresholds, and of their opposites."""
+        return self.project(x)
+
+    def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Return the maps projected onto the rows of the bank; what is not linear in ``x`` is as it is for ``x``."""
+        places = precise(maps.flatten(2).mT)
+        if self.config.normalize:
+            length = torch.linalg.vector_norm(x, dim=1).clamp_min(SHORTEST)
+            places = places / length[:, None, None]
+        bank = self.feature_bank
+        values = places * x.sign().unsqueeze(1) if bank is None else places @ precise(bank).mT
+        if self.thresholds is not None:
+            values = values - precise(self.thresholds)
+        found = self.with_opposites(values).mT
+        return found.reshape(*found.shape[:2], *maps.shape[2:])
 
     def switches(self, x: Tensor) -> Tensor:
         """Return the values of `directions`: a feature is present where its value is above 0, its opposite below."""
