@@ -9,6 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tnn_train.audit.pixels import (
+    GRADIENTS,
+    Margins,
+    margin_maps,
+    need_captum,
+    relevance_of,
+    remove_pixels,
+)
 from tnn_train.audit.prototypes import (
     activation_entropy,
     centrality,
@@ -19,7 +27,7 @@ from tnn_train.audit.prototypes import (
     typicality,
 )
 from tnn_train.audit.removal import Curves, remove_features
-from tnn_train.audit.seeds import match, within_classes
+from tnn_train.audit.seeds import correlations, match, within_classes
 from tnn_train.audit.shifts import SHIFTS, named_overlap, same_class, shifted
 from tnn_train.audit.sizes import entropy, gini, size
 from tnn_train.audit.subject import Subject
@@ -69,20 +77,19 @@ def audit_pair(first: Subject, second: Subject) -> dict[str, float]:
         first: The model of one seed.
         second: That of the other.
     """
-    values = {
-        "stability_features": match(feature_values(first), feature_values(second), signed=False).mean,
-    }
+    values = {"stability_features": match(feature_values(first), feature_values(second), signed=False).mean}
     ours, theirs = first.prototypes, second.prototypes
     if ours is None or theirs is None:
         return values
     profiles = [_array(view.similarities) for view in (ours, theirs)]
     matched = match(*profiles)
-    owners = _array(ours.owners)[matched.pairs[:, 0]], _array(theirs.owners)[matched.pairs[:, 1]]
-    within = [within_classes(one, first.labels)[:, matched.pairs[:, place]] for place, one in enumerate(profiles)]
+    first_places, second_places = matched.pairs.T
+    within = [within_classes(one, first.labels) for one in profiles]
+    same_owner = ours.owners[first_places] == theirs.owners[second_places]
     return {
         "stability": matched.mean,
-        "stability_within": float(np.mean([match(a[:, None], b[:, None]).mean for a, b in zip(*(w.T for w in within))])),
-        "paired_by_class": float((owners[0] == owners[1]).mean()),
+        "stability_within": float(correlations(within[0][:, first_places], within[1][:, second_places]).mean()),
+        "paired_by_class": float(same_owner.double().mean()),
         **values,
     }
 
@@ -133,6 +140,18 @@ def _shifts(subject: Subject, curves: list[Curves]) -> dict[str, float]:
     }
 
 
+def _pixels(subject: Subject, curves: list[Curves]) -> dict[str, float]:
+    relevance = relevance_of(margin_maps(subject), *subject.images.shape[1:3])
+    return {f"map_{name}": value for name, value in remove_pixels(relevance, Margins(subject).drop).items()}
+
+
+def _gradients(subject: Subject, curves: list[Curves]) -> dict[str, float]:
+    need_captum()
+    margins = Margins(subject)
+    found = {name: remove_pixels(margins.attribute(method), margins.drop) for name, method in GRADIENTS.items()}
+    return {f"{name}_{what}": values[what] for name, values in found.items() for what in ("win", "drop")}
+
+
 def _prototypes(subject: Subject, curves: list[Curves]) -> dict[str, float]:
     view = subject.prototypes
     if view is None:
@@ -155,6 +174,8 @@ _OF_ONE: dict[str, Callable[[Subject, list[Curves]], dict[str, float]]] = {
     "features": _features,
     "explanations": _explanations,
     "shifts": _shifts,
+    "pixels": _pixels,
+    "gradients": _gradients,
     "prototypes": _prototypes,
 }
 

@@ -14,6 +14,8 @@ SECTIONS = {
     "features": "what the named features are worth",
     "explanations": "how much there is to read",
     "shifts": "small shifts of the image",
+    "pixels": "what the pixels are worth that maps show",
+    "gradients": "the same with gradients, for comparison",
     "prototypes": "prototypes",
     "seeds": "across seeds",
 }
@@ -134,6 +136,47 @@ MEASURES = {
         f"features among the {NAMED} named both before and after, out of those named in either, where class and "
         "runner-up stay",
         _NAUTA,
+    ),
+    "map_win": Measure(
+        "pixels",
+        "strongest tenth of the map beats a random tenth",
+        ".1%",
+        "share of images, and of random choices for each, where the margin drops more without the tenth of the pixels "
+        "that is strongest in the map of the margin than without the same pixels moved to a random place; a removed "
+        "pixel becomes the mean colour that the model normalises with",
+        _PETSIUK,
+    ),
+    "map_scattered_win": Measure(
+        "pixels", "same, against scattered pixels", ".1%", "the same against pixels that are scattered at random"
+    ),
+    "map_drop": Measure(
+        "pixels", "margin lost without the tenth", ".2f", "mean drop of the margin without it", _PETSIUK
+    ),
+    "map_random_drop": Measure(
+        "pixels", "margin lost without a random tenth", ".2f", "mean drop without the pixels that were moved", _PETSIUK
+    ),
+    "saliency_win": Measure(
+        "gradients",
+        "saliency beats a random tenth",
+        ".1%",
+        "as for the map, with the size of the gradient of the margin (Captum's Saliency)",
+        "Simonyan et al. 2013, arXiv 1312.6034",
+    ),
+    "saliency_drop": Measure(
+        "gradients", "margin lost without its tenth", ".2f", "mean drop of the margin without the tenth of saliency"
+    ),
+    "integrated_win": Measure(
+        "gradients",
+        "integrated gradients beat a random tenth",
+        ".1%",
+        "as for the map, with gradients of the margin integrated from the mean colour (Captum's IntegratedGradients)",
+        "Sundararajan et al. 2017, arXiv 1703.01365",
+    ),
+    "integrated_drop": Measure(
+        "gradients",
+        "margin lost without their tenth",
+        ".2f",
+        "mean drop of the margin without the tenth of integrated gradients",
     ),
     "centrality": Measure(
         "prototypes",

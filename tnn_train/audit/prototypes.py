@@ -125,7 +125,8 @@ def activation_entropy(similarities: Vectors, bins: int = _BINS) -> Vectors:
         bins: How many.
     """
     shares = np.stack([np.histogram(column, bins)[0] / len(column) for column in similarities.T])
-    return -(shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum(1) + 0.0
+    terms = shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
+    return np.asarray(-terms.sum(1) + 0.0)
 
 
 def _unit(vectors: Vectors) -> Vectors:
@@ -136,4 +137,5 @@ def _unit(vectors: Vectors) -> Vectors:
 def _mean(values: Vectors, mask: NDArray[np.bool_]) -> Vectors:
     """Return the mean of each column where the mask is true."""
     counts = mask.sum(0)
-    return np.divide(np.where(mask, values, 0).sum(0), counts, out=np.full(values.shape[1], np.nan), where=counts > 0)
+    means = np.full(values.shape[1], np.nan)
+    return np.asarray(np.divide(np.where(mask, values, 0).sum(0), counts, out=means, where=counts > 0))

@@ -91,7 +91,9 @@ def named_features(explained: Explained, count: int = NAMED) -> list[int]:
     return [lead.index for lead in explained.contrast.features if lead.value > 0][:count]
 
 
-def remove_features(explained: Sequence[Explained], *, count: int = NAMED, draws: int = DRAWS, seed: int = 0) -> Removal:
+def remove_features(
+    explained: Sequence[Explained], *, count: int = NAMED, draws: int = DRAWS, seed: int = 0
+) -> Removal:
     """Remove features from explained images.
 
     Random ones are drawn out of those whose removal changes the margin at all, as many as are named: a draw of
@@ -121,13 +123,12 @@ def remove_features(explained: Sequence[Explained], *, count: int = NAMED, draws
             )
         )
         shuffled = random.permutation(ranked).tolist()
-        curves += [
-            [one.margin(order[:step]) for step in steps] if is_deletion else [one.margin(order[step:]) for step in steps]
-            for is_deletion in (True, False)
-            for order in (ranked, shuffled)
-        ]
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    return Removal(*columns, Curves(np.array(steps), *(curves / (columns[0].sum() or 1.0))))
+        for place, order in enumerate((ranked, shuffled)):
+            curves[place] += [one.margin(order[:step]) for step in steps]
+            curves[2 + place] += [one.margin(order[step:]) for step in steps]
+    margin, dropped, by_random, by_strongest, kept = (np.array(column) for column in zip(*rows, strict=True))
+    found = Curves(np.array(steps), *(curves / (margin.sum() or 1.0)))
+    return Removal(margin, dropped, by_random, by_strongest, kept, found)
 
 
 def curve_steps(count: int) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["Matched", "match", "within_classes"]
+__all__ = ["Matched", "correlations", "match", "within_classes"]
 
 Profiles = NDArray[np.float64]
 
@@ -51,6 +51,16 @@ def match(first: Profiles, second: Profiles, *, signed: bool = True) -> Matched:
         table = np.abs(table)
     rows, columns = linear_sum_assignment(table, maximize=True)
     return Matched(table[rows, columns], np.stack([rows, columns], 1))
+
+
+def correlations(first: Profiles, second: Profiles) -> NDArray[np.float64]:
+    """Return Pearson's correlation of each profile with the one in the same column of another array, ``[P]``.
+
+    Args:
+        first: ``[N, P]``.
+        second: ``[N, P]``.
+    """
+    return np.asarray((_standardised(first) * _standardised(second)).sum(0))
 
 
 def within_classes(profiles: Profiles, labels: NDArray[np.int64]) -> Profiles:
