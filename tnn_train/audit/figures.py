@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_train.audit.pixels import (
-    GRADIENTS,
+    REFERENCES,
     Margins,
     margin_maps,
     need_captum,
@@ -145,10 +145,10 @@ def _pixels(subject: Subject, curves: list[Curves]) -> dict[str, float]:
     return {f"map_{name}": value for name, value in remove_pixels(relevance, Margins(subject).drop).items()}
 
 
-def _gradients(subject: Subject, curves: list[Curves]) -> dict[str, float]:
+def _references(subject: Subject, curves: list[Curves]) -> dict[str, float]:
     need_captum()
     margins = Margins(subject)
-    found = {name: remove_pixels(margins.attribute(method), margins.drop) for name, method in GRADIENTS.items()}
+    found = {name: remove_pixels(margins.attribute(method), margins.drop) for name, method in REFERENCES.items()}
     return {f"{name}_{what}": values[what] for name, values in found.items() for what in ("win", "drop")}
 
 
@@ -175,7 +175,7 @@ _OF_ONE: dict[str, Callable[[Subject, list[Curves]], dict[str, float]]] = {
     "explanations": _explanations,
     "shifts": _shifts,
     "pixels": _pixels,
-    "gradients": _gradients,
+    "references": _references,
     "prototypes": _prototypes,
 }
 

@@ -15,7 +15,7 @@ SECTIONS = {
     "explanations": "how much there is to read",
     "shifts": "small shifts of the image",
     "pixels": "what the pixels are worth that maps show",
-    "gradients": "the same with gradients, for comparison",
+    "references": "the same with other attributions, for comparison",
     "prototypes": "prototypes",
     "seeds": "across seeds",
 }
@@ -156,27 +156,37 @@ MEASURES = {
         "pixels", "margin lost without a random tenth", ".2f", "mean drop without the pixels that were moved", _PETSIUK
     ),
     "saliency_win": Measure(
-        "gradients",
+        "references",
         "saliency beats a random tenth",
         ".1%",
         "as for the map, with the size of the gradient of the margin (Captum's Saliency)",
         "Simonyan et al. 2013, arXiv 1312.6034",
     ),
     "saliency_drop": Measure(
-        "gradients", "margin lost without its tenth", ".2f", "mean drop of the margin without the tenth of saliency"
+        "references", "margin lost without its tenth", ".2f", "mean drop of the margin without the tenth of saliency"
     ),
     "integrated_win": Measure(
-        "gradients",
+        "references",
         "integrated gradients beat a random tenth",
         ".1%",
         "as for the map, with gradients of the margin integrated from the mean colour (Captum's IntegratedGradients)",
         "Sundararajan et al. 2017, arXiv 1703.01365",
     ),
     "integrated_drop": Measure(
-        "gradients",
+        "references",
         "margin lost without their tenth",
         ".2f",
         "mean drop of the margin without the tenth of integrated gradients",
+    ),
+    "occlusion_win": Measure(
+        "references",
+        "occlusion beats a random tenth",
+        ".1%",
+        "as for the map, with what the margin loses without each of 4x4 windows (Captum's Occlusion)",
+        "Zeiler and Fergus 2014, arXiv 1311.2901",
+    ),
+    "occlusion_drop": Measure(
+        "references", "margin lost without its tenth", ".2f", "mean drop of the margin without the tenth of occlusion"
     ),
     "centrality": Measure(
         "prototypes",

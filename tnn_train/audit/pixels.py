@@ -28,7 +28,7 @@ from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.model.pooling import unpooled
 
 __all__ = [
-    "GRADIENTS",
+    "REFERENCES",
     "Margins",
     "margin_maps",
     "moved",
@@ -47,9 +47,12 @@ DRAWS = 4
 
 _BATCH = 32
 _STEPS = 16
+_WINDOWS = 4
 _EXTRA = "audit"
 
 Relevance = NDArray[np.float32]
+Margin = Callable[[Tensor, Tensor], Tensor]
+Attribution = Callable[[Margin, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -151,12 +154,11 @@ class Margins:
         """Return how much the margins drop, float64 ``[n]``, without some pixels, bool ``[n, H, W]``."""
         return self._before - self._of(np.where(removed[..., None], self._fill, self._images))
 
-    def attribute(self, method: Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]) -> Relevance:
+    def attribute(self, method: Attribution) -> Relevance:
         """Return what a method makes of the margin as a function of normalised images, float32 ``[n, H, W]``.
 
         Args:
-            method: Takes that function, images ``[b, C, H, W]`` and their pairs of classes ``[b, 2]``; returns
-                ``[b, C, H, W]``.
+            method: One of `REFERENCES`.
         """
         found = []
         for images, pairs in self._batches(self._images):
@@ -176,14 +178,14 @@ class Margins:
         return logits[:, 0] - logits[:, 1]
 
 
-def _saliency(margin: Callable[[Tensor, Tensor], Tensor], x: Tensor, pairs: Tensor) -> Tensor:
+def _saliency(margin: Margin, x: Tensor, pairs: Tensor) -> Tensor:
     from captum.attr import Saliency
 
     found: Tensor = Saliency(margin).attribute(x.requires_grad_(), additional_forward_args=pairs)
     return found
 
 
-def _integrated(margin: Callable[[Tensor, Tensor], Tensor], x: Tensor, pairs: Tensor) -> Tensor:
+def _integrated(margin: Margin, x: Tensor, pairs: Tensor) -> Tensor:
     from captum.attr import IntegratedGradients
 
     found: Tensor = IntegratedGradients(margin).attribute(
@@ -192,11 +194,28 @@ def _integrated(margin: Callable[[Tensor, Tensor], Tensor], x: Tensor, pairs: Te
     return found
 
 
-GRADIENTS: Mapping[str, Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]] = {
+def _occlusion(margin: Margin, x: Tensor, pairs: Tensor) -> Tensor:
+    from captum.attr import Occlusion
+
+    window = (x.shape[1], *(max(1, side // _WINDOWS) for side in x.shape[2:]))
+    found: Tensor = Occlusion(margin).attribute(
+        x, window, strides=(1, *window[1:]), additional_forward_args=pairs, perturbations_per_eval=1
+    )
+    coarse = functional.avg_pool2d(found, window[1:], window[1:], ceil_mode=True, count_include_pad=False)
+    return functional.interpolate(coarse, x.shape[2:], mode="bilinear")
+
+
+REFERENCES: Mapping[str, Attribution] = {
     "saliency": _saliency,
     "integrated": _integrated,
+    "occlusion": _occlusion,
 }
-"""Attributions by gradients of the margin, from Captum: their size, and integrated from the mean colour."""
+"""Attributions of the margin by Captum: the size of its gradient, gradients integrated from the mean colour, and what
+is lost without each window.
+
+Each takes the margin as a function of normalised images ``[b, C, H, W]`` and their pairs of classes ``[b, 2]``, and
+both; it returns ``[b, C, H, W]``.
+"""
 
 
 def need_captum() -> None:
@@ -207,7 +226,7 @@ def need_captum() -> None:
     """
     if find_spec("captum") is None:
         raise UsageError(
-            "gradients are from Captum, which is not installed; leave gradients out of --measures, or run: "
+            "the references are from Captum, which is not installed; leave references out of --measures, or run: "
             + install_command(_EXTRA)
         )
 

@@ -81,10 +81,12 @@ def nearest_of_class(similarities: Vectors, labels: Classes, owners: Classes, co
         similarities: Of each image to each prototype by the head's own measure, ``[N, P]``.
         labels: As for `centrality`.
         owners: As for `centrality`.
-        count: How many images.
+        count: How many images; as many as there are of its class, if these are fewer.
     """
-    nearest = np.argsort(-similarities, axis=0, kind="stable")[:count]
-    return np.asarray((labels[nearest] == owners).mean(0))
+    nearest = labels[np.argsort(-similarities, axis=0, kind="stable")[:count]]
+    counts = [min(count, int((labels == owner).sum())) for owner in owners]
+    found = zip(nearest.T, owners, counts, strict=True)
+    return np.array([(some[:most] == owner).mean() if most else np.nan for some, owner, most in found])
 
 
 def separation(prototypes: Vectors, owners: Classes) -> float:

@@ -126,9 +126,9 @@ def remove_features(
         for place, order in enumerate((ranked, shuffled)):
             curves[place] += [one.margin(order[:step]) for step in steps]
             curves[2 + place] += [one.margin(order[step:]) for step in steps]
-    margin, dropped, by_random, by_strongest, kept = (np.array(column) for column in zip(*rows, strict=True))
-    found = Curves(np.array(steps), *(curves / (margin.sum() or 1.0)))
-    return Removal(margin, dropped, by_random, by_strongest, kept, found)
+    margins, dropped, by_random, by_strongest, kept = (np.array(column) for column in zip(*rows, strict=True))
+    found = Curves(np.array(steps), *(curves / (margins.sum() or 1.0)))
+    return Removal(margins, dropped, by_random, by_strongest, kept, found)
 
 
 def curve_steps(count: int) -> list[int]:

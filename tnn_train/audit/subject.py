@@ -120,7 +120,8 @@ def explainer_of(checkpoint: Checkpoint, size: int) -> Explainer:
         arrays = {name: tensor.cpu().numpy() for name, tensor in checkpoint.model.head.arrays().items()}
     if family not in EXPLAINERS or not arrays:
         raise UsageError(
-            f"a {family} head has no explanations to audit; expected a head of the families {', '.join(EXPLAINERS)}"
+            f"heads of the family {family} have no explanations to audit; expected one of the families "
+            + ", ".join(EXPLAINERS)
         )
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]

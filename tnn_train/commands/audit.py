@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -30,7 +29,7 @@ from tnn_train.report.compare import compare_runs
 from tnn_train.run_files import BEST
 from tnn_train.training.results import Run
 
-__all__ = ["audit_runs", "command"]
+__all__ = ["audit_runs", "command", "make_parser"]
 
 _EPILOG = """examples:
   tnn-train audit runs/photos
@@ -45,7 +44,7 @@ _FORMATS = (".json", ".html")
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train audit``."""
-    options = _make_parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     sections = sections_of(options.measures or SECTIONS)
     if options.out is not None:
         if options.out.suffix not in _FORMATS:
@@ -68,7 +67,8 @@ def command(arguments: Sequence[str]) -> None:
         say("", f"wrote {options.out}")
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
     parser = Parser("tnn-train audit", "Measure how far the explanations of trained runs can be trusted.", _EPILOG)
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="run folder that tnn-train has made")
@@ -134,7 +134,7 @@ def audit_runs(
 def _why_not(section: str, groups: Sequence[Sequence[Run]], checkpoints: Mapping[Path, Checkpoint]) -> str | None:
     """Return why a section cannot be had of groups of runs; ``None`` if it can."""
     try:
-        if section == "gradients":
+        if section == "references":
             need_captum()
         if section == "pixels":
             for checkpoint in checkpoints.values():

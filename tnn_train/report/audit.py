@@ -19,6 +19,8 @@ from tnn_train.report.page import render
 __all__ = ["Audit", "AuditedGroup", "write_audit_page"]
 
 AUDIT_SCHEMA = 1
+_SHARES = ("same_named", "sparsity")
+"""Measures from 0 to 1 that are not printed in percent."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class AuditedGroup:
             self.pairs if MEASURES[name].section == "seeds" else [one.values for one in self.figures]
         )
         values = tuple(values[name] for values in measured if name in values)
-        is_share = MEASURES[name].form.endswith("%")
+        is_share = MEASURES[name].form.endswith("%") or name in _SHARES
         return Estimate(values, *([SHARE] if is_share else [])) if values else None
 
 

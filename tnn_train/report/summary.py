@@ -13,7 +13,7 @@ from tnn_runtime.errors import UsageError
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
-from tnn_train.heads.description import Sample
+from tnn_train.heads.description import Sample, Section
 
 __all__ = ["RunSummary"]
 
@@ -33,6 +33,7 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
+        sections: What else the report shall say, below what the head says of itself.
         versions: Of the packages.
         command: What was typed.
     """
@@ -47,6 +48,7 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
+    sections: Sequence[Section] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
 

@@ -55,7 +55,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         reliability=plot_reliability(calibration),
         mistakes=_mistakes(run),
         wrong=int((run.test.predictions != run.test.labels).sum()),
-        described=run.head.describe(run.sample),
+        described=[*run.head.describe(run.sample), *run.sections],
         picture=partial(_sample_picture, run),
         sections=_sections(run.config),
     )
