@@ -32,6 +32,7 @@ ROOMS = {
         __init__ __main__
         commands
         report
+        audit
         training
         evaluation
         model

@@ -21,6 +21,7 @@ from conftest import draw_photos
 from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.commands.predict import build_parser
 from tnn_train.commands.arguments import parse
+from tnn_train.commands.audit import make_parser as make_audit_parser
 from tnn_train.commands.sweep import _Sweep
 from tnn_train.commands.train import _Training
 from tnn_train.commands.unfold import make_parser
@@ -92,6 +93,9 @@ def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
         for line in re.findall(r"(?:^ *tnn-train|-m tnn_train) (.*)$", text, flags=re.MULTILINE):
             words = [re.sub(r"\$\w+", "1", word) for word in shlex.split(line)]
             if words[0] == "compare":
+                continue
+            if words[0] == "audit":
+                assert make_audit_parser().parse_args(words[1:]).runs
                 continue
             if words[0] == "unfold":
                 assert make_parser().parse_args(words[1:]).out

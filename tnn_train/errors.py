@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tnn_runtime.errors import TnnError
+from tnn_runtime.errors import TnnError, UsageError
 
 __all__ = ["DataError", "NoMapsError", "TrainingError", "UnfoldingError", "WorkerError"]
 
@@ -11,7 +11,7 @@ class DataError(TnnError):
     """A data set that is missing, empty, or cannot be split."""
 
 
-class NoMapsError(TnnError):
+class NoMapsError(UsageError):
     """A backbone whose embedding is not the mean of a map over all places."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tnn_runtime.explain import EXPLAINERS
+from tnn_train.audit.section import audit_section
+from tnn_train.audit.subject import Subject
 from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.images import even_sample
-from tnn_train.heads.description import Sample
+from tnn_train.heads.description import Sample, Section
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.report import RunSummary, write_report
 from tnn_train.run_files import REPORT_FILE
@@ -21,6 +25,7 @@ from tnn_train.training.loop import TrainResult
 __all__ = ["report_on"]
 
 _EMBEDDED_IMAGES = 2000
+_AUDITED_IMAGES = 100
 
 
 def report_on(result: TrainResult, data: ImageData, device: torch.device, command: str | None = None) -> None:
@@ -48,11 +53,20 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
             data.train.labels[indices], data.class_names, partial(_embeddings, best, images, indices, device)
         ),
         sample_indices=indices,
-        exemplars=best.exemplars,
         versions=versions(),
         command=command,
+        exemplars=best.exemplars,
+        sections=_audit(best, data.test),
     )
     write_report(result.folder / REPORT_FILE, summary)
+
+
+def _audit(best: Checkpoint, test: ImageSet) -> Sequence[Section]:
+    """Return the section on explanations, for heads that have them."""
+    if best.config.head not in EXPLAINERS:
+        return ()
+    some = test.subset(even_sample(len(test), _AUDITED_IMAGES))
+    return [audit_section(Subject(best, some.sample(len(some)), some.labels))]
 
 
 def _embeddings(best: Checkpoint, images: ImageSet, indices: NDArray[np.int64], device: torch.device) -> Tensor:

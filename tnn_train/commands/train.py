@@ -35,6 +35,7 @@ examples:
   torchrun --nproc-per-node 2 -m tnn_train --data photos --out runs/photos
   tnn-train sweep --help                              heads over seeds, and a comparison
   tnn-train compare runs/photos runs/photos-linear    runs side by side
+  tnn-train audit runs/photos                         how far its explanations can be trusted
   tnn-train unfold --help                             a linear classifier as a Tversky one
 
 what it writes:
@@ -122,4 +123,15 @@ def _unfold(arguments: Sequence[str]) -> None:
     command(arguments)
 
 
-_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "sweep": _sweep, "unfold": _unfold}
+def _audit(arguments: Sequence[str]) -> None:
+    from tnn_train.commands.audit import command
+
+    command(arguments)
+
+
+_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "audit": _audit,
+    "compare": _compare,
+    "sweep": _sweep,
+    "unfold": _unfold,
+}

@@ -6,6 +6,7 @@ A family is a subclass of `Head`. It says how it is built and what its logits ar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -14,7 +15,24 @@ from torch.nn import functional
 from tnn_runtime.errors import UsageError
 from tnn_train.heads.description import Sample, Section
 
-__all__ = ["Head"]
+__all__ = ["Head", "PrototypeView"]
+
+
+@dataclass(frozen=True, eq=False)
+class PrototypeView:
+    """The prototypes of a head beside images, in a space that both have.
+
+    Args:
+        images: Each image as a vector, ``[N, K]``.
+        prototypes: Each prototype as a vector, ``[P, K]``.
+        similarities: How like each prototype the images are by the head's own measure, ``[N, P]``.
+        owners: The class that each prototype speaks for, int64 ``[P]``.
+    """
+
+    images: Tensor
+    prototypes: Tensor
+    similarities: Tensor
+    owners: Tensor
 
 
 class Head(nn.Module):
@@ -255,7 +273,15 @@ class Head(nn.Module):
         """
         raise UsageError(f"a {self.family} head cannot get another class without a training")
 
-    # The report
+    # The report and the audit
+
+    def prototype_view(self, x: Tensor) -> PrototypeView | None:
+        """Return the prototypes beside images; by default ``None``: there are none.
+
+        Args:
+            x: Embeddings.
+        """
+        return None
 
     def describe(self, sample: Sample | None) -> Sequence[Section]:
         """Return what the report of a training says of the head; by default nothing.

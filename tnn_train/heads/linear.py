@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
-from tnn_train.heads.base import Head
+from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.new_class import Company, inserted
 from tnn_train.heads.precision import full_precision, precise
 
@@ -76,3 +76,7 @@ class LinearHead(nn.Linear, Head):
         head.weight.copy_(inserted(self.weight, row, place))
         head.bias.copy_(inserted(self.bias, torch.tensor(company.bias(x @ row)), place))
         return head.train(self.training)
+
+    def prototype_view(self, x: Tensor) -> PrototypeView:
+        """Return the rows of the weight beside the embeddings: what comes nearest to prototypes in a linear head."""
+        return PrototypeView(x, self.weight, self(x), torch.arange(self.out_features))

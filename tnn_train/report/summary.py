@@ -14,7 +14,7 @@ from tnn_runtime.explain.exemplars import Gallery
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
-from tnn_train.heads.description import Sample
+from tnn_train.heads.description import Sample, Section
 
 __all__ = ["RunSummary"]
 
@@ -37,6 +37,7 @@ class RunSummary:
         versions: Of the packages.
         command: What was typed.
         exemplars: Those of the head, if there are any.
+        sections: What else the report shall say, below what the head says of itself.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunSummary:
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
     exemplars: Gallery | None = None
+    sections: Sequence[Section] = ()
 
     def __post_init__(self) -> None:
         if not self.history:

@@ -56,7 +56,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         reliability=plot_reliability(calibration),
         mistakes=_mistakes(run),
         wrong=int((run.test.predictions != run.test.labels).sum()),
-        described=run.head.describe(run.sample),
+        described=[*run.head.describe(run.sample), *run.sections],
         picture=partial(_sample_picture, run),
         faces=[] if run.exemplars is None else faces(run.exemplars, run.head.feature_names(run.class_names)),
         faces_in_all=0 if run.exemplars is None else len(run.exemplars.features.numbers),

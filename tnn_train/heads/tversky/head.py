@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from tnn_train.heads.base import Head
+from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.precision import precise
@@ -147,6 +147,11 @@ class TverskyHead(TverskyProjection, Head):
     def with_class(self, examples: Tensor, others: Tensor, place: int) -> Self:
         """Return the head with a prototype at the mean of the embeddings of a new class."""
         return with_class(self, examples, others, place)
+
+    def prototype_view(self, x: Tensor) -> PrototypeView:
+        """Return the prototypes beside the images by their feature values."""
+        owners = torch.arange(self.num_prototypes) if self.linear is None else self.linear.weight.argmax(0)
+        return PrototypeView(self.project(x), self.prototype_values, self.similarities(x), owners)
 
     def describe(self, sample: Sample | None) -> Sequence[Section]:
         """Return the section on prototypes and features."""

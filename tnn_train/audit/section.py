@@ -1,0 +1,36 @@
+"""What the report of a training says of its explanations."""
+
+from __future__ import annotations
+
+from tnn_train.audit.figures import audit_subject
+from tnn_train.audit.measures import MEASURES
+from tnn_train.audit.removal import NAMED
+from tnn_train.audit.subject import Subject
+from tnn_train.heads.description import Section, Table, Text
+
+__all__ = ["audit_section"]
+
+_SECTIONS = ("features", "explanations")
+
+
+def audit_section(subject: Subject) -> Section:
+    """Return the section of a report that tells what the named features are worth, and how much there is to read.
+
+    Args:
+        subject: The model and some test images.
+
+    Raises:
+        UsageError: If the head has no explanations.
+    """
+    values = audit_subject(subject, _SECTIONS).values
+    rows = [
+        (measure.title, format(values[name], measure.form), measure.definition)
+        for name, measure in MEASURES.items()
+        if name in values
+    ]
+    about = Text(
+        f"An explanation names the {NAMED} features that speak most for a class over its runner-up. Here is what becomes "
+        f"of the lead without them, on {len(subject.images)} test images, and how many features there are to read. "
+        "tnn-train audit measures more, and compares runs."
+    )
+    return Section("What explanations are worth", [about, Table(rows, ("measure", "value", "definition"), prose=(2,))])
