@@ -36,6 +36,7 @@ examples:
   tnn-train sweep --help                              heads over seeds, and a comparison
   tnn-train compare runs/photos runs/photos-linear    runs side by side
   tnn-train unfold --help                             a linear classifier as a Tversky one
+  tnn-train prototypes runs/photos -o learned.png     the images that a head was learned as (--tversky.domain image)
 
 what it writes:
   OUT/best/          checkpoint of the epoch with the best validation accuracy: give this to tnn-export
@@ -122,4 +123,15 @@ def _unfold(arguments: Sequence[str]) -> None:
     command(arguments)
 
 
-_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"compare": _compare, "sweep": _sweep, "unfold": _unfold}
+def _prototypes(arguments: Sequence[str]) -> None:
+    from tnn_train.commands.prototypes import command
+
+    command(arguments)
+
+
+_SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compare": _compare,
+    "prototypes": _prototypes,
+    "sweep": _sweep,
+    "unfold": _unfold,
+}

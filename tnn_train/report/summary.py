@@ -14,6 +14,7 @@ from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
 from tnn_train.heads.description import Sample
+from tnn_train.report.learned_images import LearnedImage
 
 __all__ = ["RunSummary"]
 
@@ -33,6 +34,7 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
+        images: The images that the head was learned as; none if it was not.
         versions: Of the packages.
         command: What was typed.
     """
@@ -47,6 +49,7 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
+    images: Sequence[LearnedImage] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
 
