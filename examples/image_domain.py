@@ -69,17 +69,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit", type=int, help="use at most so many images")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), metavar="FORM", help="some of them")
     options = parser.parse_args(arguments)
     BACKBONES["small"] = SmallNet
     config = DataConfig(options.data, limit=options.limit, image_size=16)
     data = load_data(config if options.data_root is None else dataclasses.replace(config, root=options.data_root))
     options.out.mkdir(parents=True)
-    found: dict[str, list[float]] = {name: [] for name in FORMS}
+    found: dict[str, list[float]] = {name: [] for name in options.forms}
     for seed in range(options.seeds):
-        for name, form in FORMS.items():
+        for name in options.forms:
             recipe = dataclasses.replace(RECIPE, epochs=options.epochs, seed=seed)
             folder = options.out / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            result = train(data, folder, ModelConfig("small", tversky=form), recipe)
+            result = train(data, folder, ModelConfig("small", tversky=FORMS[name]), recipe)
             found[name].append(result.test.accuracy)
             say(f"{name}, seed {seed}: test accuracy {result.test.accuracy:.4f}{_looked_at(result, data, seed)}")
     cost = step_cost(data.preprocessing.channels)
