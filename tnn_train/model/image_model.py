@@ -15,6 +15,7 @@ from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS, Head, build_head
+from tnn_train.heads.base import SAMPLES
 from tnn_train.model.backbones import build_backbone
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.learned_images import LearnedImages
@@ -83,10 +84,13 @@ class LearningModel(ImageModel):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, classes]``.
 
-        The batch comes first: its statistics count for the images that the backbone embeds after it.
+        In training, images that are like the data are embedded as these are, with the statistics of their batch: they
+        learn faster so. For others these would differ too much from the running ones, which the export has.
         """
         embeddings = self.backbone(x)
-        logits: Tensor = functional_call(self.head, self._parameters_from_images(), (embeddings,))
+        own_statistics = self.training and self.head.start_images == SAMPLES
+        parameters = self.head.from_images(self.images(self.backbone, own_statistics=own_statistics))
+        logits: Tensor = functional_call(self.head, parameters, (embeddings,))
         return logits
 
     def in_final_form(self) -> ImageModel:
@@ -97,12 +101,9 @@ class LearningModel(ImageModel):
     def settled(self) -> ImageModel:
         """Return the model with a head whose parameters are what the images give now."""
         head = copy.deepcopy(self.head)
-        for name, values in self._parameters_from_images().items():
+        for name, values in head.from_images(self.images(self.backbone)).items():
             head.get_parameter(name).requires_grad_(True).copy_(values)
         return ImageModel(self.backbone, head, self.images)
-
-    def _parameters_from_images(self) -> dict[str, Tensor]:
-        return self.head.from_images(self.images(self.backbone))
 
 
 class Normalize(nn.Module):

@@ -22,8 +22,7 @@ _DARKEST = 0.02
 class LearnedImages(nn.Module):
     """Learned images, those of each parameter of a head by its name; their pixels stay within 0 and 1.
 
-    They are normalised as images are, and embedded in evaluation mode: batch norm takes the statistics of the data for
-    them, as it does once the head is exported, and they leave no trace in these statistics.
+    They are normalised as images are, and leave no trace in the running statistics of batch norm.
 
     Args:
         counts: How many images each parameter follows from.
@@ -54,10 +53,16 @@ class LearnedImages(nn.Module):
         return {name: torch.sigmoid(_GAIN * raw) for name, raw in self.raw.items()}
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, backbone: nn.Module) -> dict[str, Tensor]:
-        """Return what a backbone makes of the images of each parameter, ``[n, ...]``."""
+    def forward(self, backbone: nn.Module, *, own_statistics: bool = False) -> dict[str, Tensor]:
+        """Return what a backbone makes of the images of each parameter, ``[n, ...]``.
+
+        Args:
+            backbone: From normalised images to embeddings.
+            own_statistics: Whether batch norm takes the statistics of these images, and leaves its running ones as they
+                are, or the backbone works as in evaluation.
+        """
         pixels = torch.cat(list(self.pixels().values()))
-        with _evaluating(backbone):
+        with _unrecorded(backbone) if own_statistics else _evaluating(backbone):
             embeddings: Tensor = backbone((pixels - self.mean) / self.std)
         return dict(zip(self.raw, torch.split(embeddings, list(self.counts.values())), strict=True))
 
@@ -84,6 +89,22 @@ class LearnedImages(nn.Module):
         images = LearnedImages({**self.counts, name: len(left)}, (shape[0], shape[1], shape[2]))
         images.load_state_dict(state)
         return images
+
+
+@contextmanager
+def _unrecorded(module: nn.Module) -> Iterator[None]:
+    """Let running statistics stay as they are, whatever a module sees."""
+    norms = [part for part in module.modules() if getattr(part, "running_mean", None) is not None]
+    kept = [dict(part.named_buffers(recurse=False)) for part in norms]
+    for part, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            setattr(part, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for part, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(part, name, buffer)
 
 
 @contextmanager

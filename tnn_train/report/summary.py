@@ -34,9 +34,9 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
-        images: The images that the head was learned as; none if it was not.
         versions: Of the packages.
         command: What was typed.
+        images: The images that the head was learned as; none if it was not.
     """
 
     name: str
@@ -49,9 +49,9 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
-    images: Sequence[LearnedImage] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+    images: Sequence[LearnedImage] = ()
 
     def __post_init__(self) -> None:
         if not self.history:
