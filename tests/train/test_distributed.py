@@ -50,6 +50,16 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
+def test_two_processes_learn_the_images_that_one_does(uneven: Path, tmp_path: Path) -> None:
+    words = ("--backbone", "plain", "--tversky.domain", "image", "--tversky.num-features", "4")
+    for name, processes in (("one", 1), ("two", 2)):
+        run(options(uneven, tmp_path / name, RECIPE, *words), processes=processes)
+    one, two = (load_checkpoint(tmp_path / name / "last").model.state_dict() for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

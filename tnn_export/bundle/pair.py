@@ -121,7 +121,7 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
     return {
         head: Checkpoint(
             model.eval(),
-            dataclasses.replace(config, head=head).with_options(model.head.options),
+            config.with_head(head).with_options(model.head.options),
             preprocessing,
             names,
             none,

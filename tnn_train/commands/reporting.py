@@ -18,11 +18,12 @@ from tnn_train.data.images import even_sample
 from tnn_train.heads.description import Sample, Section
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, versions
 from tnn_train.report import RunSummary, write_report
+from tnn_train.report.learned_images import look_at_images
 from tnn_train.run_files import REPORT_FILE
 from tnn_train.training.embeddings import cache_folder, embed, recall
 from tnn_train.training.loop import TrainResult
 
-__all__ = ["report_on"]
+__all__ = ["report_on", "sample_of"]
 
 _EMBEDDED_IMAGES = 2000
 _AUDITED_IMAGES = 100
@@ -38,8 +39,7 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         command: What was typed.
     """
     best = load_checkpoint(result.best)
-    indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
-    images = data.normalized(best.preprocessing.mean, best.preprocessing.std).train
+    sample, indices = sample_of(best, data, device)
     summary = RunSummary(
         name=data.name,
         history=result.history,
@@ -49,10 +49,9 @@ def report_on(result: TrainResult, data: ImageData, device: torch.device, comman
         config=best.training,
         head=best.model.head.cpu(),
         train_images=data.train,
-        sample=Sample(
-            data.train.labels[indices], data.class_names, partial(_embeddings, best, images, indices, device)
-        ),
+        sample=sample,
         sample_indices=indices,
+        images=look_at_images(best.model.cpu(), sample),
         versions=versions(),
         command=command,
         exemplars=best.exemplars,
@@ -67,6 +66,20 @@ def _audit(best: Checkpoint, test: ImageSet) -> Sequence[Section]:
         return ()
     some = test.subset(even_sample(len(test), _AUDITED_IMAGES))
     return [audit_section(Subject(best, some.sample(len(some)), some.labels))]
+
+
+def sample_of(checkpoint: Checkpoint, data: ImageData, device: torch.device) -> tuple[Sample, NDArray[np.int64]]:
+    """Return some training images as the head of a checkpoint sees them, and which of them these are, int64 ``[n]``.
+
+    Args:
+        checkpoint: What was trained.
+        data: The images that it saw.
+        device: Where to embed them.
+    """
+    indices = even_sample(len(data.train), _EMBEDDED_IMAGES)
+    images = data.normalized(checkpoint.preprocessing.mean, checkpoint.preprocessing.std).train
+    embed_them = partial(_embeddings, checkpoint, images, indices, device)
+    return Sample(data.train.labels[indices], data.class_names, embed_them), indices
 
 
 def _embeddings(best: Checkpoint, images: ImageSet, indices: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -76,7 +76,7 @@ def command(arguments: Sequence[str]) -> None:
         )
     data = load_data(options.data)
     try:
-        models = [resolve(dataclasses.replace(options.model, head=head), data, options.train) for head in options.heads]
+        models = [resolve(options.model.with_head(head), data, options.train) for head in options.heads]
     except FieldError as error:
         raise UsageError(error.told(_option)) from error
     note_unused(options, models, _option)
@@ -144,6 +144,6 @@ def _plain(rate: float) -> str:
 
 
 def _train(options: _Sweep, data: ImageData, head: str, recipe: TrainConfig, folder: Path) -> TrainResult:
-    model = dataclasses.replace(options.model, head=head)
+    model = options.model.with_head(head)
     resume = options.resume and stands(folder / LAST)
     return train(data, folder, model, recipe, resume=resume, overwrite=options.resume and not resume)

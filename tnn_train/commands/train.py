@@ -37,6 +37,7 @@ examples:
   tnn-train compare runs/photos runs/photos-linear    runs side by side
   tnn-train audit runs/photos                         how far its explanations can be trusted
   tnn-train unfold --help                             a linear classifier as a Tversky one
+  tnn-train prototypes runs/photos -o learned.png     the images that a head was learned as (--tversky.domain image)
 
 what it writes:
   OUT/best/          checkpoint of the epoch with the best validation accuracy: give this to tnn-export
@@ -129,9 +130,16 @@ def _audit(arguments: Sequence[str]) -> None:
     command(arguments)
 
 
+def _prototypes(arguments: Sequence[str]) -> None:
+    from tnn_train.commands.prototypes import command
+
+    command(arguments)
+
+
 _SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "audit": _audit,
     "compare": _compare,
+    "prototypes": _prototypes,
     "sweep": _sweep,
     "unfold": _unfold,
 }

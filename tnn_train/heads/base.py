@@ -15,7 +15,10 @@ from torch.nn import functional
 from tnn_runtime.errors import UsageError
 from tnn_train.heads.description import Sample, Section
 
-__all__ = ["Head", "PrototypeView"]
+__all__ = ["NOISE", "SAMPLES", "Head", "PrototypeView"]
+
+SAMPLES, NOISE = "samples", "noise"
+"""What learned images start as."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +172,39 @@ class Head(nn.Module):
         Raises:
             TrainingError: If the data does not suit the head.
         """
+
+    # Parameters that follow from learned images
+
+    @classmethod
+    def learns_images(cls, options: Any) -> bool:
+        """Return whether parameters of such a head follow from images that the training learns; by default not."""
+        return False
+
+    @property
+    def start_images(self) -> str:
+        """What learned images start as: ``"samples"``, training images, or ``"noise"``."""
+        return SAMPLES
+
+    @property
+    def image_counts(self) -> Mapping[str, int]:
+        """How many learned images each of some parameters follows from, by its name; by default there are none."""
+        return {}
+
+    def from_images(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the values of the parameters that follow from learned images.
+
+        Args:
+            embeddings: Of the images of each parameter, ``[n, ...]``.
+        """
+        raise NotImplementedError
+
+    def image_titles(self, class_names: Sequence[str]) -> dict[str, list[str]]:
+        """Return what each learned image of each parameter shows, in a few words.
+
+        Args:
+            class_names: The classes.
+        """
+        return {}
 
     # Export and its proof
 

@@ -67,17 +67,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Image:
-    """A training image.
+    """A training image, or a learned one.
 
     Args:
-        place: Its position in the sample.
+        place: Its position in the sample; -1 if it is not of the sample.
         caption: What stands below it, a line each.
         is_marked: Whether the first line is to strike, such as a class that is not the expected one.
+        pixels: The image itself, uint8 ``[H, W, C]``; ``None`` for one of the sample.
     """
 
     place: int
     caption: Sequence[str]
     is_marked: bool = False
+    pixels: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from tyro.conf import Suppress, arg
 
-from tnn_train.fields import at_least, one_of
-from tnn_train.heads import DEFAULT, HEADS
-from tnn_train.heads.tversky.config import TverskyConfig
+from tnn_train.fields import Field, FieldError, at_least, one_of
+from tnn_train.heads import DEFAULT, HEADS, TverskyHead
+from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
 
 __all__ = ["ModelConfig", "options_field"]
 
@@ -25,6 +25,8 @@ class ModelConfig:
         in_channels: 1 (grey) or 3 (RGB).
         stem: How a ResNet begins: small, a 3x3 convolution with stride 1 and no pooling; imagenet, torchvision's 7x7
             convolution with stride 2 and pooling; auto, small for images below 96 pixels unless weights decide.
+        image_size: Rows and columns of the images that the head's prototypes and features are learned as; empty where
+            they are not learned as images.
         tversky: The form of the head if it is tversky.
     """
 
@@ -33,17 +35,34 @@ class ModelConfig:
     num_classes: Annotated[int, Suppress] = 10
     in_channels: Annotated[int, Suppress] = 3
     stem: str = "auto"
+    image_size: Annotated[tuple[int, ...], Suppress] = ()
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")
         one_of(self, "in_channels", (1, 3))
         one_of(self, "stem", ("auto", "imagenet", "small"))
+        if self.tversky.domain == IMAGE and self.head != TverskyHead.family:
+            domain = Field(TverskyConfig, "domain")
+            raise FieldError(
+                *(
+                    domain,
+                    f" is {IMAGE}, and ",
+                    Field(ModelConfig, "head"),
+                    f" is {self.head}, which learns no images; ",
+                ),
+                *(f"choose {TverskyHead.family}, or leave ", domain, " out"),
+            )
 
     @property
     def options(self) -> Any:
         """The options of the head that it has; ``None`` if its family has none."""
         return getattr(self, options_field(self.head), None)
+
+    def with_head(self, head: str) -> ModelConfig:
+        """Return the configuration with another head; nothing is learned as images where it cannot be."""
+        options = self.tversky if head == TverskyHead.family else replace(self.tversky, domain=EMBEDDING)
+        return replace(self, head=head, tversky=options)
 
     def with_options(self, options: Any) -> ModelConfig:
         """Return the configuration with other options of the head; as it is if its family has none."""

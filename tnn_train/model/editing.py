@@ -22,6 +22,7 @@ from tnn_runtime.text import why_not_utf8
 from tnn_train.heads import Head
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.image_model import ImageModel, embed
+from tnn_train.model.learned_images import LearnedImages
 
 __all__ = ["EDITS", "Edit", "add_class", "describe_edit", "edit_checkpoint"]
 
@@ -122,10 +123,11 @@ def edit_checkpoint(
         **compared,
         metrics=checkpoint.metrics,
     )
-    exemplars = checkpoint.exemplars
+    exemplars, images = checkpoint.exemplars, checkpoint.model.images
     if exemplars is not None:
         exemplars = exemplars.without_features(features).without_prototypes(prototypes)
-    return _on_record(dataclasses.replace(checkpoint, exemplars=exemplars), edit, edited)
+    images = None if images is None else images.without("prototypes", prototypes)
+    return _on_record(dataclasses.replace(checkpoint, exemplars=exemplars), edit, edited, images)
 
 
 def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> Checkpoint:
@@ -167,14 +169,16 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
     with torch.inference_mode():
         found = int((head(tried).argmax(1) == place).sum())
     taken = int((after.argmax(1) == place).sum())
-    changes = (f"the class {name!r} is added at place {place}, from {len(made)} images and without a training",)
+    changes = [f"the class {name!r} is added at place {place}, from {len(made)} images and without a training"]
+    if model.images is not None:
+        changes.append("the learned images of prototypes and features are left out: the new prototype has none")
     results = (
         f"{found} of {len(held_out)} held-out images of {name!r} get this class",
         _told(compared, taken, len(before), f"get the class {name!r} now"),
     )
     edit = Edit(
         checkpoint.digest,
-        changes,
+        tuple(changes),
         results,
         added_class=name,
         **compared,
@@ -191,7 +195,7 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
         calibration=None if checkpoint.calibration is None else np.concatenate([checkpoint.calibration, made]),
         exemplars=None if checkpoint.exemplars is None else _with_class(checkpoint.exemplars, model.head, head, x),
     )
-    return _on_record(larger, edit, head)
+    return _on_record(larger, edit, head, None)
 
 
 def _with_class(exemplars: Gallery, before: Head, after: Head, x: Tensor) -> Gallery:
@@ -300,14 +304,15 @@ def _before(name: str | None) -> str:
     return f", no longer {name!r}" if name else ""
 
 
-def _on_record(checkpoint: Checkpoint, edit: Edit, head: Head) -> Checkpoint:
+def _on_record(checkpoint: Checkpoint, edit: Edit, head: Head, images: LearnedImages | None) -> Checkpoint:
     """Return a checkpoint with another head and an edit on record; its metrics are those of the edit alone."""
+    config = checkpoint.config.with_options(head.options)
     measured = {"edited_samples": edit.samples, "edited_accuracy": edit.accuracy_after, "edited_new": edit.new_accuracy}
     edits = [*checkpoint.training.get(EDITS, ()), dataclasses.asdict(edit)]
     return dataclasses.replace(
         checkpoint,
-        model=ImageModel(checkpoint.model.backbone, head).eval(),
-        config=checkpoint.config.with_options(head.options),
+        model=ImageModel(checkpoint.model.backbone, head, images).eval(),
+        config=config if images is not None else dataclasses.replace(config, image_size=()),
         metrics={name: value for name, value in measured.items() if value},
         training={**checkpoint.training, EDITS: edits},
     )

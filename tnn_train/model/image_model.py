@@ -1,5 +1,6 @@
 """A backbone and a head, and the normalisation in front of them."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -8,15 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS, Head, build_head
+from tnn_train.heads.base import SAMPLES
 from tnn_train.model.backbones import build_backbone
 from tnn_train.model.config import ModelConfig
+from tnn_train.model.learned_images import LearnedImages
 
-__all__ = ["ImageModel", "Normalize", "build_model", "embed"]
+__all__ = ["ImageModel", "LearningModel", "Normalize", "build_model", "embed"]
 
 _BATCH = 16
 
@@ -27,12 +31,14 @@ class ImageModel(nn.Module):
     Attributes:
         backbone: Images to embeddings ``[N, D]``, or to maps ``[N, D, h, w]`` if its head takes these.
         head: Embeddings or maps to logits.
+        images: What parameters of the head were learned as, for people to see; ``None`` if they were not.
     """
 
-    def __init__(self, backbone: nn.Module, head: Head) -> None:
+    def __init__(self, backbone: nn.Module, head: Head, images: LearnedImages | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, classes]``."""
@@ -44,6 +50,10 @@ class ImageModel(nn.Module):
         head = self.head.final_form()
         return self if head is self.head else ImageModel(self.backbone, head)
 
+    def settled(self) -> "ImageModel":
+        """Return the model with constants in place of all that is computed from learned images; itself if it is."""
+        return self
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as ``nn.Module.load_state_dict`` does.
 
@@ -53,6 +63,47 @@ class ImageModel(nn.Module):
         ours: Any = self.state_dict()
         state._metadata = getattr(state_dict, "_metadata", ours._metadata)
         return super().load_state_dict(state, strict, assign)
+
+
+class LearningModel(ImageModel):
+    """A model in training, parameters of whose head follow from learned images, anew for each batch.
+
+    The modules are those of the model; these parameters of its head are not trained.
+
+    Args:
+        model: A model with learned images.
+    """
+
+    images: LearnedImages
+
+    def __init__(self, model: ImageModel) -> None:
+        super().__init__(model.backbone, model.head, model.images)
+        for name in self.images.counts:
+            self.head.get_parameter(name).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[N, classes]``.
+
+        In training, images that are like the data are embedded as these are, with the statistics of their batch: they
+        learn faster so. For others these would differ too much from the running ones, which the export has.
+        """
+        embeddings = self.backbone(x)
+        own_statistics = self.training and self.head.start_images == SAMPLES
+        parameters = self.head.from_images(self.images(self.backbone, own_statistics=own_statistics))
+        logits: Tensor = functional_call(self.head, parameters, (embeddings,))
+        return logits
+
+    def in_final_form(self) -> ImageModel:
+        """Return the model as it is saved and exported: `settled`."""
+        return self.settled()
+
+    @torch.no_grad()
+    def settled(self) -> ImageModel:
+        """Return the model with a head whose parameters are what the images give now."""
+        head = copy.deepcopy(self.head)
+        for name, values in head.from_images(self.images(self.backbone)).items():
+            head.get_parameter(name).requires_grad_(True).copy_(values)
+        return ImageModel(self.backbone, head, self.images)
 
 
 class Normalize(nn.Module):
@@ -88,7 +139,10 @@ def build_model(config: ModelConfig, *, is_training: bool = False) -> ImageModel
     choose("head", config.head, HEADS)
     backbone, features = build_backbone(config, HEADS[config.head].takes)
     head = build_head(config.head, features, config.num_classes, config.options, is_training=is_training)
-    return ImageModel(backbone, head)
+    if not config.image_size:
+        return ImageModel(backbone, head)
+    height, width = config.image_size
+    return ImageModel(backbone, head, LearnedImages(head.image_counts, (config.in_channels, height, width)))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.fields import Field, FieldError
 from tnn_train.model.checkpoint import Checkpoint, load_checkpoint, refuse_run
 from tnn_train.model.config import ModelConfig
@@ -15,16 +16,20 @@ from tnn_train.model.image_model import ImageModel
 __all__ = ["keep_head", "with_kept_head"]
 
 
-def with_kept_head(config: ModelConfig, source: str, class_names: Sequence[str]) -> ModelConfig:
+def with_kept_head(
+    config: ModelConfig, source: str, class_names: Sequence[str], preprocessing: Preprocessing
+) -> ModelConfig:
     """Return the configuration with the form of a checkpoint's head.
 
     Args:
         config: What was asked for; an option of the head that has its default may differ from the checkpoint's.
         source: The checkpoint folder.
         class_names: The classes of the images.
+        preprocessing: How the images are prepared.
 
     Raises:
-        UsageError: If the checkpoint has another head, other options or other classes, or is none.
+        UsageError: If the checkpoint has another head, other options or other classes, has learned images of another
+            size, or is none.
         ArtifactError: If it cannot be read.
     """
     checkpoint = _read(source)
@@ -52,11 +57,17 @@ def with_kept_head(config: ModelConfig, source: str, class_names: Sequence[str])
                     name,
                     " out",
                 )
+    size = (preprocessing.height, preprocessing.width)
+    if theirs.image_size not in ((), size):
+        raise UsageError(
+            f"the head of {source} is to be kept, which is learned as images of {_size(theirs.image_size)} pixels, and "
+            f"the images have {_size(size)}; give images of that size (--image-size, image_size=)"
+        )
     return config.with_options(theirs.options)
 
 
 def keep_head(model: ImageModel, source: str) -> None:
-    """Give the head of a model the weights of a checkpoint's.
+    """Give the head of a model the weights of a checkpoint's, and the images that they follow from, if there are any.
 
     Args:
         model: Built from a configuration that `with_kept_head` returned, its head in its final form.
@@ -65,7 +76,10 @@ def keep_head(model: ImageModel, source: str) -> None:
     Raises:
         ArtifactError: If it cannot be read.
     """
-    model.head.load_state_dict(_read(source).model.head.state_dict())
+    kept = _read(source).model
+    model.head.load_state_dict(kept.head.state_dict())
+    if model.images is not None and kept.images is not None:
+        model.images.load_state_dict(kept.images.state_dict())
 
 
 def _read(source: str) -> Checkpoint:
@@ -77,6 +91,10 @@ def _read(source: str) -> Checkpoint:
             "what tnn-train unfold makes of a linear classifier"
         )
     return load_checkpoint(path)
+
+
+def _size(rows_columns: Sequence[int]) -> str:
+    return "x".join(map(str, rows_columns))
 
 
 def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:

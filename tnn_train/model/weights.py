@@ -163,5 +163,6 @@ def _statistics_of(folder: Path, checkpoint: Checkpoint) -> Statistics:
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("backbone.") for name in state):
-        return {name.removeprefix("backbone."): value for name, value in state.items() if name[:5] != "head."}
+        ours = {name: value for name, value in state.items() if name.partition(".")[0] not in ("head", "images")}
+        return {name.removeprefix("backbone."): value for name, value in ours.items()}
     return state

@@ -15,6 +15,7 @@ from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.heads import Head
 from tnn_train.heads.description import Sample, Section
+from tnn_train.report.learned_images import LearnedImage
 
 __all__ = ["RunSummary"]
 
@@ -38,6 +39,7 @@ class RunSummary:
         command: What was typed.
         exemplars: Those of the head, if there are any.
         sections: What else the report shall say, below what the head says of itself.
+        images: The images that the head was learned as; none if it was not.
     """
 
     name: str
@@ -54,6 +56,7 @@ class RunSummary:
     command: str | None = None
     exemplars: Gallery | None = None
     sections: Sequence[Section] = ()
+    images: Sequence[LearnedImage] = ()
 
     def __post_init__(self) -> None:
         if not self.history:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tnn_runtime.bundle.storage import write_text
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
+from tnn_train.heads.description import Image, Section
 from tnn_train.report.faces import faces
+from tnn_train.report.learned_images import learned_images_section
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
 from tnn_train.report.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
@@ -56,13 +59,21 @@ def write_report(path: Path, run: RunSummary) -> None:
         reliability=plot_reliability(calibration),
         mistakes=_mistakes(run),
         wrong=int((run.test.predictions != run.test.labels).sum()),
-        described=[*run.head.describe(run.sample), *run.sections],
+        described=_described(run),
         picture=partial(_sample_picture, run),
         faces=[] if run.exemplars is None else faces(run.exemplars, run.head.feature_names(run.class_names)),
         faces_in_all=0 if run.exemplars is None else len(run.exemplars.features.numbers),
         sections=_sections(run.config),
     )
     write_text(path, html)
+
+
+def _described(run: RunSummary) -> list[Section]:
+    """Return what there is to say of the head, and of the images that it was learned as."""
+    sections = list(run.head.describe(run.sample))
+    if run.images and run.sample is not None:
+        sections.append(learned_images_section(run.images, run.sample))
+    return [*sections, *run.sections]
 
 
 def _confused_pairs(test: Evaluation) -> list[dict[str, Any]]:
@@ -114,11 +125,17 @@ def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _sample_picture(run: RunSummary, place: int) -> dict[str, Any]:
+def _sample_picture(run: RunSummary, image: Image) -> dict[str, Any]:
+    if image.pixels is not None:
+        return {"about": "learned image", **_shown(image.pixels)}
     assert run.sample_indices is not None
-    return _picture(run.train_images, int(run.sample_indices[place]))
+    index = int(run.sample_indices[image.place])
+    return {"about": f"training image {index}", **_picture(run.train_images, index)}
 
 
 def _picture(images: ImageSet, index: int) -> dict[str, Any]:
-    pixels = images.decoded(index)
-    return {"index": index, "url": image_url(pixels), "coarse": max(pixels.shape) <= FEW_PIXELS}
+    return {"index": index, **_shown(images.decoded(index))}
+
+
+def _shown(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    return {"url": image_url(pixels), "coarse": max(pixels.shape) <= FEW_PIXELS}

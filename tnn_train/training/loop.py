@@ -149,10 +149,18 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     model = dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
     check_image_size(model, height, width)
     choose("head", model.head, HEADS)
-    if config is not None and config.weights is not None and config.keep_head:
-        return with_kept_head(model, config.weights, data.class_names)
     is_frozen = config is not None and config.freeze_backbone
-    return model.with_options(HEADS[model.head].resolve(model.options, data.class_names, is_frozen=is_frozen))
+    if config is not None and config.weights is not None and config.keep_head:
+        model = with_kept_head(model, config.weights, data.class_names, data.preprocessing)
+    else:
+        model = model.with_options(HEADS[model.head].resolve(model.options, data.class_names, is_frozen=is_frozen))
+    learns_images = HEADS[model.head].learns_images(model.options)
+    if learns_images and is_frozen:
+        raise FieldError(
+            *("the head learns images, which the backbone embeds at each step, and ",),
+            *(Field(TrainConfig, "freeze_backbone"), " embeds but once; leave it out, or choose the domain embedding"),
+        )
+    return dataclasses.replace(model, image_size=(height, width) if learns_images else ())
 
 
 def check_machine(config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from tnn_train.heads import Head
+from tnn_train.model.learned_images import LearnedImages
 from tnn_train.training.recipe import TrainConfig
 
 __all__ = ["Schedule", "build_optimizer", "exchange_parameters"]
@@ -99,13 +100,15 @@ def _inherited(name: str, value: Any, matrix: Tensor) -> Any:
 
 def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:
     """Return the parameters that want a gradient, by their learning rate and weight decay."""
-    of_head = {id(parameter) for parameter in head.parameters()}
+    images = [module for module in model.modules() if isinstance(module, LearnedImages)]
+    of_images = {id(parameter) for module in images for parameter in module.parameters()}
+    of_head = {id(parameter) for parameter in head.parameters()} | of_images
     head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             rate = head_rate if id(parameter) in of_head else config.learning_rate
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            decay = config.weight_decay if parameter.ndim > 1 and id(parameter) not in of_images else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return groups
 

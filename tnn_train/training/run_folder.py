@@ -124,7 +124,7 @@ class RunFolder:
             confusion=tuple(map(tuple, test.confusions.tolist())),
             best_epoch=best["epoch"],
             val_accuracy=best["val_accuracy"],
-            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+            parameters=_num_parameters(trainer.model),
             seconds=seconds,
             images_per_second=seen / seconds,
             device=_device_name(trainer.device),
@@ -219,6 +219,11 @@ def _sample(images: ImageSet, count: int, size: int) -> tuple[NDArray[np.uint8],
     """Return up to ``count`` images and their labels, spread evenly over the set, of up to ``size`` bytes."""
     count = max(1, min(count, size // math.prod(images.preprocessing.shape)))
     return images.sample(count), images.labels[even_sample(len(images), count)]
+
+
+def _num_parameters(model: ImageModel) -> int:
+    """Return how many parameters compute the logits."""
+    return sum(parameter.numel() for part in (model.backbone, model.head) for parameter in part.parameters())
 
 
 def _device_name(device: torch.device) -> str:

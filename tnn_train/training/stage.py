@@ -12,7 +12,7 @@ from tnn_train.data import ImageData
 from tnn_train.data.augment import AugmentedSet
 from tnn_train.data.loader import Items
 from tnn_train.heads import Head
-from tnn_train.model.image_model import ImageModel, Normalize
+from tnn_train.model.image_model import ImageModel, LearningModel, Normalize
 from tnn_train.training.embeddings import cache_folder, embed
 from tnn_train.training.recipe import TrainConfig
 
@@ -63,6 +63,8 @@ class Stage:
 
 def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: torch.device) -> Stage:
     """Bring the model to the device and the data into the form that is trained on."""
+    if model.images is not None:
+        model = LearningModel(model)
     model.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)

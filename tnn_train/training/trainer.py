@@ -25,6 +25,7 @@ from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.training.average import MovingAverage
 from tnn_train.training.identity import identity, refuse_other
+from tnn_train.training.image_start import start_images
 from tnn_train.training.optim import Schedule, build_optimizer, exchange_parameters
 from tnn_train.training.recipe import TrainConfig, speed_unit
 from tnn_train.training.shares import Shares, balanced_weights
@@ -86,7 +87,7 @@ class Trainer:
     @property
     def model(self) -> ImageModel:
         """The model as it is validated and saved: the average of the weights, if there is one."""
-        return self.stage.whole(self._judged)
+        return self.stage.whole(self._judged).settled()
 
     @property
     def step(self) -> int:
@@ -116,11 +117,12 @@ class Trainer:
         return self.epoch >= self.config.epochs or (self.config.patience is not None and waited >= self.config.patience)
 
     def start(self) -> None:
-        """Let the head start from the training images, if it wants to.
+        """Let the head, and the images that it is learned as, start from the training images, if they want to.
 
         Batch norm works as in training, so that the embeddings are those of the first epoch.
         """
         self._go_final_in_time()
+        start_images(self.stage.model, self.data, self.config.seed)
         loader = training_loader(self.stage.train, self._order(0, 1), self.config.workers)
         self.stage.learner.train()
 

@@ -8,14 +8,18 @@ from typing import Annotated
 from tyro.conf import Suppress
 
 from tnn_train.fields import SMALLEST, Field, FieldError, at_least, one_of
+from tnn_train.heads.base import NOISE, SAMPLES
 from tnn_train.heads.tversky.attributes import Attribute, FeatureName
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 
-__all__ = ["AUTO", "CLASS_MEANS", "LINEAR", "RANDOM", "SCALARS", "SPELLINGS", "TverskyConfig"]
+__all__ = ["AUTO", "CLASS_MEANS", "EMBEDDING", "IMAGE", "LINEAR", "RANDOM", "SCALARS", "SPELLINGS", "TverskyConfig"]
 
 AUTO, LINEAR, CLASS_MEANS, RANDOM = "auto", "linear", "class-means", "random"
 """How a training of the head starts."""
+
+EMBEDDING, IMAGE = "embedding", "image"
+"""What prototypes and features are learned as."""
 
 SCALARS = ("alpha", "beta", "theta", "logit_scale")
 
@@ -65,6 +69,9 @@ class TverskyConfig:
         code: The attributes that a linear start is unfolded into: classes, one for each class; hierarchy, also one for
             each group of similar classes; or a CSV file with a row for each class and a column for each attribute.
         smooth: Add theta to the numerator of the ratio model, too, so that two objects without any feature are alike.
+        domain: embedding: prototypes and features are learned as vectors; or image: as images, which the backbone
+            embeds at each step of the training, and once for an export.
+        image_start: What these images start as: samples, training images, those of a prototype of its class; or noise.
         attributes: The attributes themselves; filled in by the training.
         dropped: Features that count for nothing, as explanations number them; filled in by an edit.
         names: What a person calls features that are no attributes; filled in by an edit.
@@ -94,6 +101,8 @@ class TverskyConfig:
     unfold_at: float = 0.7
     code: str = "hierarchy"
     smooth: bool = False
+    domain: str = EMBEDDING
+    image_start: str = SAMPLES
     attributes: Annotated[tuple[Attribute, ...], Suppress] = ()
     dropped: Annotated[tuple[int, ...], Suppress] = ()
     names: Annotated[tuple[FeatureName, ...], Suppress] = ()
@@ -122,6 +131,8 @@ class TverskyConfig:
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(TverskyConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         one_of(self, "prototype_space", ("embedding", "feature"))
+        one_of(self, "domain", (EMBEDDING, IMAGE))
+        one_of(self, "image_start", (SAMPLES, NOISE))
         one_of(self, "start", (AUTO, LINEAR, CLASS_MEANS, RANDOM))
         at_least(self, 0.0, "unfold_at")
         if self.unfold_at > 1:
@@ -138,6 +149,20 @@ class TverskyConfig:
                 ),
                 *(Field(TverskyConfig, "feature_bank"), f" {self.feature_bank} and "),
                 *(Field(TverskyConfig, "num_features"), f" {self.num_features}"),
+            )
+        if self.domain == IMAGE and self.prototype_space != "embedding":
+            raise FieldError(
+                *(Field(TverskyConfig, "domain"), f" is {IMAGE}, and images are embedded; got the "),
+                *(Field(TverskyConfig, "prototype_space"), f" {self.prototype_space}: leave "),
+                *(Field(TverskyConfig, "prototype_space"), " out"),
+            )
+        if self.domain == IMAGE and self.feature_bank == "learned" and self.num_directions < 2:
+            raise FieldError(
+                *(
+                    Field(TverskyConfig, "domain"),
+                    f" is {IMAGE}, and features are what tells their images apart; got the ",
+                ),
+                *(Field(TverskyConfig, "num_features"), f" {self.num_features}; expected at least two images"),
             )
         if self.smooth and self.model != "ratio":
             raise FieldError(

@@ -14,7 +14,7 @@ from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.attributes import feature_names
 from tnn_train.heads.new_class import Company, inserted
 from tnn_train.heads.tversky.attributes import Attribute, FeatureName
-from tnn_train.heads.tversky.config import TverskyConfig
+from tnn_train.heads.tversky.config import EMBEDDING, TverskyConfig
 from tnn_train.heads.tversky.projection import TverskyProjection
 
 __all__ = ["names_of_features", "renamed", "with_class", "without"]
@@ -80,7 +80,7 @@ def with_class(head: H, examples: Tensor, others: Tensor, place: int) -> H:
     The new prototype is the mean of the embeddings, or the feature values of the mean where prototypes are feature
     values, times a scale: those that a training leaves have the scale that the loss gave them, and logits follow it.
     Where a linear map follows the prototypes, the new class gets its logit from the new prototype alone, with a weight
-    and a bias.
+    and a bias. No image is known of the new prototype, so that those of the others are not kept either.
     """
     a = head.project(torch.cat([examples, others]))
     company = Company(head(torch.cat([examples, others])), torch.arange(len(a)) < len(examples))
@@ -103,6 +103,7 @@ def with_class(head: H, examples: Tensor, others: Tensor, place: int) -> H:
             "linear.bias": inserted(state["linear.bias"], bias, place),
         }
         config = dataclasses.replace(config, num_prototypes=len(head.prototypes) + 1)
+    config = dataclasses.replace(config, domain=EMBEDDING)
     has = (_values(head, prototype) > 0).tolist()
     attributes = tuple(_shared(attribute, place, has[k]) for k, attribute in enumerate(config.attributes))
     return _made(head, head.num_classes + 1, dataclasses.replace(config, attributes=attributes), state)

@@ -7,13 +7,13 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
+from torch.nn import Parameter, functional
 
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.precision import precise
-from tnn_train.heads.tversky.config import CLASS_MEANS, LINEAR, SCALARS, TverskyConfig
+from tnn_train.heads.tversky.config import CLASS_MEANS, IMAGE, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.editing import names_of_features, renamed, with_class, without
 from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.layer import SHORTEST
@@ -107,6 +107,44 @@ class TverskyHead(TverskyProjection, Head):
             values = values - precise(self.thresholds)
         found = self.with_opposites(values).mT
         return found.reshape(*found.shape[:2], *maps.shape[2:])
+
+    @classmethod
+    def learns_images(cls, options: TverskyConfig) -> bool:
+        """Return whether prototypes and features are learned as images."""
+        return options.domain == IMAGE
+
+    @property
+    def image_counts(self) -> Mapping[str, int]:
+        """One image for each prototype and each direction of a learned bank, if they are learned as images."""
+        if self.config.domain != IMAGE:
+            return {}
+        directions = {} if self.feature_bank is None else {"feature_bank": len(self.feature_bank)}
+        return {"prototypes": len(self.prototypes), **directions}
+
+    @property
+    def start_images(self) -> str:
+        """What learned images start as."""
+        return self.config.image_start
+
+    def image_titles(self, class_names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the number of each prototype with the class that it speaks for, and the features by their names."""
+        speaks_for = range(self.num_classes) if self.linear is None else self.linear.weight.argmax(0).tolist()
+        named = self.feature_names(class_names)[: 0 if self.feature_bank is None else len(self.feature_bank)]
+        return {
+            "prototypes": [f"prototype {place}, {class_names[label]}" for place, label in enumerate(speaks_for)],
+            "feature_bank": [f"feature {place}" + (f", {name}" if name else "") for place, name in enumerate(named)],
+        }
+
+    def from_images(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the embeddings themselves as prototypes, and what sets each apart from their mean as directions.
+
+        Embeddings lie close together on one side of the origin. As directions, they would all be nearly the same.
+        """
+        values = {name: precise(rows) for name, rows in embeddings.items()}
+        if "feature_bank" in values:
+            bank = values["feature_bank"]
+            values["feature_bank"] = functional.normalize(bank - bank.mean(0), dim=1, eps=SHORTEST)
+        return values
 
     def switches(self, x: Tensor) -> Tensor:
         """Return the values of `directions`: a feature is present where its value is above 0, its opposite below."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.tversky.attributes import class_attributes, completed, num_of_hierarchy, read_attributes
-from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, LINEAR, RANDOM, TverskyConfig
+from tnn_train.heads.tversky.config import AUTO, CLASS_MEANS, IMAGE, LINEAR, RANDOM, TverskyConfig
 from tnn_train.heads.tversky.unfolding import FIXED, FORM
 
 __all__ = ["resolve_start", "unused"]
@@ -16,6 +16,8 @@ __all__ = ["resolve_start", "unused"]
 _ATTRIBUTES = ("classes", "hierarchy")
 _UNUSED = ("num_features", "init", "prototype_init", "prototype_gain", "sharpness", "logit_scale")
 """What a linear start has no use for."""
+
+_UNUSED_WITH_IMAGES = ("init", "prototype_init", "prototype_gain")
 
 
 def resolve_start(config: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
@@ -32,6 +34,8 @@ def resolve_start(config: TverskyConfig, class_names: Sequence[str], *, is_froze
     """
     start = config.start
     conflicts = _conflicts(config)
+    if config.domain == IMAGE:
+        return _with_images(config)
     if start == AUTO:
         if config.prototype_init is not None:
             start = CLASS_MEANS if config.prototype_init == CLASS_MEANS else RANDOM
@@ -66,6 +70,8 @@ def unused(config: TverskyConfig, resolved: TverskyConfig) -> Iterator[tuple[str
         "logit_scale": ("model", resolved.model == "contrast"),
         "num_features": ("feature_bank", resolved.feature_bank == "diagonal"),
         "prototype_gain": ("prototype_init", resolved.prototype_init == CLASS_MEANS),
+        "image_start": ("domain", resolved.domain != IMAGE),
+        **{name: ("domain", True) for name in _UNUSED_WITH_IMAGES if resolved.domain == IMAGE},
     }
     idle = {name: reason for name, (reason, is_idle) in reasons.items() if is_idle}
     if config.start == AUTO and resolved.start == RANDOM and config.prototype_init is None:
@@ -74,6 +80,19 @@ def unused(config: TverskyConfig, resolved: TverskyConfig) -> Iterator[tuple[str
             # They have decided how the training starts.
             idle = {name: reason for name, reason in idle.items() if name not in conflicts}
     yield from idle.items()
+
+
+def _with_images(config: TverskyConfig) -> TverskyConfig:
+    """Return the configuration of a training of images.
+
+    Thresholds let a feature be absent: the values of embeddings that are nowhere below 0 hardly change their signs.
+    """
+    if config.start not in (AUTO, RANDOM):
+        raise FieldError(
+            *(_field("domain"), f" is {IMAGE}, and ", _field("start"), f" is {config.start}; images start as "),
+            *(_field("image_start"), " says: leave ", _field("start"), " out"),
+        )
+    return dataclasses.replace(config, start=RANDOM, thresholds=True)
 
 
 def _linear(config: TverskyConfig, conflicts: Sequence[str], class_names: Sequence[str]) -> TverskyConfig:
