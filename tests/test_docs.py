@@ -20,10 +20,10 @@ from conftest import draw_photos
 
 from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.commands.predict import build_parser
+from tnn_train.commands import prototypes, unfold
 from tnn_train.commands.arguments import parse
 from tnn_train.commands.sweep import _Sweep
 from tnn_train.commands.train import _Training
-from tnn_train.commands.unfold import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -93,8 +93,9 @@ def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
             words = [re.sub(r"\$\w+", "1", word) for word in shlex.split(line)]
             if words[0] == "compare":
                 continue
-            if words[0] == "unfold":
-                assert make_parser().parse_args(words[1:]).out
+            if words[0] in ("unfold", "prototypes"):
+                parsers = {"unfold": unfold, "prototypes": prototypes}
+                assert parsers[words[0]].make_parser().parse_args(words[1:]).out
                 continue
             kind = _Sweep if words[0] == "sweep" else _Training
             if "--config" in words:
