@@ -20,11 +20,11 @@ from conftest import draw_photos
 
 from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.commands.predict import build_parser
+from tnn_train.commands import prototypes, unfold
 from tnn_train.commands.arguments import parse
 from tnn_train.commands.audit import make_parser as make_audit_parser
 from tnn_train.commands.sweep import _Sweep
 from tnn_train.commands.train import _Training
-from tnn_train.commands.unfold import make_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -97,8 +97,9 @@ def test_the_options_of_documented_trainings_exist(tmp_path: Path) -> None:
             if words[0] == "audit":
                 assert make_audit_parser().parse_args(words[1:]).runs
                 continue
-            if words[0] == "unfold":
-                assert make_parser().parse_args(words[1:]).out
+            if words[0] in ("unfold", "prototypes"):
+                parsers = {"unfold": unfold, "prototypes": prototypes}
+                assert parsers[words[0]].make_parser().parse_args(words[1:]).out
                 continue
             kind = _Sweep if words[0] == "sweep" else _Training
             if "--config" in words:

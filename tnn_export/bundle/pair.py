@@ -145,7 +145,7 @@ def heads_of(config: ModelConfig) -> tuple[str, str]:
 
 def _untrained(config: ModelConfig, head: str, class_names: Sequence[str]) -> ImageModel:
     """Build a model with one of the heads, in the form in which a training from scratch would leave it."""
-    config = dataclasses.replace(config, head=head)
+    config = config.with_head(head)
     options = HEADS[head].resolve(config.options, class_names, is_frozen=False)
     return build_model(config.with_options(options), is_training=True).in_final_form()
 

@@ -16,7 +16,7 @@ from tnn_train.report.learned_images import draw, look_at_images
 from tnn_train.run_files import BEST
 from tnn_train.training.loop import pick_device
 
-__all__ = ["command"]
+__all__ = ["command", "make_parser"]
 
 _EPILOG = """examples:
   tnn-train --data digits --tversky.domain image --tversky.num-features 20 --out runs/digits
@@ -27,11 +27,7 @@ Each learned image stands before the training images whose embeddings are neares
 
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-train prototypes``."""
-    parser = Parser("tnn-train prototypes", "Draw the images that prototypes and features were learned as.", _EPILOG)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder that tnn-train has made, or a checkpoint")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="picture to make")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.png")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     check_file(options.out, "--out", overwrite=options.overwrite)
     if options.out.suffix.lower() != ".png":
         raise UsageError(f"--out is {options.out}; expected a name that ends in .png")
@@ -49,3 +45,12 @@ def command(arguments: Sequence[str]) -> None:
     picture = draw(found, lambda place: data.train.decoded(int(indices[place])), captions)
     picture.save(options.out)
     say(f"wrote {options.out}: {len(found)} learned images")
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser("tnn-train prototypes", "Draw the images that prototypes and features were learned as.", _EPILOG)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder that tnn-train has made, or a checkpoint")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE.png", help="picture to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE.png")
+    return parser
