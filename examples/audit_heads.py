@@ -27,7 +27,7 @@ from tnn_train.heads.base import PrototypeView
 from tnn_train.heads.precision import full_precision, precise
 from tnn_train.heads.tversky.inits import class_means
 
-SECTIONS = ("features", "explanations", "prototypes", "seeds")
+SECTIONS = ("prototypes", "seeds")
 RATES = ("0.01", "0.1")
 SHORTEST = 1e-6
 
@@ -98,11 +98,11 @@ def command(arguments: Sequence[str]) -> None:
     add("--data", required=True, metavar="NAME|FOLDER", help="as for tnn-train")
     add("--data-root", default="data", help="as for tnn-train")
     add("--weights", required=True, metavar="CHECKPOINT", help="whose backbone to freeze")
-    add("--limit", type=positive_int, default=4000, help="as for tnn-train")
+    add("--limit", type=positive_int, default=2000, help="as for tnn-train")
     add("--image-size", type=positive_int, default=16, help="as for tnn-train")
     add("--epochs", type=positive_int, default=20, help="passes over the embeddings")
     add("--seeds", type=positive_int, default=3, help="how many")
-    add("--images", type=positive_int, default=500, help="test images to audit on")
+    add("--images", type=positive_int, default=300, help="test images to audit on")
     add("--out", type=Path, default=Path("runs/audit_heads"), help="folder to write to")
     options = parser.parse_args(arguments)
     common = {

@@ -161,6 +161,7 @@ def _prototypes(subject: Subject, curves: list[Curves]) -> dict[str, float]:
     placed = images, subject.labels, prototypes, owners
     return {
         "centrality": _mean(centrality(*placed)),
+        "centred": _mean(centrality(images - images.mean(0), subject.labels, prototypes - prototypes.mean(0), owners)),
         "nearest_margin": _mean(margin_to_nearest(*placed)),
         "typicality": _mean(typicality(*placed)),
         "purity": _mean(nearest_of_class(similarities, subject.labels, owners)),

@@ -194,6 +194,13 @@ MEASURES = {
         ".2f",
         "mean cosine of a prototype with the images of its class, minus that with the others",
     ),
+    "centred": Measure(
+        "prototypes",
+        "centrality, centred",
+        ".2f",
+        "the same after the mean of the images is taken off the images, and that of the prototypes off the prototypes: "
+        "what all classes have in common tells none apart",
+    ),
     "nearest_margin": Measure(
         "prototypes",
         "margin to the nearest class",

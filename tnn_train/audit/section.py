@@ -29,8 +29,8 @@ def audit_section(subject: Subject) -> Section:
         if name in values
     ]
     about = Text(
-        f"An explanation names the {NAMED} features that speak most for a class over its runner-up. Here is what becomes "
-        f"of the lead without them, on {len(subject.images)} test images, and how many features there are to read. "
+        f"An explanation names the {NAMED} features that speak most for a class over its runner-up. This is what "
+        f"becomes of the lead without them, on {len(subject.images)} test images, and how much there is to read. "
         "tnn-train audit measures more, and compares runs."
     )
     return Section("What explanations are worth", [about, Table(rows, ("measure", "value", "definition"), prose=(2,))])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import LinearHead, ModelConfig
+from tnn_train.audit import pixels
 from tnn_train.audit.pixels import (
     REFERENCES,
     Margins,
@@ -115,3 +118,8 @@ def test_references_find_what_bears_the_margin(name: str) -> None:
     assert found.shape == (3, SIDE, SIDE)
     if name != "saliency":  # The gradient is the same everywhere.
         assert remove_pixels(found, margins.drop)["win"] == 1
+
+
+def test_the_extra_brings_captum() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert any(line.startswith("captum") for line in project["optional-dependencies"][pixels._EXTRA])
