@@ -88,3 +88,16 @@ def test_its_explanations_are_those_that_were_stored(bundle: Path) -> None:
                 assert list(found[name]) == list(one[name])
                 for key, value in found[name].items():
                     assert value == pytest.approx(one[name][key], rel=1e-9)
+
+
+def test_maps_and_exemplars_of_version_5_are_read() -> None:
+    with np.load(FIXTURES / "bundle-v5" / "golden.npz") as golden:
+        images = golden["images"]
+    with Classifier.load(FIXTURES / "bundle-v5", "cpu") as classifier:
+        ((explanation,), *_) = classifier.explain(images, top_k=1, maps=True)
+        faces = [classifier.exemplars(feature=feature.index) for feature in explanation.features]
+        prototype = classifier.exemplars(prototype=explanation.index)
+    assert explanation.maps is not None
+    assert explanation.maps.logit.mean() == pytest.approx(explanation.logit - explanation.bias, abs=1e-4)
+    assert [one.images.shape for one in faces] == [(4, 8, 8, 3)] * len(faces)
+    assert set(prototype.labels) == {explanation.label}
