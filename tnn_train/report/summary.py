@@ -33,9 +33,9 @@ class RunSummary:
         train_images: The training images, without augmentation.
         sample: Some of them as the head sees them, for what it has to say; see `tnn_train.data.images.even_sample`.
         sample_indices: Which of ``train_images`` these are, int64 ``[n]``.
-        sections: What else the report shall say, below what the head says of itself.
         versions: Of the packages.
         command: What was typed.
+        sections: What else the report shall say, below what the head says of itself.
     """
 
     name: str
@@ -48,9 +48,9 @@ class RunSummary:
     train_images: ImageSet
     sample: Sample | None = None
     sample_indices: NDArray[np.int64] | None = None
-    sections: Sequence[Section] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str | None = None
+    sections: Sequence[Section] = ()
 
     def __post_init__(self) -> None:
         if not self.history:
