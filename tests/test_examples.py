@@ -15,8 +15,10 @@ import torch
 
 from tnn_runtime.answers.reject import SCORES
 from tnn_runtime.bench import timing
+from tnn_runtime.explain import EXPLAINERS
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
+from tnn_train.heads import HEADS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 from tnn_train.model.backbones import BACKBONES
 from tnn_train.training.loop import TrainResult
@@ -433,3 +435,19 @@ class TestWhere:
         assert where.run("where", where.command, ["--out", str(tmp_path / "out"), *wrong]) == 1
         assert "expected a multiple of 8 from 32 on" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_the_cosine_head_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (HEADS, EXPLAINERS):
+        monkeypatch.setitem(table, "cosine", None)  # to be as it was afterwards
+    example = load("audit_heads")
+    torch.manual_seed(0)
+    head, x, labels = example.CosineHead(5, 3), torch.randn(30, 5), torch.arange(30) % 3
+    with torch.no_grad():
+        head.start([(x, labels)])
+        assert torch.allclose(head.prototypes, torch.stack([x[labels == one].mean(0) for one in range(3)]))
+        logits = head(x).numpy()
+        np.savez(tmp_path / "head.npz", **{name: tensor.numpy() for name, tensor in head.arrays().items()})
+    explain = example.CosineExplainer(tmp_path / "head.npz", None, ("a", "b", "c"), 5)
+    for row, found in zip(logits, explain(x.numpy(), logits, 3), strict=True):
+        assert [one.logit for one in found] == pytest.approx([row[one.index] for one in found], abs=1e-4)
