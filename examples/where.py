@@ -42,25 +42,26 @@ ENOUGH = 0.8
 
 
 class SmallResNet(nn.Module):
-    """The ResNet for small images: three stages, so that a place of its map stands for 4x4 pixels.
+    """The ResNet for small images: with three stages, a place of its map stands for 4x4 pixels.
 
     Args:
         blocks: Residual blocks a stage.
+        widths: Channels of each stage; each but the first one halves the map.
     """
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
         layers = []
-        for before, width in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False):
+        for before, width in zip((widths[0], *widths), widths, strict=False):
             stride = 1 if before == width else 2
             project = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
             layers.append(BasicBlock(before, width, stride, None if stride == 1 else project))
             layers += [BasicBlock(width, width) for _ in range(blocks - 1)]
         self.blocks = nn.Sequential(*layers)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(WIDTHS[-1], len(CLASSES))
+        self.fc = nn.Linear(widths[-1], len(CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of images ``[N, 3, H, W]``."""

@@ -451,3 +451,20 @@ def test_the_cosine_head_is_explained(tmp_path: Path, monkeypatch: pytest.Monkey
     explain = example.CosineExplainer(tmp_path / "head.npz", None, ("a", "b", "c"), 5)
     for row, found in zip(logits, explain(x.numpy(), logits, 3), strict=True):
         assert [one.logit for one in found] == pytest.approx([row[one.index] for one in found], abs=1e-4)
+
+
+class TestPixels:
+    @pytest.mark.slow
+    def test_it_trains_and_removes_pixels(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        module = load("pixels")
+        monkeypatch.setitem(BACKBONES, module.BACKBONE, None)
+        small = ["--image-size", "8", "--limit", "60", "--epochs", "1", "--images", "20", "--heads", "tversky"]
+        module.command(["--out", str(tmp_path), *small])
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| tversky"))
+        cells = row.split(" | ")
+        assert cells[2] == "4x4"
+        assert len(cells) == len(module.COLUMNS)
+        assert 0 <= float(cells[3].partition("%")[0]) <= 100
