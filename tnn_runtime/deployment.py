@@ -85,6 +85,7 @@ class Deployment:
     logits = _call(Classifier.logits)
     embed = _call(Classifier.embed)
     explain = _call(Classifier.explain)
+    exemplars = _call(Classifier.exemplars)
     reject_scores = _call(Classifier.reject_scores)
     submit = _call(Classifier.submit)
     predict_async = _call_async(Classifier.predict_async)

@@ -106,7 +106,7 @@ def test_a_reload_without_a_name_takes_what_is_there_now(versions: list[Path]) -
 
 
 def test_methods_are_those_of_a_classifier() -> None:
-    for name in ("predict", "logits", "embed", "explain", "reject_scores", "submit", "predict_async", "explain_async"):
+    for name in ("predict", "logits", "embed", "explain", "exemplars", "reject_scores", "submit", "explain_async"):
         ours, theirs = getattr(Deployment, name), getattr(Classifier, name)
         assert ours.__doc__ == theirs.__doc__
         assert asyncio.iscoroutinefunction(ours) == asyncio.iscoroutinefunction(theirs)

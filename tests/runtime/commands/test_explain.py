@@ -54,7 +54,8 @@ def test_maps_are_drawn_where_the_bundle_has_them(
         assert explain(folder[head], images, "-o", "why.html", "--overwrite") == 0
         text = Path("why.html").read_text()
         assert (text.count(" comes from. ") >= 3) == maps  # a map of the class for each image
-        assert ("Where this image has the strongest features" in text) == maps
+        assert ("<figcaption>in this image</figcaption>" in text) == maps
+        assert "training images that have them most" in text
 
 
 @pytest.mark.parametrize(

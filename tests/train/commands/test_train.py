@@ -194,7 +194,8 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         "--tversky.normalize --tversky.membership sigmoid --tversky.sharpness 3 --tversky.num-prototypes 6 "
         "--tversky.init orthogonal --tversky.prototype-init class-means --tversky.prototype-gain 1.5 "
         "--tversky.thresholds --tversky.opposites 2 --tversky.prototype-space feature --tversky.start class-means "
-        "--tversky.unfold-at 0.5 --tversky.code classes --tversky.smooth"
+        "--tversky.unfold-at 0.5 --tversky.code classes --tversky.smooth --tversky.domain embedding "
+        "--tversky.image-start noise"
     )
     command = ["--data", str(photos), "--out", str(out), "--backbone", "tiny", "--epochs", "1", *options.split()]
     assert main(command) == 0
@@ -222,9 +223,12 @@ def test_every_option_of_the_head_reaches_the_checkpoint(photos: Path, tmp_path:
         unfold_at=0.5,
         code="classes",
         smooth=True,
+        domain="embedding",
+        image_start="noise",
     )
     named = {word.removeprefix("--tversky.").replace("-", "_") for word in options.split() if word[:2] == "--"}
-    assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank", "attributes"}
+    edited = {"attributes", "dropped", "names"}
+    assert {field.name for field in dataclasses.fields(TverskyConfig)} == named | {"feature_bank"} | edited
 
 
 def test_an_option_that_is_unknown_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
