@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import RECIPE
 
 from tnn_export import ExportOptions, export_bundle
 from tnn_export.__main__ import main as export
 from tnn_runtime import Classifier, Manifest, UsageError
 from tnn_runtime.drawing import Item, exemplars_of, page, strongest_features
-from tnn_train import ImageData, load_checkpoint, train
-from tnn_train.model.editing import add_class, edit_checkpoint
+from tnn_runtime.explain.exemplars import Faces, Gallery
+from tnn_train import ImageData, TverskyConfig, TverskyHead, load_checkpoint, train
+from tnn_train.model.editing import _with_class, add_class, edit_checkpoint
 from tnn_train.training.loop import TrainResult
 
 ONNX = ExportOptions(formats=("onnx",))
@@ -133,6 +135,37 @@ def test_folders_without_classes_are_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_resumed_training_without_them_takes_them_out(data: ImageData, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    run = train(data, tmp_path / "run", config=recipe)
+    assert load_checkpoint(run.best).exemplars is not None
+    train(data, tmp_path / "run", config=dataclasses.replace(recipe, exemplars=0), resume=True)
+    assert load_checkpoint(run.best).exemplars is None
+    assert not (run.best / "exemplars.npz").exists()
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("config", [TverskyConfig(num_features=20), TverskyConfig(num_features=64, num_prototypes=15)])
+def test_a_new_prototype_moves_those_behind_it(config: TverskyConfig, place: int) -> None:
+    """Wherever it is put in: products of matrices with one row more may differ in the last bit everywhere."""
+    torch.manual_seed(0)
+    head = TverskyHead(512, 5, config).eval()
+    x = torch.rand(40, 512)
+    larger = head.with_class(x[:20], x[20:], place)
+    numbers = np.arange(head.num_prototypes)
+    count = len(numbers)
+    faces = Faces(numbers, numbers[:, None], np.ones((count, 1), np.float32), np.ones((count, 1), np.float32))
+    pictures = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    gallery = Gallery(pictures, np.zeros(count, np.int64), ("a",), np.array([count]), faces, faces)
+    moved = _with_class(gallery, head, larger)
+    new = count if config.num_prototypes else place
+    assert moved.find("prototype", new) is None
+    for number in range(count):
+        one = moved.find("prototype", number + (number >= new))
+        assert one is not None
+        assert one.images.item() == number
+
+
 def test_edits_keep_those_of_what_is_left(runs: dict[str, TrainResult], data: ImageData) -> None:
     checkpoint = load_checkpoint(runs["tversky"].best)
     before = checkpoint.exemplars
@@ -142,6 +175,9 @@ def test_edits_keep_those_of_what_is_left(runs: dict[str, TrainResult], data: Im
     assert dropped is not None
     assert dropped.find("feature", number) is None
     assert len(dropped.features.numbers) == len(before.features.numbers) - 1
+    shown = {*dropped.features.pictures.ravel().tolist()}
+    shown |= set() if dropped.prototypes is None else {*dropped.prototypes.pictures.ravel().tolist()}
+    assert shown - {-1} == {*range(len(dropped.pictures))}, "a picture of what was dropped is kept"
     images = 255 - data.train.sample(6)
     larger = add_class(checkpoint, "bat", images)
     assert larger.class_names.index("bat") == 0

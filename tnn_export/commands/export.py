@@ -146,7 +146,10 @@ def _with_exemplars(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     images, labels = read_training(open_folder(folder), preprocessing, names, LOOKED_AT)
     found = find_exemplars(checkpoint.model, preprocessing, images.__getitem__, labels, names)
     if found is None:
-        raise UsageError(f"a {checkpoint.config.head} head has no features to find in images; leave --exemplars out")
+        raise UsageError(
+            f"none of the images in {folder} has a feature that this {checkpoint.config.head} head can show; leave "
+            "--exemplars out"
+        )
     return dataclasses.replace(checkpoint, exemplars=found)
 
 

@@ -81,7 +81,12 @@ class OpenFolder:
         return (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino)
 
     def has(self, name: str) -> bool:
-        """Return whether there is something of that name."""
+        """Return whether there is something of that name.
+
+        Raises:
+            ArtifactError: If it is no plain name.
+        """
+        self._check_name(name)
         try:
             os.lstat(self._place(name), dir_fd=self._descriptor)
         except FileNotFoundError:
@@ -133,13 +138,16 @@ class OpenFolder:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             self._check_hash(name, found, recorded)
 
-    def _check_record(self, name: str, recorded: Any) -> None:
-        kind = self.kind.name
+    def _check_name(self, name: str) -> None:
         if not _SAFE_NAME.fullmatch(name):
             raise ArtifactError(
-                f"{kind} {self.path} lists the file name {_short(name)!r}, which is not a plain name inside the "
-                "folder; do not use it"
+                f"{self.kind.name} {self.path} lists the file name {_short(name)!r}, which is not a plain name inside "
+                "the folder; do not use it"
             )
+
+    def _check_record(self, name: str, recorded: Any) -> None:
+        kind = self.kind.name
+        self._check_name(name)
         if not isinstance(recorded, Mapping) or set(recorded) != {"size", "sha256"}:
             raise ArtifactError(
                 f"{kind} {self.path} records {recorded!r} for {name}, expected its size and sha256; copy the {kind} "

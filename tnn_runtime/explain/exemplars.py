@@ -133,12 +133,12 @@ class Gallery:
             return self
         kept = [place for place, number in enumerate(self.prototypes.numbers.tolist()) if number not in gone]
         numbers = [int(number) - sum(other < number for other in gone) for number in self.prototypes.numbers[kept]]
-        return replace(self, prototypes=self.prototypes.take(kept, numbers))
+        return replace(self, prototypes=self.prototypes.take(kept, numbers))._compact()
 
     def without_features(self, gone: Sequence[int]) -> Gallery:
         """Return the exemplars without those of some features; the others keep their numbers."""
         kept = [place for place, number in enumerate(self.features.numbers.tolist()) if number not in gone]
-        return replace(self, features=self.features.take(kept, self.features.numbers[kept].tolist()))
+        return replace(self, features=self.features.take(kept, self.features.numbers[kept].tolist()))._compact()
 
     def with_prototype_before(self, place: int) -> Gallery:
         """Return the exemplars where a prototype without any was put in at ``place``."""
@@ -184,6 +184,22 @@ class Gallery:
         if not gallery._fits():
             raise ArtifactError(f"{path} has arrays that do not belong together; make it again")
         return gallery
+
+    def _compact(self) -> Gallery:
+        """Return the same without pictures that show nothing any more."""
+        shown = np.setdiff1d(np.concatenate([faces.pictures.ravel() for faces in self._faces().values()]), [NOWHERE])
+
+        def moved(faces: Faces) -> Faces:
+            there = faces.pictures != NOWHERE
+            return replace(faces, pictures=np.where(there, np.searchsorted(shown, faces.pictures), NOWHERE))
+
+        return replace(
+            self,
+            pictures=self.pictures[shown],
+            labels=self.labels[shown],
+            features=moved(self.features),
+            prototypes=None if self.prototypes is None else moved(self.prototypes),
+        )
 
     def _faces(self) -> dict[str, Faces]:
         return {kind: one for kind, one in zip(KINDS, (self.features, self.prototypes), strict=True) if one is not None}

@@ -8,8 +8,9 @@ from tnn_train.audit.removal import NAMED
 from tnn_train.audit.subject import Subject
 from tnn_train.heads.description import Section, Table, Text
 
-__all__ = ["audit_section"]
+__all__ = ["audit_section", "too_large_to_audit"]
 
+_TITLE = "What explanations are worth"
 _SECTIONS = ("features", "explanations")
 
 
@@ -33,4 +34,11 @@ def audit_section(subject: Subject) -> Section:
         f"becomes of the lead without them, on {len(subject.images)} test images, and how much there is to read. "
         "tnn-train audit measures more, and compares runs."
     )
-    return Section("What explanations are worth", [about, Table(rows, ("measure", "value", "definition"), prose=(2,))])
+    return Section(_TITLE, [about, Table(rows, ("measure", "value", "definition"), prose=(2,))])
+
+
+def too_large_to_audit() -> Section:
+    """Return the section of a report on a head whose explanations take too long to be audited at each training."""
+    return Section(
+        _TITLE, [Text("The explanations of this head are too large to audit here; tnn-train audit does it.")]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tnn_runtime.explain import EXPLAINERS
-from tnn_train.audit.section import audit_section
+from tnn_train.audit.section import audit_section, too_large_to_audit
 from tnn_train.audit.subject import Subject
 from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.images import even_sample
@@ -27,6 +28,8 @@ __all__ = ["report_on", "sample_of"]
 
 _EMBEDDED_IMAGES = 2000
 _AUDITED_IMAGES = 100
+_EXPLAINED_BYTES = 32 << 20
+"""What the explanations of these images may take, pickled: several times as much in memory."""
 
 
 def report_on(result: TrainResult, data: ImageData, device: torch.device, command: str | None = None) -> None:
@@ -64,7 +67,11 @@ def _audit(best: Checkpoint, test: ImageSet) -> Sequence[Section]:
     """Return the section on explanations, for heads that have them."""
     if best.config.head not in EXPLAINERS:
         return ()
-    some = test.subset(even_sample(len(test), _AUDITED_IMAGES))
+    first = Subject(best, test.sample(1), test.labels[:1])
+    count = min(_AUDITED_IMAGES, _EXPLAINED_BYTES // len(pickle.dumps(first.explained)))
+    if not count:
+        return [too_large_to_audit()]
+    some = test.subset(even_sample(len(test), count))
     return [audit_section(Subject(best, some.sample(len(some)), some.labels))]
 
 

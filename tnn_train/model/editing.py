@@ -193,18 +193,17 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
         samples=np.concatenate([checkpoint.samples, held_out]),
         labels=None if moved is None else np.concatenate([moved, np.full(len(held_out), place, np.int64)]),
         calibration=None if checkpoint.calibration is None else np.concatenate([checkpoint.calibration, made]),
-        exemplars=None if checkpoint.exemplars is None else _with_class(checkpoint.exemplars, model.head, head, x),
+        exemplars=None if checkpoint.exemplars is None else _with_class(checkpoint.exemplars, model.head, head),
     )
     return _on_record(larger, edit, head, None)
 
 
-def _with_class(exemplars: Gallery, before: Head, after: Head, x: Tensor) -> Gallery:
-    """Return the exemplars of a head that got a class, whose prototype has none; ``x`` are embeddings."""
-    with torch.inference_mode():
-        old, new = before.similarities(x), after.similarities(x)
-    if old is None or new is None or new.shape[1] == old.shape[1]:
+def _with_class(exemplars: Gallery, before: Head, after: Head) -> Gallery:
+    """Return the exemplars of a head that got a class, whose prototype has none."""
+    old, new = (head.arrays().get("prototypes") for head in (before, after))
+    if old is None or new is None or len(new) == len(old):
         return exemplars
-    moved = (old != new[:, : old.shape[1]]).any(0).tolist()
+    moved = (old != new[: len(old)]).any(1).tolist()
     return exemplars.with_prototype_before(moved.index(True) if True in moved else len(moved))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from tnn_train.model.image_model import ImageModel, Normalize
 from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOOKED_AT", "find_exemplars"]
+
+_logger = logging.getLogger(__name__)
 
 Floats: TypeAlias = NDArray[np.float32]
 Places: TypeAlias = NDArray[np.int64]
@@ -86,10 +89,10 @@ def find_exemplars(
         labels: The classes of all training images, int64 ``[N]``.
         class_names: What they stand for.
         count: Pictures of each feature and prototype, at least 1.
-        most_bytes: What all pictures may take, uncompressed.
+        most_bytes: What all pictures may take, uncompressed; the shares of classes come on top.
 
     Returns:
-        The exemplars; ``None`` if the head has no features, or no image has any.
+        The exemplars; ``None`` if the head has no features, no image has any, or values are no finite numbers.
     """
     places = even_sample(len(labels), LOOKED_AT)
     classes = labels[places]
@@ -148,6 +151,9 @@ def _candidates(
     features, similarities = (_joined(column) for column in zip(*found, strict=True))
     if features is None:
         return {}
+    if not all(np.isfinite(scores).all() for scores in (features, similarities) if scores is not None):
+        _logger.warning("there are no exemplars: for some training images the model gives no finite numbers")
+        return {}
     kinds = {}
     if similarities is not None:
         nearest = similarities.argmax(1)[:, None] == np.arange(similarities.shape[1])
@@ -190,7 +196,9 @@ def _has(values: Floats) -> NDArray[np.bool_]:
 
 def _threshold(values: Floats) -> float:
     """Return the threshold with the largest variance between the values above it and those below it."""
-    counts, edges = np.histogram(values, _BINS)
+    if values.min() == values.max():
+        return float(values[0])
+    counts, edges = np.histogram(values.astype(np.float64), _BINS)  # values that nearly agree have no bins in float32
     middles = (edges[:-1] + edges[1:]) / 2
     below, total = np.cumsum(counts)[:-1], len(values)
     sums = np.cumsum(counts * middles)
@@ -202,15 +210,15 @@ def _threshold(values: Floats) -> float:
 def _shares(has: NDArray[np.bool_], classes: Places, num_classes: int) -> Floats:
     """Return the share of the images of each class that have each feature, ``[K, C]``; 0 for classes without any."""
     counts = np.bincount(classes, minlength=num_classes)
-    sums = np.stack([np.bincount(classes[column], minlength=num_classes) for column in has.T])
-    return (sums / np.maximum(counts, 1)).astype(np.float32)
+    found = (np.bincount(classes[column], minlength=num_classes) / np.maximum(counts, 1) for column in has.T)
+    return np.stack([shares.astype(np.float32) for shares in found])
 
 
 def _most(scores: Floats, count: int, above: float = -np.inf) -> Places:
     """Return for each column the rows with the largest scores above a bound, ``[K, count]``, or `NOWHERE`."""
-    order = np.argsort(-scores, axis=0, kind="stable")[:count]
-    order = np.where(np.take_along_axis(scores, order, 0) > above, order, NOWHERE).T
-    return np.pad(order, ((0, 0), (0, count - order.shape[1])), constant_values=NOWHERE)
+    values, places = torch.from_numpy(scores).T.topk(min(count, len(scores)))
+    found = torch.where(values > above, places, NOWHERE).numpy()
+    return np.pad(found, ((0, 0), (0, count - found.shape[1])), constant_values=NOWHERE)
 
 
 def _fitting(groups: Sequence[Places], shape: tuple[int, int, int], most_bytes: int) -> tuple[Size, int, int]:
@@ -260,7 +268,8 @@ def _locator(
         boxes = np.zeros((pictures.size, 4), np.int64)
         there = np.flatnonzero(pictures != NOWHERE)
         which = np.repeat(numbers, pictures.shape[1])
-        for some in np.split(there, range(_BATCH, len(there), _BATCH)):
+        for start in range(0, len(there), _BATCH):
+            some = there[start : start + _BATCH]
             with torch.no_grad():
                 maps = trunk(_inputs(model, normalize, images[pictures.ravel()[some]])).float()
             found = find(maps, maps.mean((2, 3)), torch.from_numpy(which[some]).to(maps.device))

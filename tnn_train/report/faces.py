@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tnn_runtime.explain.exemplars import Exemplars, Gallery
 from tnn_train.report.pictures import FEW_PIXELS, image_url
 
@@ -23,10 +25,10 @@ def faces(gallery: Gallery, names: Sequence[str | None]) -> list[dict[str, Any]]
         gallery: The exemplars.
         names: What explanations call each feature, ``None`` for those without a name; empty if none has one.
     """
-    found = {number: gallery.find("feature", number) for number in gallery.features.numbers.tolist()}
-    spread = {number: max(one.shares.values()) - min(one.shares.values()) for number, one in found.items() if one}
-    shown = sorted(spread, key=lambda number: -spread[number])[:MOST_FACES]
-    return [_face(number, names[number] if names else None, one) for number in sorted(shown) if (one := found[number])]
+    apart = np.argsort(-np.ptp(gallery.features.shares, axis=1), kind="stable")[:MOST_FACES]
+    shown = np.sort(gallery.features.numbers[apart]).tolist()
+    found = ((number, gallery.find("feature", number)) for number in shown)
+    return [_face(number, names[number] if names else None, one) for number, one in found if one is not None]
 
 
 def _face(number: int, name: str | None, exemplars: Exemplars) -> dict[str, Any]:

@@ -110,30 +110,32 @@ def train(
 def _train(
     data: ImageData, folder: Path, model: ModelConfig, config: TrainConfig, device: torch.device, *, resume: bool
 ) -> TrainResult:
-    with join(device) as processes, _settings(config), listen() as stop:
-        network, data, model = _prepare(data, model, config)
-        trainer = Trainer(set_stage(network, data, config, processes.device), data, model, config, processes)
-        run = RunFolder(folder, trainer, is_resumed=resume)
-        if resume:
-            run.restore()
-        elif not config.keep_head:
-            trainer.start()
-        with open_logs(folder, trainer) as logs:
-            while not trainer.is_finished:
-                for _ in trainer.steps():
-                    is_stopped = trainer.is_seen and processes.any(stop.received)
-                    if is_stopped or (config.save_steps and trainer.step % config.save_steps < config.accumulate):
-                        run.save(is_urgent=True)
-                    if is_stopped:
-                        raise KeyboardInterrupt(_goodbye(folder, trainer))
-                    if trainer.is_seen:
-                        logs.step()
-                trainer.end_epoch()
-                run.save(is_urgent=trainer.is_finished or stop.received)
-                logs.epoch()
-        processes.wait()
-        test = trainer.evaluate(run.load_best(), "test")
-        run.finish(test)
+    with join(device) as processes, _settings(config):
+        with listen() as stop:
+            network, data, model = _prepare(data, model, config)
+            trainer = Trainer(set_stage(network, data, config, processes.device), data, model, config, processes)
+            run = RunFolder(folder, trainer, is_resumed=resume)
+            if resume:
+                run.restore()
+            elif not config.keep_head:
+                trainer.start()
+            with open_logs(folder, trainer) as logs:
+                while not trainer.is_finished:
+                    for _ in trainer.steps():
+                        is_stopped = trainer.is_seen and processes.any(stop.received)
+                        if is_stopped or (config.save_steps and trainer.step % config.save_steps < config.accumulate):
+                            run.save(is_urgent=True)
+                        if is_stopped:
+                            raise KeyboardInterrupt(_goodbye(folder, trainer))
+                        if trainer.is_seen:
+                            logs.step()
+                    trainer.end_epoch()
+                    run.save(is_urgent=trainer.is_finished or stop.received)
+                    logs.epoch()
+            processes.wait()
+            test = trainer.evaluate(run.load_best(), "test")
+            run.finish(test)
+        run.add_exemplars()
     return TrainResult(folder, folder / BEST, trainer.history, test)
 
 

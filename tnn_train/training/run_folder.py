@@ -105,12 +105,10 @@ class RunFolder:
         return load_checkpoint(self.folder / BEST).model.to(self.trainer.device)
 
     def finish(self, test: Evaluation) -> None:
-        """Put exemplars into the best checkpoint, if they are wanted, and write ``results.json``."""
+        """Write ``results.json``."""
         trainer = self.trainer
         if not trainer.processes.is_first:
             return
-        if trainer.config.exemplars:
-            self._add_exemplars(trainer.config.exemplars)
         data, best = trainer.data, trainer.best_row
         seconds = sum(row["seconds"] for row in trainer.history)
         seen = sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
@@ -141,15 +139,21 @@ class RunFolder:
         )
         write_results(self.folder, results)
 
-    def _add_exemplars(self, count: int) -> None:
-        best, train = load_checkpoint(self.folder / BEST), self.trainer.data.train
+    def add_exemplars(self) -> None:
+        """Put exemplars into the best checkpoint if they are wanted, and take out what a run before has left if not."""
+        count, train = self.trainer.config.exemplars, self.trainer.data.train
+        if not self.trainer.processes.is_first:
+            return
 
         def read(places: NDArray[np.int64]) -> NDArray[np.uint8]:
             return np.stack([train.decoded(place) for place in places.tolist()])
 
-        best.model.to(self.trainer.device)
-        found = find_exemplars(best.model, best.preprocessing, read, train.labels, best.class_names, count)
-        save_checkpoint(self.folder / BEST, dataclasses.replace(best, exemplars=found), overwrite=True)
+        best, found = load_checkpoint(self.folder / BEST), None
+        if count:
+            model = best.model.to(self.trainer.device)
+            found = find_exemplars(model, best.preprocessing, read, train.labels, best.class_names, count)
+        if found is not best.exemplars:
+            save_checkpoint(self.folder / BEST, dataclasses.replace(best, exemplars=found), overwrite=True)
 
     def _write_metrics(self) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in self.trainer.history)

@@ -73,6 +73,13 @@ def test_a_name_that_leaves_the_folder(bundle: Path) -> None:
         Classifier.load(bundle)
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "proof.npz\0", "a/b", "x" * 5000, ""])
+def test_an_optional_file_that_has_no_plain_name(name: str, bundle: Path) -> None:
+    edit(bundle, "optional", value=[name])
+    with pytest.raises(ArtifactError, match=r"which is not a plain name inside the folder; do not use it"):
+        Classifier.load(bundle)
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [

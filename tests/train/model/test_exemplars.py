@@ -154,4 +154,64 @@ def test_the_threshold_splits_values_best(seed: int) -> None:
         return len(below) * len(above) * (above.mean() - below.mean()) ** 2 if len(below) and len(above) else 0.0
 
     assert between(_threshold(values)) == pytest.approx(max(map(between, edges)), rel=0.02)
-    assert _threshold(np.ones(5, np.float32)) >= 0
+    assert _threshold(np.ones(5, np.float32)) == 1
+
+
+class Turned(LinearHead):
+    """A head with prototypes whose features are below 0 for every image."""
+
+    def feature_values(self, x: Tensor) -> Tensor:
+        return -1 - x
+
+    def similarities(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_prototypes_have_exemplars_where_features_have_none() -> None:
+    images, labels, _ = squares()
+    gallery = found_in(images, labels, ImageModel(MEANS, Turned(3, 3)))
+    for number in range(3):
+        feature, prototype = gallery.find("feature", number), gallery.find("prototype", number)
+        assert feature is not None
+        assert prototype is not None
+        assert (len(feature.images), len(prototype.images)) == (0, 4)
+
+
+def test_prototypes_may_leave_no_room_for_features() -> None:
+    images, labels, _ = squares()
+    gallery = found_in(images, labels, ImageModel(MEANS, Turned(3, 3)), most_bytes=2 * 32 * 32 * 3)
+    assert len(gallery.pictures) == len(gallery.prototypes.numbers if gallery.prototypes else ()) == 2
+    assert len(gallery.features.numbers) == 0
+    assert gallery.told("feature") == "those of no feature"
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1.2e-7, 1e-6])
+@pytest.mark.parametrize("level", [0.0, 1e-42, 0.731, 3e38])
+def test_features_that_hardly_vary_have_exemplars_too(level: float, spread: float) -> None:
+    images, labels, _ = squares()
+
+    class Steady(LinearHead):
+        def feature_values(self, x: Tensor) -> Tensor:
+            return torch.cat([x, level + spread * x[:, :1]], 1)
+
+        def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+            return torch.cat([maps, level + spread * maps[:, :1]], 1)
+
+    gallery = found_in(images, labels, ImageModel(MEANS, Steady(3, 3)))
+    assert len(gallery.features.numbers) == 4
+    assert np.isfinite(gallery.features.shares).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_give_a_note_and_no_exemplars(
+    value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, labels, _ = squares()
+
+    class Broken(LinearHead):
+        def feature_values(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x == x.max(), value)
+
+    model = ImageModel(MEANS, Broken(3, 3)).eval()
+    assert find_exemplars(model, PREPROCESSING, images.__getitem__, labels, NAMES) is None
+    assert "the model gives no finite numbers" in caplog.text
