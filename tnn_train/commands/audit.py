@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, say
-from tnn_runtime.errors import ArtifactError, UsageError
+from tnn_runtime.errors import UsageError
 from tnn_train.audit.figures import audit_pair, audit_subject
 from tnn_train.audit.measures import SECTIONS, sections_of
 from tnn_train.audit.pixels import need_captum, need_maps
 from tnn_train.audit.subject import Subject
 from tnn_train.data import DataConfig, ImageData, ImageSet, load_data
+from tnn_train.data.config import recorded_data
 from tnn_train.data.images import even_sample
 from tnn_train.errors import DataError
 from tnn_train.heads import HEADS, Head
@@ -177,10 +177,7 @@ class _Images:
             DataError: If they are of other classes than the run.
             ArtifactError: If the run does not tell its data.
         """
-        try:
-            config = decode(DataConfig, {**run.results.config["data"], **self._given}, "data")
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{run.folder} does not tell its data ({error}); train again") from error
+        config = recorded_data(run.results.config, run.folder, **self._given)
         if config not in self._loaded:
             self._loaded[config] = load_data(config)
         data = self._loaded[config]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.outputs import check_file
+from tnn_runtime.bundle.storage import write_bytes
 from tnn_runtime.console import Parser, say
 from tnn_runtime.errors import UsageError
 from tnn_train.commands.reporting import sample_of
-from tnn_train.data import DataConfig, load_data
+from tnn_train.data import load_data
+from tnn_train.data.config import recorded_data
 from tnn_train.model.checkpoint import load_checkpoint
 from tnn_train.report.learned_images import draw, look_at_images
 from tnn_train.run_files import BEST
@@ -38,12 +40,14 @@ def command(arguments: Sequence[str]) -> None:
             f"{options.run} has no learned images; train with --tversky.domain image, or see its report for the images "
             "nearest to each prototype"
         )
-    data = load_data(decode(DataConfig, checkpoint.training.get("data", {}), "data"))
+    data = load_data(recorded_data(checkpoint.training, options.run))
     sample, indices = sample_of(checkpoint, data, pick_device("cpu"))
     captions = [data.class_names[label] for label in sample.labels]
     found = look_at_images(checkpoint.model, sample)
     picture = draw(found, lambda place: data.train.decoded(int(indices[place])), captions)
-    picture.save(options.out)
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    write_bytes(options.out, buffer.getbuffer())
     say(f"wrote {options.out}: {len(found)} learned images")
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.errors import ArtifactError
 from tnn_runtime.images.limits import MAX_PIXELS
 from tnn_runtime.images.preprocess import FITS, WHITE, Colour
 from tnn_train.fields import Field, FieldError, check_utf8, one_of
 from tnn_train.statistics import NORMALIZE, Statistics, check_statistics
 
-__all__ = ["HELD_OUT", "DataConfig"]
+__all__ = ["HELD_OUT", "DataConfig", "recorded_data"]
 
 HELD_OUT = 0.2
 """The share that is cut off a set where none is given."""
@@ -164,3 +167,20 @@ def _in_range(name: str, value: int, lowest: int, highest: int | None) -> None:
     if type(value) is not int or value < lowest or (highest is not None and value > highest):
         expected = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
         raise FieldError(Field(DataConfig, name), f" is {value!r}; expected {expected}")
+
+
+def recorded_data(config: Mapping[str, Any], name: object, **changes: str) -> DataConfig:
+    """Return where the images came from by the configuration of a run or a checkpoint.
+
+    Args:
+        config: With the section ``data``.
+        name: What to call it in an error.
+        **changes: Fields that are to be others.
+
+    Raises:
+        ArtifactError: If it does not tell.
+    """
+    try:
+        return decode(DataConfig, {**config["data"], **changes}, "data")
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{name} does not tell its data ({error}); train again") from error

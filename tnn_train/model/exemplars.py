@@ -100,6 +100,11 @@ def find_exemplars(
     if not kinds:
         return None
     size, per_row, num_rows = _fitting([kind.rows for kind in kinds.values()], preprocessing.shape, most_bytes)
+    if num_rows < (total := sum(len(kind.rows) for kind in kinds.values())):
+        _logger.warning(
+            "%d of %d features and prototypes have no exemplars, as their pictures would take more than %g MiB",
+            *(total - num_rows, total, most_bytes / (1 << 20)),
+        )
     chosen: dict[str, tuple[Places, Places]] = {}
     for name, kind in kinds.items():
         chosen[name] = kind.numbers[:num_rows], kind.rows[:num_rows, :per_row]

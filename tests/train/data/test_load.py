@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tnn_runtime import UsageError
 from tnn_runtime.errors import ArtifactError
 from tnn_train import DataConfig, ImageData, load_data
 from tnn_train.data import load as load_module
+from tnn_train.data.config import recorded_data
 from tnn_train.errors import DataError
 
 
@@ -136,3 +138,17 @@ def test_a_folder_that_the_data_set_lies_in_is_not_another_one(
     with pytest.raises(DataError, match="NABirds cannot be read"):
         load_data("nabirds")
     assert "nabirds is the data set of that name" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"data": None}, {"data": {}}, {"data": {"source": 3}}, {"data": {"source": "digits", "strange": 1}}]
+)
+def test_a_configuration_that_does_not_tell_its_data_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match=r"runs/photos does not tell its data \(.*\); train again"):
+        recorded_data(config, "runs/photos")
+
+
+def test_a_configuration_tells_its_data_and_may_be_changed() -> None:
+    config = json.loads(json.dumps({"data": dataclasses.asdict(DataConfig("digits", seed=3))}))
+    assert recorded_data(config, "runs/photos") == DataConfig("digits", seed=3)
+    assert recorded_data(config, "runs/photos", root="elsewhere") == DataConfig("digits", root="elsewhere", seed=3)

@@ -103,7 +103,9 @@ def test_exemplars_of_prototypes_are_the_images_most_like_them(num_prototypes: i
         (4 * 32 * 32 * 3, 32, 1, 4),
     ],
 )
-def test_pictures_fit_into_what_they_may_take(most_bytes: int, sides: int, pictures: int, features: int) -> None:
+def test_pictures_fit_into_what_they_may_take(
+    most_bytes: int, sides: int, pictures: int, features: int, caplog: pytest.LogCaptureFixture
+) -> None:
     side, count = 80, 24
     images = np.stack([np.full((side, side, 3), 255 - place, np.uint8) for place in range(count)])
     values = torch.zeros(count, 6)
@@ -117,6 +119,8 @@ def test_pictures_fit_into_what_they_may_take(most_bytes: int, sides: int, pictu
     assert found.pictures.nbytes <= most_bytes
     assert found.pictures.shape[1:] == (sides, sides, 3)
     assert found.features.pictures.shape == (features, pictures)
+    told = f"{6 - features} of 6 features and prototypes have no exemplars, as their pictures would take more than"
+    assert (told in caplog.text) == (features < 6)
 
 
 class Planted(nn.Module):
