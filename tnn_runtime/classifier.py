@@ -40,7 +40,7 @@ from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
-from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits
+from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits, model_outputs
 
 __all__ = ["Classifier", "Health"]
 
@@ -517,6 +517,14 @@ class Classifier:
         rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
+    async def answers_async(self, images: Images, *, timeout_s: float | None = None) -> Answers:
+        """Return all that logits and embeddings tell, from one run of the model for each image; see `predict_async`.
+
+        Scores, rankings and rejections of the answers follow from the same bundle as their logits.
+        """
+        rows = await self._await_answers(images, model_outputs, timeout_s)
+        return self._make_answers(self._joined(rows))
+
     async def explain_async(
         self,
         images: Images,
@@ -553,6 +561,7 @@ class Classifier:
             "precision": self._manifest.precision,
             "class_names": list(self._manifest.class_names),
             "input_shape": list(self._manifest.preprocessing.shape),
+            "embedding_shape": list(self._manifest.outputs[1].shape[1:]),
             "outputs": [spec.name for spec in self._manifest.outputs],
             "preprocessing": asdict(self._manifest.preprocessing),
             "max_batch_size": self._queue.max_batch_size,
@@ -687,12 +696,7 @@ class Classifier:
 
     def _outputs(self, images: Images) -> Outputs:
         """Run the model on all images now."""
-        outputs = [self._replicas.run(batch) for batch in self._batches(images)]
-        if len(outputs) == 1:
-            (whole,) = outputs
-        else:
-            pairs = zip(*(one[:2] for one in (self._nothing(), *outputs)), strict=True)
-            whole = Outputs(*map(np.concatenate, pairs))
+        whole = self._joined([self._replicas.run(batch) for batch in self._batches(images)])
         if len(bad := whole.bad_rows):
             raise self._not_finite(bad)
         return whole
@@ -723,6 +727,13 @@ class Classifier:
     def _is_ready(self, images: Any) -> TypeGuard[NDArray[np.uint8]]:
         """Whether images ``[N, H, W, C]`` are what the model takes."""
         return isinstance(images, np.ndarray) and images.dtype == _UINT8 and images.shape[1:] == self._shape
+
+    def _joined(self, pieces: list[Outputs]) -> Outputs:
+        """Return the logits and embeddings of several batches as those of one."""
+        if len(pieces) == 1:
+            return pieces[0]
+        pairs = zip(*(one[:2] for one in (self._nothing(), *pieces)), strict=True)
+        return Outputs(*map(np.concatenate, pairs))
 
     def _nothing(self) -> Outputs:
         """Return the outputs for no images."""

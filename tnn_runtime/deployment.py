@@ -91,6 +91,7 @@ class Deployment:
     predict_async = _call_async(Classifier.predict_async)
     logits_async = _call_async(Classifier.logits_async)
     embed_async = _call_async(Classifier.embed_async)
+    answers_async = _call_async(Classifier.answers_async)
     explain_async = _call_async(Classifier.explain_async)
 
     @property

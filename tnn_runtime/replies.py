@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_ar
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.reject import check_threshold
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.bundle.manifest import FEATURE_MAPS, Manifest
@@ -166,3 +167,6 @@ logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[r
 
 embedding: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.embedding[row].copy())
 """The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""
+
+model_outputs: Reply[Outputs] = Reply(lambda answers, row: answers.outputs.rows([row]))
+"""The reply with all that the model gives for the image, with a batch of one."""

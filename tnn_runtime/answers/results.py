@@ -76,38 +76,42 @@ class Answers:
     ) -> None:
         self.outputs = outputs
         self.logits, self.embedding, self.maps = outputs
-        self._class_names = class_names
+        self.class_names = tuple(class_names)
         self._rule = rule
         self._temperature = temperature
         self._ranked: dict[int, NDArray[np.int64]] = {}
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        return Answers(self.outputs.rows([row]), self._class_names, self._rule, self._temperature)
+        return Answers(self.outputs.rows([row]), self.class_names, self._rule, self._temperature)
 
     def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
-        score = None if self._rule is None else float(self._reject_scores[row])
-        if reject and self._rejected[row]:
+        score = None if self._rule is None else float(self.reject_scores[row])
+        if reject and self.rejected[row]:
             return Predictions((), True, score)
-        scores = self._scores[row]
-        best = self._best(top_k)[row].tolist()
-        found = [Prediction(self._class_names[index], float(scores[index]), index) for index in best]
+        scores = self.scores[row]
+        best = self.best(top_k)[row].tolist()
+        found = [Prediction(self.class_names[index], float(scores[index]), index) for index in best]
         return Predictions(found, False, score)
 
     @cached_property
-    def _reject_scores(self) -> NDArray[np.float32]:
+    def reject_scores(self) -> NDArray[np.float32]:
+        """How sure the model is of each image, float32 ``[N]``; see `Classifier.reject_scores`."""
         return check_score(self._rule).scores(self.logits)
 
     @cached_property
-    def _rejected(self) -> NDArray[np.bool_]:
-        return check_threshold(self._rule).rejects(self._reject_scores)
+    def rejected(self) -> NDArray[np.bool_]:
+        """Which images are below the threshold of the bundle, bool ``[N]``."""
+        return check_threshold(self._rule).rejects(self.reject_scores)
 
-    def _best(self, top_k: int) -> NDArray[np.int64]:
+    def best(self, top_k: int) -> NDArray[np.int64]:
+        """Return the positions of the ``top_k`` best classes of each image, best first, ``[N, top_k]`` or fewer."""
         if top_k not in self._ranked:
             self._ranked[top_k] = largest(self.logits, top_k)
         return self._ranked[top_k]
 
     @cached_property
-    def _scores(self) -> NDArray[np.float64]:
+    def scores(self) -> NDArray[np.float64]:
+        """The probability of each class, float64 ``[N, classes]``."""
         return softmax(self.logits, self._temperature)
