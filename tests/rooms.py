@@ -14,7 +14,7 @@ ROOMS = {
     "tnn_runtime": """
         __init__ __main__
         commands
-        bench
+        bench server
         bulk drawing prometheus
         deployment
         classifier
