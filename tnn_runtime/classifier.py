@@ -40,7 +40,16 @@ from tnn_runtime.queue.failures import Failures
 from tnn_runtime.queue.lifecycle import Lifecycle
 from tnn_runtime.queue.metrics import Metrics, MetricsSnapshot
 from tnn_runtime.queue.replicas import Replica, Replicas
-from tnn_runtime.replies import Answer, AnswerName, Replies, Reply, embedding, logits, model_outputs
+from tnn_runtime.replies import (
+    NUM_FEATURES,
+    NUM_PROTOTYPES,
+    Answer,
+    AnswerName,
+    Replies,
+    Reply,
+    embedding,
+    logits,
+)
 
 __all__ = ["Classifier", "Health"]
 
@@ -317,8 +326,8 @@ class Classifier:
         self,
         images: Images,
         top_k: int = 3,
-        num_features: int = 5,
-        num_prototypes: int = 3,
+        num_features: int = NUM_FEATURES,
+        num_prototypes: int = NUM_PROTOTYPES,
         *,
         against: str | None = None,
         maps: bool = False,
@@ -424,8 +433,8 @@ class Classifier:
         top_k: int = 5,
         *,
         answer: Literal["explanation"],
-        num_features: int = 5,
-        num_prototypes: int = 3,
+        num_features: int = NUM_FEATURES,
+        num_prototypes: int = NUM_PROTOTYPES,
         against: str | None = None,
         maps: bool = False,
         timeout_s: float | None = None,
@@ -439,8 +448,8 @@ class Classifier:
         *,
         answer: Literal["all"],
         reject: bool = False,
-        num_features: int = 5,
-        num_prototypes: int = 3,
+        num_features: int = NUM_FEATURES,
+        num_prototypes: int = NUM_PROTOTYPES,
         against: str | None = None,
         maps: bool = False,
         timeout_s: float | None = None,
@@ -453,8 +462,8 @@ class Classifier:
         *,
         answer: AnswerName = "prediction",
         reject: bool = False,
-        num_features: int = 5,
-        num_prototypes: int = 3,
+        num_features: int = NUM_FEATURES,
+        num_prototypes: int = NUM_PROTOTYPES,
         against: str | None = None,
         maps: bool = False,
         timeout_s: float | None = None,
@@ -517,20 +526,31 @@ class Classifier:
         rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
-    async def answers_async(self, images: Images, *, timeout_s: float | None = None) -> Answers:
+    async def answers_async(
+        self, images: Images, explain: int = 0, *, maps: bool = False, timeout_s: float | None = None
+    ) -> tuple[Answers, list[list[Explanation]]]:
         """Return all that logits and embeddings tell, from one run of the model for each image; see `predict_async`.
 
-        Scores, rankings and rejections of the answers follow from the same bundle as their logits.
+        Args:
+            images: As for `predict`.
+            explain: How many of the best classes of each image to explain; 0 for none.
+            maps: As for `explain`.
+            timeout_s: As for `submit`.
+
+        Returns:
+            The answers, whose scores, rankings and rejections follow from the same bundle as their logits; and for each
+            image the explanations of its best classes, as `explain` returns them.
         """
-        rows = await self._await_answers(images, model_outputs, timeout_s)
-        return self._make_answers(self._joined(rows))
+        rows = await self._await_answers(images, self._replies.outputs(explain, maps), timeout_s)
+        outputs = self._joined([outputs for outputs, _ in rows])
+        return self._make_answers(outputs), [explanations for _, explanations in rows]
 
     async def explain_async(
         self,
         images: Images,
         top_k: int = 3,
-        num_features: int = 5,
-        num_prototypes: int = 3,
+        num_features: int = NUM_FEATURES,
+        num_prototypes: int = NUM_PROTOTYPES,
         *,
         against: str | None = None,
         maps: bool = False,
@@ -544,6 +564,17 @@ class Classifier:
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""
         return self._manifest.class_names
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What the bundle allows: ``"reject"`` if it has a threshold, ``"explain"``, and ``"maps"`` of explanations."""
+        rule, is_explained = self._manifest.reject, self._explainer is not None
+        found = {
+            "reject": rule is not None and rule.threshold is not None,
+            "explain": is_explained,
+            "maps": is_explained and self._manifest.feature_maps is not None,
+        }
+        return frozenset(name for name, there in found.items() if there)
 
     @property
     def info(self) -> dict[str, Any]:

@@ -46,13 +46,7 @@ def _call_async(
 
     @functools.wraps(method)
     async def call(self: Deployment, /, *arguments: P.args, **options: P.kwargs) -> R:
-        while True:
-            current = self.current
-            try:
-                return await method(current, *arguments, **options)
-            except ClassifierClosed:
-                if current is self.current:
-                    raise
+        return await self.run_async(lambda current: method(current, *arguments, **options))
 
     return call
 
@@ -94,6 +88,20 @@ class Deployment:
     answers_async = _call_async(Classifier.answers_async)
     explain_async = _call_async(Classifier.explain_async)
 
+    async def run_async(self, work: Callable[[Classifier], Coroutine[Any, Any, R]]) -> R:
+        """Return what a coroutine makes of the current classifier; of the next one if this drains meanwhile.
+
+        Args:
+            work: Looks at the classifier that it gets, and calls one of its methods.
+        """
+        while True:
+            current = self.current
+            try:
+                return await work(current)
+            except ClassifierClosed:
+                if current is self.current:
+                    raise
+
     @property
     def current(self) -> Classifier:
         """The classifier that takes new requests."""
@@ -103,6 +111,11 @@ class Deployment:
     def class_names(self) -> tuple[str, ...]:
         """As `Classifier.class_names`, of the current one."""
         return self._current.class_names
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """As `Classifier.abilities`, of the current one."""
+        return self._current.abilities
 
     @property
     def info(self) -> dict[str, Any]:

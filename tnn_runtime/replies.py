@@ -20,7 +20,10 @@ from tnn_runtime.explain.rival import rival_index
 from tnn_runtime.options import at_least_one, shown
 from tnn_runtime.queue.metrics import Metrics
 
-__all__ = ["Answer", "AnswerName", "Replies", "Reply"]
+__all__ = ["NUM_FEATURES", "NUM_PROTOTYPES", "Answer", "AnswerName", "Replies", "Reply"]
+
+NUM_FEATURES, NUM_PROTOTYPES = 5, 3
+"""How much of each class is explained if nothing is said."""
 
 T = TypeVar("T")
 
@@ -161,12 +164,28 @@ class Replies:
 
         return Reply(make, is_slow=True, maps=maps)
 
+    def outputs(self, explain: int, maps: bool) -> Reply[tuple[Outputs, list[Explanation]]]:
+        """Return the reply with what the model gives, as a batch of one, and the explanations of the best classes.
+
+        Args:
+            explain: How many classes to explain; 0 for none.
+            maps: Whether explanations have maps.
+
+        Raises:
+            UsageError: As `explanations`.
+        """
+        if not explain:
+            return Reply(lambda answers, row: (answers.outputs.rows([row]), []))
+        explanations = self.explanations(explain, NUM_FEATURES, NUM_PROTOTYPES, None, maps)
+        return Reply(
+            lambda answers, row: (answers.outputs.rows([row]), explanations.make(answers, row)),
+            explanations.is_slow,
+            explanations.maps,
+        )
+
 
 logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())
 """The reply with the logits, float32 ``[classes]``."""
 
 embedding: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.embedding[row].copy())
 """The reply with what the head takes, float32 ``[D]``, or a map ``[D, h, w]``."""
-
-model_outputs: Reply[Outputs] = Reply(lambda answers, row: answers.outputs.rows([row]))
-"""The reply with all that the model gives for the image, with a batch of one."""

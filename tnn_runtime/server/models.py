@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tnn_runtime.bundle.json_values import nearest
+from tnn_runtime.classifier import Classifier
 from tnn_runtime.deployment import Deployment
-from tnn_runtime.errors import UsageError
+from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.options import shown
 from tnn_runtime.queue.metrics import Distribution
-from tnn_runtime.server.requests import INPUTS, InferRequest
-from tnn_runtime.server.responses import Body, output_names, response_body, tensors, wanted
+from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
+from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
+from tnn_runtime.server.responses import tensors, wanted
 from tnn_runtime.server.statuses import UnknownModel
+from tnn_runtime.server.tensors import Tensor
 from tnn_runtime.version import __version__
 
 __all__ = ["Model", "Models", "server_metadata"]
 
+_LOG = logging.getLogger(__name__)
 _PLATFORM = "tnn"
 
 
 def server_metadata() -> dict[str, Any]:
     """Return what the protocol wants to know of the server."""
-    return {"name": "tnn-runtime", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
+    return {
+        "name": "tnn-runtime",
+        "version": __version__,
+        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
+    }
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,26 @@ class Model:
     version: int
     deployment: Deployment
 
-    async def infer(self, request: InferRequest) -> Body:
-        """Return the answer to a request as a body of HTTP.
+    def __str__(self) -> str:
+        return f"{self.name} (version {self.version})"
+
+    async def infer(self, request: InferRequest) -> list[tuple[Tensor, Wanted]]:
+        """Return the outputs of the answer to a request, each with how it was asked for.
 
         Raises:
             BadRequest: If it asks for what the model does not have.
             TnnError: As `Classifier.predict_async`.
         """
-        outputs = wanted(request, self._can_reject)
-        answers = await self.deployment.answers_async(request.images, timeout_s=request.timeout_s)
-        found = tensors(answers, outputs, request.top_k)
-        return response_body(self.name, str(self.version), request, found, outputs)
+
+        async def answer(classifier: Classifier) -> list[tuple[Tensor, Wanted]]:
+            chosen = wanted(request, offered(classifier))
+            outputs = [OUTPUTS[one.name] for one in chosen]
+            explain = request.top_k if any(output.explains for output in outputs) else 0
+            maps = any(output.maps for output in outputs)
+            found = await classifier.answers_async(request.images, explain, maps=maps, timeout_s=request.timeout_s)
+            return tensors(Answered(*found, request.top_k), chosen)
+
+        return await self.deployment.run_async(answer)
 
     @property
     def ready(self) -> bool:
@@ -77,14 +95,13 @@ class Model:
             "name": self.name,
             "platform": _PLATFORM,
             "max_batch_size": info["max_batch_size"],
-            "input": [{"name": name, "data_type": f"TYPE_{_CONFIG[datatype]}"} for name, datatype in INPUTS.items()],
+            "input": [
+                {"name": one["name"], "data_type": _CONFIG[one["datatype"]], "dims": one["shape"][1:]}
+                for one in self.metadata(())["inputs"]
+            ],
             "output": [
-                {
-                    "name": output["name"],
-                    "data_type": f"TYPE_{_CONFIG[output['datatype']]}",
-                    "dims": output["shape"][1:],
-                }
-                for output in self._outputs()
+                {"name": one["name"], "data_type": _CONFIG[one["datatype"]], "dims": one["shape"][1:]}
+                for one in self._outputs()
             ],
             "info": info,
         }
@@ -106,22 +123,17 @@ class Model:
             },
         }
 
-    @property
-    def _can_reject(self) -> bool:
-        rule = self.deployment.info["reject"]
-        return rule is not None and rule["threshold"] is not None
-
     def _outputs(self) -> list[dict[str, Any]]:
-        sizes = {"logits": [len(self.deployment.class_names)], "reject": [], "labels": [-1], "scores": [-1]}
-        sizes["probabilities"] = sizes["logits"]
-        sizes["embedding"] = self.deployment.info["embedding_shape"]
+        classifier = self.deployment.current
+        classes = [len(classifier.class_names)]
+        sizes = {"logits": classes, "probabilities": classes, "embedding": classifier.info["embedding_shape"]}
         return [
-            {"name": name, "datatype": datatype, "shape": [-1, *sizes[name]]}
-            for name, datatype in output_names(self._can_reject).items()
+            {"name": name, "datatype": output.datatype, "shape": [-1, *sizes.get(name, [-1] * output.more_axes)]}
+            for name, output in offered(classifier).items()
         ]
 
 
-_CONFIG = {"UINT8": "UINT8", "BYTES": "STRING", "FP32": "FP32", "BOOL": "BOOL"}
+_CONFIG = {"UINT8": "TYPE_UINT8", "BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
 """What a configuration of Triton calls the datatypes."""
 
 
@@ -131,11 +143,15 @@ class Models:
     Args:
         models: All of them, each version on its own.
 
+    Attributes:
+        draining: Whether the server is about to end, and requests should be sent to another one.
+
     Raises:
         UsageError: If there is none, or two have the same name and version.
     """
 
     def __init__(self, models: Iterable[Model]) -> None:
+        self.draining = False
         self._models: dict[str, dict[int, Model]] = {}
         for model in models:
             versions = self._models.setdefault(model.name, {})
@@ -166,6 +182,11 @@ class Models:
             f"unknown version {shown(version)} of the model {name!r}; served are {', '.join(map(str, versions))}"
         )
 
+    @property
+    def first(self) -> Model:
+        """The model that serves who names none: the first one, in its largest version."""
+        return self.get(next(iter(self._models)))
+
     def versions(self, name: str) -> list[int]:
         """Return the versions of a model that are served, ascending.
 
@@ -180,8 +201,8 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether all models are."""
-        return all(model.ready for model in self)
+        """Whether requests should be sent to this server: all models are ready, and it does not drain."""
+        return not self.draining and all(model.ready for model in self)
 
     def index(self, only_ready: bool = False) -> list[dict[str, str]]:
         """Return the models with their states, as the repository of the protocol lists them."""
@@ -193,6 +214,30 @@ class Models:
             for health in [model.deployment.health]
             if health.ready or not only_ready
         ]
+
+    def deployments(self) -> dict[str, Deployment]:
+        """Return what answers, for metrics: by name, and by name and version where there are several."""
+        return {
+            model.name if len(self._models[model.name]) == 1 else f"{model.name}:{model.version}": model.deployment
+            for model in self
+        }
+
+    def reload(self, name: str | None = None) -> None:
+        """Load the bundles of a model, or of all, again from their folders, while the old ones serve; in this thread.
+
+        Raises:
+            UnknownModel: If there is no such model.
+            TnnError: As `Classifier.load`, with the old bundle still serving; the first of several.
+        """
+        errors: list[TnnError] = []
+        for model in list(self) if name is None else [self.get(name, str(one)) for one in self.versions(name)]:
+            try:
+                model.deployment.reload()
+            except TnnError as error:
+                _LOG.warning("%s keeps what it has: %s", model, error)
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _duration(found: Distribution) -> dict[str, int]:

@@ -12,6 +12,7 @@ from conftest import FIXTURES
 
 from tnn_runtime import Deployment, UsageError
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.outputs import offered
 from tnn_runtime.server.requests import InferRequest, Wanted
 from tnn_runtime.server.statuses import UnknownModel
 
@@ -33,24 +34,37 @@ def models(deployment: Deployment) -> Models:
 def test_answers_are_those_of_the_classifier(deployment: Deployment, models: Models, count: int) -> None:
     shape = (count, *deployment.info["input_shape"])
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    body = asyncio.run(models.get("photos").infer(InferRequest(images, "a", WANTED)))
-    header = json.loads(body.content[: body.header_length])
-    assert (header["id"], header["model_version"]) == ("a", "10")
-    values = np.frombuffer(body.content[body.header_length :], "<f4")
-    expected = np.concatenate([deployment.logits(images).ravel(), deployment.embed(images).ravel()])
-    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+    found = asyncio.run(models.get("photos").infer(InferRequest(images, outputs=WANTED)))
+    assert [one for _, one in found] == list(WANTED)
+    for (tensor, _), expected in zip(found, (deployment.logits(images), deployment.embed(images)), strict=True):
+        np.testing.assert_allclose(tensor.values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_explanations_are_those_of_the_classifier(deployment: Deployment, models: Models) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, *deployment.info["input_shape"]), dtype=np.uint8)
+    names = [name for name, output in offered(deployment.current).items() if output.explains]
+    request = InferRequest(image, outputs=tuple(map(Wanted, names)), top_k=2)
+    found = {tensor.name: tensor for tensor, _ in asyncio.run(models.get("photos").infer(request))}
+    explained = deployment.explain(image, 2)
+    assert [[one.summary for one in row] for row in explained] == [
+        [text.decode() for text in row] for row in found["summary"].values
+    ]
+    assert json.loads(found["explanation"].to_json()[0])["label"] == explained[0][0].label
+    parts = [[[part.signed for part in one.parts] for one in row] for row in explained]
+    np.testing.assert_allclose(found["parts"].values, parts, rtol=1e-4, atol=1e-4)
 
 
 def test_metadata_shapes_are_those_of_answers(models: Models, deployment: Deployment) -> None:
     model = models.get("photos")
     images = np.zeros((2, *deployment.info["input_shape"]), np.uint8)
     told = {one["name"]: one for one in model.metadata(models.versions("photos"))["outputs"]}
-    answer = json.loads(asyncio.run(model.infer(InferRequest(images))).content)
-    assert list(told) == [one["name"] for one in answer["outputs"]]
-    for one in answer["outputs"]:
-        shape = told[one["name"]]["shape"]
-        assert told[one["name"]]["datatype"] == one["datatype"]
-        assert all(size in (-1, found) for size, found in zip(shape, one["shape"], strict=True))
+    answer = asyncio.run(model.infer(InferRequest(images, outputs=tuple(map(Wanted, told)))))
+    assert list(told) == [tensor.name for tensor, _ in answer]
+    for tensor, _ in answer:
+        assert told[tensor.name]["datatype"] == tensor.datatype
+        assert all(
+            size in (-1, found) for size, found in zip(told[tensor.name]["shape"], tensor.values.shape, strict=True)
+        )
     json.dumps([model.config(), model.stats(), models.index()], allow_nan=False)
 
 

@@ -20,13 +20,15 @@ from tnn_runtime.errors import (
     TnnError,
     UsageError,
 )
+from tnn_runtime.server.outputs import OUTPUTS, Answered
 from tnn_runtime.server.requests import InferRequest, Wanted
-from tnn_runtime.server.responses import output_names, response_body, tensors, wanted
+from tnn_runtime.server.responses import response_body, tensors, wanted
 from tnn_runtime.server.statuses import BadRequest, RequestTooLarge, UnknownModel, UnsupportedBody, status_of
 
 LOGITS = np.array([[0, 2, 1], [5, 0, 0]], np.float32)
 EMBEDDING = np.array([[1, 2], [3, 4]], np.float32)
 NAMES = ("cat", "Füchsin", "dog")
+WITHOUT_THRESHOLD = {name: output for name, output in OUTPUTS.items() if name != "reject"}
 IMAGES = np.zeros((2, 1, 1, 3), np.uint8)
 
 
@@ -37,13 +39,14 @@ def answers() -> Answers:
 
 def test_all_outputs_are_told_in_json(answers: Answers) -> None:
     request = InferRequest(IMAGES, "a\ud800", top_k=2)
-    outputs = wanted(request, can_reject=True)
-    body = response_body("m", "3", request, tensors(answers, outputs, 2), outputs)
+    body = response_body("m", "3", request.id, tensors(Answered(answers, [], 2), wanted(request, OUTPUTS)))
     whole = json.loads(body.content)
     assert body.header_length is None
     assert (whole["model_name"], whole["model_version"], whole["id"]) == ("m", "3", "a\ud800")
     found = {output["name"]: output for output in whole["outputs"]}
-    assert {name: output["datatype"] for name, output in found.items()} == output_names(can_reject=True)
+    assert {name: output["datatype"] for name, output in found.items()} == {
+        name: output.datatype for name, output in OUTPUTS.items() if not output.explains
+    }
     assert found["logits"]["data"] == LOGITS.ravel().tolist()
     assert found["embedding"]["shape"] == [2, 2]
     assert found["labels"]["data"] == ["Füchsin", "dog", "cat", "Füchsin"]
@@ -63,8 +66,7 @@ def test_all_outputs_are_told_in_json(answers: Answers) -> None:
 )
 def test_binary_data_follows_the_json(answers: Answers, name: str, raw: bytes) -> None:
     request = InferRequest(IMAGES, outputs=(Wanted(name, True), Wanted("scores"), Wanted("probabilities", True)))
-    outputs = wanted(request, can_reject=True)
-    body = response_body("m", "1", request, tensors(answers, outputs, 1), outputs)
+    body = response_body("m", "1", None, tensors(Answered(answers, [], 1), wanted(request, OUTPUTS)))
     assert body.header_length is not None
     first, second, third = json.loads(body.content[: body.header_length])["outputs"]
     assert first["parameters"] == {"binary_data_size": len(raw)}
@@ -77,7 +79,7 @@ def test_binary_data_follows_the_json(answers: Answers, name: str, raw: bytes) -
 @pytest.mark.parametrize(("name", "best"), [("logits", "2.000000:1:Füchsin"), ("probabilities", "0.665241:1:Füchsin")])
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_classes_come_in_place_of_values(answers: Answers, name: str, best: str, count: int) -> None:
-    (tensor,) = tensors(answers, (Wanted(name, class_count=count),), 1)
+    ((tensor, _),) = tensors(Answered(answers, [], 1), (Wanted(name, class_count=count),))
     assert (tensor.datatype, tensor.values.shape) == ("BYTES", (2, min(count, 3)))
     assert tensor.to_json()[0] == best
 
@@ -94,7 +96,7 @@ def test_classes_come_in_place_of_values(answers: Answers, name: str, best: str,
 )
 def test_outputs_that_cannot_be_had_are_refused(output: Wanted, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        wanted(InferRequest(IMAGES, outputs=(output,)), can_reject=False)
+        wanted(InferRequest(IMAGES, outputs=(output,)), WITHOUT_THRESHOLD)
 
 
 @pytest.mark.parametrize(
