@@ -61,10 +61,10 @@ class Model:
         """
 
         async def answer(classifier: Classifier) -> list[tuple[Tensor, Wanted]]:
-            chosen = wanted(request, offered(classifier))
+            chosen = wanted(request, offered(classifier.abilities))
             outputs = [OUTPUTS[one.name] for one in chosen]
             explain = request.top_k if any(output.explains for output in outputs) else 0
-            maps = any(output.maps for output in outputs)
+            maps = any("maps" in output.needs for output in outputs)
             found = await classifier.answers_async(request.images, explain, maps=maps, timeout_s=request.timeout_s)
             return tensors(Answered(*found, request.top_k), chosen)
 
@@ -129,7 +129,7 @@ class Model:
         sizes = {"logits": classes, "probabilities": classes, "embedding": classifier.info["embedding_shape"]}
         return [
             {"name": name, "datatype": output.datatype, "shape": [-1, *sizes.get(name, [-1] * output.more_axes)]}
-            for name, output in offered(classifier).items()
+            for name, output in offered(classifier.abilities).items()
         ]
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.results import Answers
-from tnn_runtime.classifier import Classifier
 from tnn_runtime.explain.result import Explanation
 
 __all__ = ["OUTPUTS", "Answered", "Output", "offered"]
@@ -26,10 +25,6 @@ class Answered(NamedTuple):
     top_k: int
 
 
-def _always(classifier: Classifier) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Output:
     """An output.
@@ -38,45 +33,37 @@ class Output:
         datatype: As the protocol names it.
         more_axes: How many axes follow that of the images.
         make: Makes its values.
-        is_offered: Whether a classifier has it; every one has if nothing is given.
-        explains: Whether it needs explanations, and comes only if it is asked for.
-        maps: Whether these need feature maps.
+        needs: What of `Classifier.abilities` it needs.
     """
 
     datatype: str
     more_axes: int
     make: Callable[[Answered], NDArray[Any]]
-    is_offered: Callable[[Classifier], bool] = _always
-    explains: bool = False
-    maps: bool = False
+    needs: frozenset[str] = frozenset()
+
+    @property
+    def explains(self) -> bool:
+        """Whether it is of explanations, which come only if they are asked for."""
+        return "explain" in self.needs
 
 
-def offered(classifier: Classifier) -> dict[str, Output]:
-    """Return the outputs that a classifier has, by name."""
-    return {name: output for name, output in OUTPUTS.items() if output.is_offered(classifier)}
+def offered(abilities: frozenset[str]) -> dict[str, Output]:
+    """Return the outputs of a classifier with these `Classifier.abilities`, by name."""
+    return {name: output for name, output in OUTPUTS.items() if output.needs <= abilities}
 
 
 def _labels(found: Answered) -> NDArray[np.object_]:
     names = [name.encode() for name in found.answers.class_names]
-    return _objects([[names[index] for index in row] for row in found.answers.best(found.top_k).tolist()])
+    return np.array([[names[index] for index in row] for row in found.answers.best(found.top_k).tolist()], object)
 
 
 def _scores(found: Answered) -> NDArray[np.float32]:
     return np.take_along_axis(found.answers.scores, found.answers.best(found.top_k), axis=1).astype(np.float32)
 
 
-def _explanations(make: Callable[[Explanation], Any]) -> Callable[[Answered], NDArray[Any]]:
-    """Return what makes one value, or an array, of the explanation of each class of each image."""
-
-    def values(found: Answered) -> NDArray[Any]:
-        rows = [[make(explanation) for explanation in image] for image in found.explanations]
-        return _objects(rows) if isinstance(rows[0][0], bytes) else np.array(rows, np.float32)
-
-    return values
-
-
-def _objects(rows: list[list[bytes]]) -> NDArray[np.object_]:
-    return np.array(rows, object)
+def _explanations(make: Callable[[Explanation], Any], kind: type = np.float32) -> Callable[[Answered], NDArray[Any]]:
+    """Return what makes values of the explanation of each class of each image."""
+    return lambda found: np.array([[make(one) for one in image] for image in found.explanations], kind)
 
 
 def _json(explanation: Explanation) -> bytes:
@@ -92,13 +79,7 @@ def _map(explanation: Explanation) -> NDArray[np.float32]:
     return explanation.maps.logit
 
 
-def _explained(classifier: Classifier) -> bool:
-    return classifier.can_explain
-
-
-def _mapped(classifier: Classifier) -> bool:
-    return classifier.can_explain and classifier.has_maps
-
+_EXPLAIN = frozenset({"explain"})
 
 OUTPUTS = {
     "logits": Output("FP32", 1, lambda found: found.answers.logits),
@@ -106,11 +87,11 @@ OUTPUTS = {
     "embedding": Output("FP32", 1, lambda found: found.answers.embedding),
     "labels": Output("BYTES", 1, _labels),
     "scores": Output("FP32", 1, _scores),
-    "reject": Output("BOOL", 0, lambda found: found.answers.rejected, lambda classifier: classifier.can_reject),
-    "explanation": Output("BYTES", 1, _explanations(_json), _explained, explains=True),
-    "summary": Output("BYTES", 1, _explanations(lambda one: one.summary.encode()), _explained, explains=True),
-    "parts": Output("FP32", 2, _explanations(_parts), _explained, explains=True),
-    "map": Output("FP32", 3, _explanations(_map), _mapped, explains=True, maps=True),
+    "reject": Output("BOOL", 0, lambda found: found.answers.rejected, frozenset({"reject"})),
+    "explanation": Output("BYTES", 1, _explanations(_json, object), _EXPLAIN),
+    "summary": Output("BYTES", 1, _explanations(lambda one: one.summary.encode(), object), _EXPLAIN),
+    "parts": Output("FP32", 2, _explanations(_parts), _EXPLAIN),
+    "map": Output("FP32", 3, _explanations(_map), _EXPLAIN | {"maps"}),
 }
 """All of them: of each image its logits, probabilities and embedding; labels, scores and explanations of its best
 classes, whose ``parts`` have their signs, and whose ``map`` is that of the logit; and whether it is rejected."""

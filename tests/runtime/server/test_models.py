@@ -42,7 +42,7 @@ def test_answers_are_those_of_the_classifier(deployment: Deployment, models: Mod
 
 def test_explanations_are_those_of_the_classifier(deployment: Deployment, models: Models) -> None:
     image = np.random.default_rng(0).integers(0, 256, (2, *deployment.info["input_shape"]), dtype=np.uint8)
-    names = [name for name, output in offered(deployment.current).items() if output.explains]
+    names = [name for name, output in offered(deployment.abilities).items() if output.explains]
     request = InferRequest(image, outputs=tuple(map(Wanted, names)), top_k=2)
     found = {tensor.name: tensor for tensor, _ in asyncio.run(models.get("photos").infer(request))}
     explained = deployment.explain(image, 2)
