@@ -16,7 +16,7 @@ from tnn_runtime.options import shown
 from tnn_runtime.server.statuses import BadRequest
 from tnn_runtime.server.tensors import bytes_from_json, bytes_from_raw, pixels_from_json, pixels_from_raw
 
-__all__ = ["HEADER_LENGTH", "INPUTS", "InferRequest", "Wanted", "parse_request"]
+__all__ = ["HEADER_LENGTH", "INPUTS", "InferRequest", "Wanted", "parse_request", "read_options"]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON; the others are binary data."""
@@ -93,6 +93,18 @@ def parse_request(body: bytes, header_length: str | None = None) -> InferRequest
     outputs = tuple(_wanted(one, binary) for one in _list("outputs", found.get("outputs", [])))
     _refuse_twice("outputs", [wanted.name for wanted in outputs])
     return InferRequest(_images(found, memoryview(body)[length:]), request_id, outputs, **wishes)
+
+
+def read_options(body: bytes, known: Iterable[str]) -> Mapping[str, Any]:
+    """Return the options in the body of a request that is not for inference: an object of booleans, or nothing.
+
+    Raises:
+        BadRequest: If the body is something else.
+    """
+    if not body.strip():
+        return {}
+    options = _object("the request", _json(body), known)
+    return {name: _boolean(name, value) for name, value in options.items()}
 
 
 def _header_length(text: str, size: int) -> int:
