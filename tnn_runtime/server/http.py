@@ -49,13 +49,11 @@ class HttpOptions:
         body_timeout_s: Seconds within which a body must have come.
         token: What requests must carry as ``Authorization: Bearer TOKEN``, but for those about health; ``None`` for
             nothing.
-        may_load: Whether requests may have bundles loaded again.
     """
 
     max_body_bytes: int = 64 << 20
     body_timeout_s: float = 60.0
     token: str | None = None
-    may_load: bool = False
 
 
 def http_app(models: Models, options: HttpOptions | None = None) -> Starlette:
@@ -74,7 +72,7 @@ def http_app(models: Models, options: HttpOptions | None = None) -> Starlette:
     app = Starlette(
         routes=[
             *people_routes(models, bodies, token=options.token),
-            *protocol_routes(models, bodies, token=options.token, may_load=options.may_load),
+            *protocol_routes(models, bodies, token=options.token),
             route("/metrics", metrics, token=options.token),
         ],
         middleware=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tnn_runtime.queue.metrics import Distribution
 from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
 from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
-from tnn_runtime.server.statuses import UnknownModel
+from tnn_runtime.server.statuses import NotAllowed, UnknownModel
 from tnn_runtime.server.tensors import Tensor
 from tnn_runtime.version import __version__
 
@@ -142,6 +143,7 @@ class Models:
 
     Args:
         models: All of them, each version on its own.
+        may_load: Whether requests may have bundles loaded again.
 
     Attributes:
         draining: Whether the server is about to end, and requests should be sent to another one.
@@ -150,8 +152,9 @@ class Models:
         UsageError: If there is none, or two have the same name and version.
     """
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], *, may_load: bool = False) -> None:
         self.draining = False
+        self._may_load = may_load
         self._models: dict[str, dict[int, Model]] = {}
         for model in models:
             versions = self._models.setdefault(model.name, {})
@@ -221,6 +224,27 @@ class Models:
             model.name if len(self._models[model.name]) == 1 else f"{model.name}:{model.version}": model.deployment
             for model in self
         }
+
+    async def load(self, name: str) -> None:
+        """Load the bundles of a model again for a request, as `reload` does.
+
+        Raises:
+            NotAllowed: If requests may not.
+            TnnError: As `reload`.
+        """
+        self.versions(name)
+        if not self._may_load:
+            raise NotAllowed("this server loads nothing on request; start it with --allow-load, or send it SIGHUP")
+        await asyncio.to_thread(self.reload, name)
+
+    async def unload(self, name: str) -> None:
+        """Refuse it: models are served until the server ends.
+
+        Raises:
+            NotAllowed: Always, if there is such a model.
+        """
+        self.versions(name)
+        raise NotAllowed(f"the model {shown(name)} is served until the server ends; start one without it")
 
     def reload(self, name: str | None = None) -> None:
         """Load the bundles of a model, or of all, again from their folders, while the old ones serve; in this thread.

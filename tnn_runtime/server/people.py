@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -50,12 +51,10 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
         name = asked.get("model", models.first.name)
         return models.get(name, asked.get("version"))
 
-    async def image(request: Request, body: bytes) -> bytes:
+    def image_in(request: Request) -> AbstractAsyncContextManager[bytes]:
         if request.headers.get("content-type", "").startswith(_FORM):
-            raise UnsupportedBody(
-                "got a form; expected the bytes of an image file: curl --data-binary @image.jpg http://..."
-            )
-        return body
+            raise UnsupportedBody("got a form; expected the bytes of an image file: curl --data-binary @image.jpg URL")
+        return bodies.reading(request)
 
     async def home(request: Request) -> Response:
         html, policy = _home()
@@ -65,17 +64,15 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
         asked = _query(request, {"top_k": _integer, "explain": _boolean, "reject": _boolean})
         found, top_k = model(asked), asked.get("top_k", _CLASSES)
         explain, reject = asked.get("explain", False), asked.get("reject", False)
-        async with bodies.reading(request) as body:
-            content = await image(request, body)
-            work = found.deployment.run_async(lambda classifier: _answer(classifier, content, top_k, explain, reject))
+        async with image_in(request) as image:
+            work = found.deployment.run_async(lambda classifier: _answer(classifier, image, top_k, explain, reject))
             answer = await unless_gone(request, work)
         return json_response({"model_name": found.name, "model_version": str(found.version), **answer})
 
     async def explain(request: Request) -> Response:
         asked = _query(request, {"top_k": _integer, "against": str, "name": str})
-        async with bodies.reading(request) as body:
-            content = await image(request, body)
-            work = model(asked).deployment.run_async(lambda classifier: _drawn(classifier, content, asked))
+        async with image_in(request) as image:
+            work = model(asked).deployment.run_async(lambda classifier: _drawn(classifier, image, asked))
             return HTMLResponse(await unless_gone(request, work))
 
     return [

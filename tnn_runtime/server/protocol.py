@@ -10,12 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from tnn_runtime.errors import TnnError
 from tnn_runtime.server.bodies import LARGE, Bodies
 from tnn_runtime.server.models import Model, Models, server_metadata
 from tnn_runtime.server.requests import HEADER_LENGTH, InferRequest, parse_request, read_options
 from tnn_runtime.server.responses import response_body
-from tnn_runtime.server.statuses import NotAllowed
 from tnn_runtime.server.web import Endpoint, json_response, route, unless_gone
 
 __all__ = ["protocol_routes"]
@@ -23,14 +21,13 @@ __all__ = ["protocol_routes"]
 _JSON, _BINARY = "application/json", "application/octet-stream"
 
 
-def protocol_routes(models: Models, bodies: Bodies, *, token: str | None, may_load: bool) -> list[BaseRoute]:
+def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[BaseRoute]:
     """Return the routes of the protocol.
 
     Args:
         models: What is served.
         bodies: What reads bodies.
         token: What requests must carry, but for those about health; ``None`` for nothing.
-        may_load: Whether requests may have bundles loaded again.
     """
 
     def told(tell: Callable[[Request], Any]) -> Endpoint:
@@ -73,22 +70,18 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None, may_lo
 
     async def index(request: Request) -> Response:
         async with bodies.reading(request) as body:
-            only_ready = read_options(body, {"ready"}).get("ready", False)
+            only_ready = read_options(body, ("ready",)).get("ready", False)
         return json_response(models.index(only_ready))
 
     async def load(request: Request) -> Response:
-        name = request.path_params["model"]
-        models.versions(name)
-        if not may_load:
-            raise NotAllowed("this server loads nothing on request; start it with --allow-load, or send it SIGHUP")
         async with bodies.reading(request) as body:
-            read_options(body, set())
-        await asyncio.to_thread(models.reload, name)
+            read_options(body, ())
+        await models.load(request.path_params["model"])
         return json_response({})
 
     async def unload(request: Request) -> Response:
-        models.versions(request.path_params["model"])
-        raise NotAllowed("models are not unloaded; end the server")
+        await models.unload(request.path_params["model"])
+        return json_response({})
 
     both = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     answers: dict[str, Endpoint] = {"": told(metadata), "/config": told(lambda request: model(request).config())}

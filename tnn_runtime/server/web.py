@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -16,8 +15,9 @@ from starlette.routing import Route
 
 from tnn_runtime.errors import ResourcesExhausted, TnnError
 from tnn_runtime.server.statuses import RequestTimeout, WrongToken, status_of
+from tnn_runtime.server.tokens import check_token
 
-__all__ = ["Endpoint", "check_token", "json_response", "refuse_path", "route", "unless_gone"]
+__all__ = ["Endpoint", "json_response", "refuse_path", "route", "unless_gone"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_AFTER_S = "1"
@@ -57,19 +57,6 @@ def route(path: str, endpoint: Endpoint, methods: Iterable[str] = ("GET",), toke
             return json_response({"error": "the server failed; its log tells why"}, 500)
 
     return Route(path, answer, methods=list(methods))
-
-
-def check_token(token: str | None, authorization: str | None) -> None:
-    """Make sure that a request carries the token of the server, if it has one.
-
-    Raises:
-        WrongToken: If it does not.
-    """
-    if token is None:
-        return
-    scheme, _, given = (authorization or "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-        raise WrongToken("the request has no valid token; expected the header Authorization: Bearer TOKEN")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
