@@ -178,7 +178,7 @@ def logs(name: str) -> Iterator[None]:
         name: What to call the command.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}[%(process)d] %(levelname)s %(message)s"))
     ours = logging.getLogger("tnn_runtime")
     level = ours.level
     ours.setLevel(logging.INFO)

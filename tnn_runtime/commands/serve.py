@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import os
 import re
 import ssl
@@ -13,9 +11,9 @@ from pathlib import Path
 
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.console import Parser, logs, positive_int, say
-from tnn_runtime.deployment import Deployment
 from tnn_runtime.errors import UsageError
 from tnn_runtime.options import seconds
+from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.text import printable
 
@@ -55,6 +53,13 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument("--grpc", metavar="HOST:PORT", help="where to listen for gRPC, nowhere if not given")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=positive_int, help="CPU threads of a model, all usable cores if not given")
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, which share addresses and cores",
+    )
     parser.add_argument("--max-batch-size", type=positive_int, default=64, metavar="N", help="images a batch")
     parser.add_argument("--max-queue-delay-ms", type=float, default=2.0, metavar="MS", help="wait for a fuller batch")
     parser.add_argument("--max-queue-size", type=positive_int, default=1024, metavar="N", help="images that may wait")
@@ -78,49 +83,47 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
 
 def _serve(options: argparse.Namespace) -> None:
     from tnn_runtime.server.http import HttpOptions
-    from tnn_runtime.server.models import Model, Models
-    from tnn_runtime.server.running import ServeOptions, serve
+    from tnn_runtime.server.plan import Plan, run
+    from tnn_runtime.server.running import ServeOptions
+    from tnn_runtime.server.workers import supervise
 
-    places = _places(options.bundles)
-    how = ServeOptions(
-        HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
-        seconds(options.ready_delay_s, "--ready-delay-s"),
-        seconds(options.drain_s, "--drain-s"),
-        _tls(options.tls_certificate, options.tls_key),
+    threads = options.threads
+    if threads is None and options.workers > 1:
+        threads = max(1, usable_cores() // options.workers)
+    plan = Plan(
+        _places(options.bundles),
+        Address.parse(options.http, "--http"),
+        None if options.grpc is None else Address.parse(options.grpc, "--grpc"),
+        {
+            "device": options.device,
+            "threads": threads,
+            "max_batch_size": options.max_batch_size,
+            "max_queue_delay_ms": options.max_queue_delay_ms,
+            "max_queue_size": options.max_queue_size,
+            "timeout_s": options.timeout_s,
+            "public_key": options.public_key,
+        },
+        ServeOptions(
+            HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
+            seconds(options.ready_delay_s, "--ready-delay-s"),
+            seconds(options.drain_s, "--drain-s"),
+            _tls(options.tls_certificate, options.tls_key),
+        ),
+        options.allow_load,
     )
-    address = Address.parse(options.http, "--http")
-    over_grpc = None if options.grpc is None else Address.parse(options.grpc, "--grpc")
-    loading = {
-        "threads": options.threads,
-        "max_batch_size": options.max_batch_size,
-        "max_queue_delay_ms": options.max_queue_delay_ms,
-        "max_queue_size": options.max_queue_size,
-        "timeout_s": options.timeout_s,
-        "public_key": options.public_key,
-    }
-    with contextlib.ExitStack() as stack:
-        http = stack.enter_context(address.bind())
-        if over_grpc is not None:
-            over_grpc.bind().close()
-        models = Models(
-            [
-                Model(name, version, stack.enter_context(Deployment(bundle, options.device, **loading)))
-                for (name, version), bundle in places.items()
-            ],
-            may_load=options.allow_load,
+
+    def is_up(names: list[str], http: Address, grpc: Address | None) -> None:
+        say(
+            *names, f"{'http' if plan.options.tls is None else 'https'}://{http} has a page, /predict, /v2 and /metrics"
         )
+        if grpc is not None:
+            say(f"grpc://{grpc}")
+        sys.stdout.flush()
 
-        def is_up(grpc_port: int | None) -> None:
-            for model in models:
-                say(f"{printable(str(model))} on {model.deployment.info['device']}")
-            scheme = "https" if how.tls else "http"
-            say(f"{scheme}://{address.at(http)} has a page, /predict, /v2 and /metrics")
-            if over_grpc is not None and grpc_port is not None:
-                say(f"grpc://{Address(over_grpc.host, grpc_port)}")
-            sys.stdout.flush()
-
-        if not asyncio.run(serve(models, http, over_grpc, how, is_up)):
-            raise KeyboardInterrupt
+    if options.workers == 1:
+        run(plan, is_up)
+    else:
+        supervise(plan, options.workers, is_up)
 
 
 def _places(given: list[str]) -> dict[tuple[str, int], Path]:

@@ -78,13 +78,7 @@ class GrpcApi:
 
     async def ModelStatistics(self, request: Any) -> Any:  # noqa: N802
         """Tell what a model has counted, or each of them."""
-        if not request.name:
-            found = list(self._models)
-        elif request.version:
-            found = [self._model(request)]
-        else:
-            found = [self._models.get(request.name, str(one)) for one in self._models.versions(request.name)]
-        told = {"model_stats": [one.stats() for one in found]}
+        told = await self._models.stats(request.name or None, request.version)
         return json_format.ParseDict(told, service_pb2.ModelStatisticsResponse())
 
     async def RepositoryIndex(self, request: Any) -> Any:  # noqa: N802

@@ -67,7 +67,7 @@ def http_app(models: Models, options: HttpOptions | None = None) -> Starlette:
     bodies = Bodies(options.max_body_bytes, options.body_timeout_s)
 
     async def metrics(request: Request) -> Response:
-        return Response(prometheus_text(**models.deployments()), media_type=_PROMETHEUS)
+        return Response(prometheus_text(**await models.counted()), media_type=_PROMETHEUS)
 
     app = Starlette(
         routes=[

@@ -51,12 +51,8 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
     def metadata(request: Request) -> dict[str, Any]:
         return model(request).metadata(models.versions(request.path_params["model"]))
 
-    def stats(request: Request) -> dict[str, Any]:
-        name, version = request.path_params.get("model"), request.path_params.get("version")
-        if name is None:
-            return {"model_stats": [one.stats() for one in models]}
-        versions = models.versions(name) if version is None else [version]
-        return {"model_stats": [models.get(name, str(one)).stats() for one in versions]}
+    async def stats(request: Request) -> Response:
+        return json_response(await models.stats(request.path_params.get("model"), request.path_params.get("version")))
 
     async def infer(request: Request) -> Response:
         found = model(request)
@@ -89,12 +85,12 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
         route("/v2", told(lambda request: server_metadata()), token=token),
         route("/v2/health/live", health(lambda request: True, "")),
         route("/v2/health/ready", health(lambda request: models.ready, "this server is not ready")),
-        route("/v2/models/stats", told(stats), token=token),
+        route("/v2/models/stats", stats, token=token),
         route("/v2/repository/index", index, ["POST"], token),
         route("/v2/repository/models/{model}/load", load, ["POST"], token),
         route("/v2/repository/models/{model}/unload", unload, ["POST"], token),
         *(route(path + more, endpoint, token=token) for more, endpoint in answers.items() for path in both),
-        *(route(f"{path}/stats", told(stats), token=token) for path in both),
+        *(route(f"{path}/stats", stats, token=token) for path in both),
         *(route(f"{path}/infer", infer, ["POST"], token) for path in both),
         *(route(f"{path}/ready", health(is_ready, "this model is not ready")) for path in both),
     ]
