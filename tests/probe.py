@@ -203,7 +203,9 @@ def _(server: Server, known: Known) -> str:
         headers={"Transfer-Encoding": "chunked"},
     )
     answer = connection.getresponse()
-    return answered(known, answer.read()) if answer.status == 200 else str(answer.status)
+    content = answer.read()
+    connection.close()
+    return answered(known, content) if answer.status == 200 else str(answer.status)
 
 
 @check("a file as a whole body, label out")
