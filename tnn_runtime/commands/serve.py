@@ -167,6 +167,8 @@ def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None
         return None
     if certificate is None or key is None:
         raise UsageError("got one of --tls-certificate and --tls-key; TLS needs both")
+    for path in (certificate, key):
+        path.read_bytes()
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
