@@ -25,7 +25,7 @@ from tnn_runtime.server.grpc import GrpcApi, Servicer
 from tnn_runtime.server.http import HttpOptions, http_app
 from tnn_runtime.server.models import Models
 
-__all__ = ["ServeOptions", "serve"]
+__all__ = ["ServeOptions", "grpc_server", "serve"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ async def serve(
     """
     _allow_many_connections()
     over_http = _http_server(models, options)
-    over_grpc, grpc_port = _grpc_server(models, grpc_address, options, shared)
+    over_grpc, grpc_port = grpc_server(models, grpc_address, options, shared)
     with _signals(models) as ending:
         await over_grpc.start()
         serving = asyncio.create_task(over_http.serve([http]))
@@ -205,10 +205,20 @@ class _Protocol(H11Protocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
 
-def _grpc_server(
+def grpc_server(
     models: Models, address: Address | None, options: ServeOptions, shared: bool
 ) -> tuple[grpc.aio.Server, int | None]:
-    """Return a server for gRPC and its port; one that listens nowhere if there is no address."""
+    """Return a server for gRPC, and its port; one that listens nowhere if there is no address.
+
+    Args:
+        models: What is served.
+        address: Where to listen.
+        options: How to serve.
+        shared: Whether other processes listen on the same address.
+
+    Raises:
+        UsageError: If it cannot listen.
+    """
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", int(shared)),
