@@ -1,6 +1,6 @@
-"""Images and requests that are damaged in every way we could think of, and a judge of what a classifier makes of them.
+"""Images and calls that are damaged in every way we could think of, and a judge of what a classifier makes of them.
 
-``python tests/fuzzing.py images 0 10000`` and ``python tests/fuzzing.py requests 0 5000`` print a line before and after
+``python tests/fuzzing.py images 0 10000`` and ``python tests/fuzzing.py calls 0 2500`` print a line before and after
 each, so that what dies or hangs is known by its number, which decides all of it.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
-import importlib
 import io
 import json
 import logging
@@ -22,9 +21,9 @@ import threading
 import warnings
 import zlib
 from collections import UserString, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from mutations import BYTES, Random, pick
@@ -33,7 +32,6 @@ from PIL import Image, PngImagePlugin
 from tnn_runtime import Classifier, InputError, TnnError
 
 BUNDLE = Path(__file__).parent / "fixtures" / "bundle-v2"
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SECONDS = 60
 MEMORY = 8 << 30
 
@@ -331,113 +329,16 @@ OPTIONS = {
     "explain_async": ["top_k", "num_features", "timeout_s"],
 }
 
-HEADERS = [
-    b"content-type",
-    b"content-length",
-    b"accept",
-    b"expect",
-    b"transfer-encoding",
-    b"content-encoding",
-    b"cookie",
-]
-HEADERS += [b"host", b"origin", b"range", b"x-forwarded-for", b"authorization", b""]
-HEADER_VALUES = [
-    b"",
-    b"0",
-    b"-1",
-    b"9" * 40,
-    b"image/png",
-    b"multipart/form-data; boundary=x",
-    b"multipart/",
-    b"\xff\xfe",
-]
-HEADER_VALUES += [
-    b"application/json",
-    b"text/html; charset=nothing",
-    b"gzip",
-    b"a" * 10_000,
-    b"\0",
-    b"100-continue",
-    b";;=",
-]
-PATHS = [
-    "/predict",
-    "/predict",
-    "/predict",
-    "/predict",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/",
-    "",
-    "/predict/",
-]
-PATHS += [
-    "/predict/../metrics",
-    "//predict",
-    "/\0",
-    "/\ud800",
-    "/" + "a" * 5000,
-    "/openapi.json",
-    "/docs",
-    "*",
-    "/предикт",
-]
-QUERIES = [
-    b"",
-    b"",
-    b"",
-    b"top_k=1",
-    b"top_k=0",
-    b"top_k=-5",
-    b"top_k=1e9",
-    b"top_k=" + b"9" * 5000,
-    b"top_k=nan",
-    b"top_k=",
-]
-QUERIES += [b"top_k=1&top_k=2", b"top_k=2.0", b"explain=1", b"explain=maybe", b"explain=true&top_k=1000", b"top_k[]=1"]
-QUERIES += [b"top_k=%00", b"top_k=%ff%fe", b"%", b"&&&&=", b"\xff\xfe=\x00", b"explain=true&top_k=1001", b"a=1&" * 5000]
-METHOD_NAMES = ["POST"] * 8 + [
-    "GET",
-    "GET",
-    "HEAD",
-    "PUT",
-    "DELETE",
-    "OPTIONS",
-    "PATCH",
-    "TRACE",
-    "",
-    "post",
-    "\0",
-    "BREW",
-]
-STATUSES = {200, 400, 404, 405, 413, 415, 422, 503, 504}
 
-
-class Requests:
-    """Gives a classifier, directly or through the web service of the examples, the request of a number."""
+class Calls:
+    """Calls a method of a classifier with the arguments of a number."""
 
     def __init__(self, folder: Path) -> None:
-        os.environ |= {"TNN_BUNDLE": str(BUNDLE), "TNN_DEVICE": "cpu"}
-        sys.path.insert(0, str(EXAMPLES))
-        self._service = importlib.import_module("service")
-        self._service.MAX_BODY = 1 << 16
+        self._classifier = Classifier.load(BUNDLE, "cpu", threads=1)
         self._runner = asyncio.Runner()
-        self._lifespan = self._service.lifespan(self._service.app)
-        self._runner.run(self._lifespan.__aenter__())
-        self._seeds = make_seeds()
-        self._folder = folder
 
     def judge(self, number: int) -> str:
         random = np.random.default_rng(number)
-        return self._call(random) if number % 2 else self._runner.run(self._send(random))
-
-    def close(self) -> None:
-        self._runner.run(self._lifespan.__aexit__(None, None, None))
-        self._runner.close()
-
-    def _call(self, random: Random) -> str:
-        classifier = self._service.app.state.classifier
         name = pick(random, METHODS)
         values = some_values(random)
         if name == "drain":
@@ -450,80 +351,37 @@ class Requests:
         options = {option: pick(random, values) for option in OPTIONS.get(name, ()) if random.random() < 0.3}
 
         def call() -> Any:
-            answer = getattr(classifier, name)(first, **options)
+            answer = getattr(self._classifier, name)(first, **options)
             if name == "submit":
                 return answer.result(SECONDS)
             return self._runner.run(answer) if name.endswith("_async") else answer
 
         return judged(call, TnnError)
 
-    async def _send(self, random: Random) -> str:
-        """Send a request as a server would hand it over, without the client that would refuse to send most of them."""
-        seed = pick(random, self._seeds[pick(random, list(self._seeds))])
-        bodies = [b"", seed, seed, mutate(self._seeds, random), random.bytes(100), b'{"a": 1}', bytes(1 << 17)]
-        # Each part of the request is sound as often as not, so that what is wrong with the others comes to light.
-        body = pick(random, [pick(random, bodies), seed])
-        count = int(pick(random, [0, 0, 0, 1, 2, 3]))
-        headers = [(pick(random, HEADERS), pick(random, HEADER_VALUES)) for _ in range(count)]
-        query = pick(random, [pick(random, QUERIES), b"top_k=2", b"explain=true"])
-        method = pick(random, [pick(random, METHOD_NAMES), "POST"])
-        size = int(random.integers(1, max(2, len(body) + 1)))
-        pieces = [body[start : start + size] for start in range(0, len(body), size)][:50]
-        events = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-        last = pick(
-            random, [{"type": "http.request", "body": b"", "more_body": False}] * 4 + [{"type": "http.disconnect"}]
-        )
-        coming, sent = deque([*events, last]), []
-        path = pick(random, [pick(random, PATHS), "/predict"])
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(errors="replace"),
-            "root_path": "",
-            "query_string": query,
-            "headers": headers,
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-        }
-
-        async def receive() -> Any:
-            return coming.popleft() if coming else {"type": "http.disconnect"}
-
-        async def send(event: Any) -> None:
-            sent.append(event)
-
-        try:
-            async with asyncio.timeout(SECONDS):
-                await self._service.app(scope, receive, send)
-        except Exception as error:
-            return f"{type(error).__name__}: {str(error)[:300]} for {scope['method']} {path!r:.50} {headers!r:.200}"
-        status = sent[0]["status"] if sent else None
-        answer = b"".join(event.get("body", b"") for event in sent)
-        if status not in STATUSES:
-            return f"status {status} for {scope['method']} {path!r:.50} {scope['query_string']!r:.100}"
-        if status >= 400 and scope["method"] != "HEAD" and not json.loads(answer)["detail"]:
-            return f"status {status} with {answer!r:.100}"
-        return "answered" if status < 400 else "refused"
+    def close(self) -> None:
+        self._runner.close()
+        self._classifier.close()
 
 
-KINDS = {"images": Images, "requests": Requests}
+class Judge(Protocol):
+    """Says ``answered``, ``refused``, or what is wrong with what a number stands for."""
+
+    def judge(self, number: int) -> str: ...
+
+    def close(self) -> None: ...
 
 
-def main(kind: str, first: int, last: int) -> None:
+def main(kinds: Mapping[str, Callable[[Path], Judge]], kind: str, first: str, last: str) -> None:
     """Judge what the numbers from ``first`` to ``last`` stand for."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))
     logging.disable()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
-        judge = KINDS[kind](Path(folder))
-        judge.judge(first)
-        judge.judge(first + 1)
+        judge = kinds[kind](Path(folder))
+        for number in range(100):
+            judge.judge(number)
         files, memory = open_files(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for number in range(first, last):
+        for number in range(int(first), int(last)):
             print(f"{number}\t", end="", flush=True)
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             print(json.dumps(judge.judge(number)), flush=True)
@@ -542,4 +400,4 @@ def open_files() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main({"images": Images, "calls": Calls}, *sys.argv[1:])
