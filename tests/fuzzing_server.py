@@ -1,4 +1,4 @@
-"""Requests to the server, over HTTP and gRPC, that are damaged in every way we could think of, and what becomes of them.
+"""Requests to the server that are damaged in every way we could think of, and a judge of what becomes of them.
 
 ``python tests/fuzzing_server.py http 0 20000`` and ``python tests/fuzzing_server.py grpc 0 20000`` print a line before
 and after each, so that what dies or hangs is known by its number, which decides all of it.
@@ -25,6 +25,7 @@ from typing import Any
 import grpc
 import numpy as np
 from fuzzing import SECONDS, main, make_seeds, mutate
+from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from mutations import BYTES, NAMES, VALUES, Random, pick, places
@@ -40,31 +41,38 @@ from tnn_runtime.server.running import ServeOptions, grpc_server
 FIXTURES = Path(__file__).parent / "fixtures"
 MOST = 1 << 16
 TOKEN = "a-b.c"
-HEADER_LENGTH = "Inference-Header-Content-Length"
+HEADER_LENGTH = "inference-header-content-length"
 
-WORDS: list[Any] = [*OUTPUTS, "images", "files", "UINT8", "BYTES", "FP32", "p", "1", "2", "3", "id", "\n", "ü", "a" * 5000]
-WORDS += ["classification", "binary_data", "binary_data_size", "binary_data_output", "top_k", "timeout", "priority"]
-NUMBERS: list[Any] = [0, 1, 2, 3, 4, 5, 8, 64, 192, 255, 256, 300, -1, 1.5, 1e400, 1 << 20, 1 << 31, (1 << 31) - 1, 1 << 62]
+
+def words(text: str | bytes) -> list[Any]:
+    """Return what has spaces between it, in fewer lines than lists take."""
+    return text.split()
+
+
+WORDS = [*OUTPUTS, *words("images files UINT8 BYTES FP32 p 1 2 3 id classification binary_data priority")]
+WORDS += [*words("binary_data_size binary_data_output top_k timeout"), "", "\n", "ü", "a" * 5000]
+NUMBERS: list[Any] = [*range(6), 8, 64, 192, 255, 256, 300, -1, 1.5, 1e400]
+NUMBERS += [1 << 20, 1 << 31, (1 << 31) - 1, 1 << 62]
 STRANGE: list[Any] = [*VALUES, *NAMES, *WORDS, *NUMBERS, [1, 8, 8, 3], [2], [2, 1], [-1, 8, 8, 3], [0], [1 << 31] * 4]
 
-METHODS = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "", "post", "\0", "BREW"]
-PATHS = ["", "/", "*", "//predict", "/predict/", "/predict/../metrics", "/\0", "/\ud800", "/" + "a" * 5000, "/v2/", "/v3"]
-PATHS += ["/v2/models", "/v2/models/", "/v2/models//infer", "/v2/models/q/infer", "/v2/models/p/versions/0", "/предикт"]
-PATHS += ["/v2/models/p/versions/" + "9" * 5000, "/v2/models/p/versions/1/infer/", "/v2/repository/models/q/load"]
-GETS = ["/", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/v2/models/p/versions/2"]
-GETS += [f"/v2/models/p{more}" for more in ("", "/ready", "/config", "/stats", "/versions/1/stats", "/versions/1/ready")]
+METHODS = [*words("GET HEAD PUT DELETE OPTIONS PATCH TRACE post BREW"), "", "\0"]
+PATHS = [*words("/ * //predict /predict/ /predict/../metrics /v2/ /v3 /v2/models /v2/models/ /v2/models//infer")]
+PATHS += [*words("/v2/models/q/infer /v2/models/p/versions/0 /v2/models/p/versions/1/infer/ /предикт"), "", "/\0"]
+PATHS += ["/v2/repository/models/q/load", "/\ud800", "/" + "a" * 5000, "/v2/models/p/versions/" + "9" * 5000]
+GETS = [*words("/ /metrics /v2 /v2/health/live /v2/health/ready /v2/models/stats /v2/models/p /v2/models/p/ready")]
+GETS += [f"/v2/models/p/{rest}" for rest in words("config stats versions/2 versions/1/stats versions/1/ready")]
 POSTS = ["/v2/repository/index", "/v2/repository/models/p/load", "/v2/repository/models/p/unload"]
 INFER = ["/v2/models/p/infer", "/v2/models/p/versions/1/infer", "/v2/models/p/versions/2/infer"]
-QUERIES = [b"", b"top_k=0", b"top_k=-5", b"top_k=1e9", b"top_k=" + b"9" * 5000, b"top_k=", b"top_k=1&top_k=2", b"top_k=2.0"]
-QUERIES += [b"explain=1", b"explain=maybe", b"explain=true&top_k=1001", b"top_k[]=1", b"top_k=%00", b"top_k=%ff%fe", b"%"]
-QUERIES += [b"&&&&=", b"\xff\xfe=\x00", b"a=1&" * 5000, b"model=q", b"model=p&version=3", b"version=%ED%A0%80", b"reject=1"]
-QUERIES += [b"against=dog", b"against=fox", b"name=%3Cscript%3E", b"name=" + b"%f0%9f%98%80" * 500, b"explain=true&reject=true"]
-HEADERS = [b"content-type", b"accept", b"expect", b"transfer-encoding", b"cookie", b"host", b"origin", b"range", b""]
-HEADERS += [b"content-length", b"content-encoding", b"accept-encoding", b"authorization", HEADER_LENGTH.lower().encode()]
-HEADER_VALUES = [b"", b"0", b"-1", b"-5", b"abc", b"1e9", b"1", b"00", b"9" * 40, b"9" * 5000, b"image/png", b"\xb2", b"\0"]
-HEADER_VALUES += [b"multipart/form-data; boundary=x", b"multipart/", b"application/json", b"\xff\xfe", b"a" * 10_000]
-HEADER_VALUES += [b"gzip", b"deflate", b"GZIP ", b"x-gzip", b"br", b"gzip, deflate", b"identity", b"gzip;q=0", b"[", b"a:b"]
-HEADER_VALUES += [b"100-continue", b";;=", b"Bearer", b"Bearer " + TOKEN.encode(), b"bearer \xe9", b"text/html; charset=x"]
+QUERIES = [*words(b"top_k=0 top_k=-5 top_k=1e9 top_k= top_k=1&top_k=2 top_k=2.0 explain=1 explain=maybe top_k[]=1")]
+QUERIES += [*words(b"explain=true&top_k=1001 top_k=%00 top_k=%ff%fe % &&&&= model=q model=p&version=3 reject=1")]
+QUERIES += [*words(b"version=%ED%A0%80 against=dog against=fox name=%3Cscript%3E explain=true&reject=true")]
+QUERIES += [b"", b"\xff\xfe=\x00", b"a=1&" * 5000, b"top_k=" + b"9" * 5000, b"name=" + b"%f0%9f%98%80" * 500]
+HEADERS = [*words(b"content-type accept expect transfer-encoding cookie host origin range content-length"), b""]
+HEADERS += [*words(b"content-encoding accept-encoding authorization inference-header-content-length")]
+HEADER_VALUES = [*words(b"0 -1 -5 abc 1e9 1 00 image/png multipart/ application/json gzip deflate x-gzip br identity")]
+HEADER_VALUES += [*words(b"gzip;q=0 [ a:b 100-continue ;;= Bearer"), b"", b"\xb2", b"\0", b"\xff\xfe", b"GZIP "]
+HEADER_VALUES += [b"9" * 40, b"9" * 5000, b"a" * 10_000, b"gzip, deflate", b"bearer \xe9", b"Bearer " + TOKEN.encode()]
+HEADER_VALUES += [b"multipart/form-data; boundary=x", b"text/html; charset=x"]
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 413, 415, 503}
 GONE = 499
 CODES = {"INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"}
@@ -141,7 +149,8 @@ def some_request(random: Random, files: list[bytes]) -> tuple[dict[str, Any], by
             if one["name"] in ("logits", "probabilities") and often(random, 0.3):
                 one.setdefault("parameters", {})["classification"] = int(random.integers(0, 4))
     if often(random, 0.3):
-        told["parameters"] = pick(random, [{"top_k": 1}, {"timeout": 10**8}, {"binary_data_output": True}, {"timeout": 1}])
+        parameters = [{"top_k": 1}, {"timeout": 10**8}, {"timeout": 1}, {"binary_data_output": True}]
+        told["parameters"] = pick(random, parameters)
     return told, raw if binary else b""
 
 
@@ -187,7 +196,7 @@ def edit_text(text: bytes, random: Random) -> bytes:
 
 
 def some_asked(random: Random, images: dict[str, list[bytes]]) -> Asked:
-    """Return a request, each part of which is sound as often as not, so that what is wrong with others comes to light."""
+    """Return a request, whose parts are sound as often as not, so that what is wrong with others comes to light."""
     files = [file for kind in ("jpeg", "png") for file in images[kind]]
     file = mutate(images, random) if often(random, 0.3) else pick(random, files)
     kind = int(random.integers(10))
@@ -202,20 +211,22 @@ def some_asked(random: Random, images: dict[str, list[bytes]]) -> Asked:
         if binary and often(random, 0.2):
             binary = pick(random, [binary[:-1], binary[1:], binary + b"\0", pick(random, BYTES)(binary, random)])
         asked.body = head + binary
-        length = len(head) if often(random, 0.9) else pick(random, [0, 1, len(head) - 1, len(head) + 1, len(asked.body)])
+        wrong = [0, 1, len(head) - 1, len(head) + 1, len(asked.body)]
+        length = len(head) if often(random, 0.9) else pick(random, wrong)
         if binary or often(random, 0.2):
-            asked.headers.append((HEADER_LENGTH.lower().encode(), str(length).encode()))
+            asked.headers.append((HEADER_LENGTH.encode(), str(length).encode()))
         if length != len(head):
             asked.told = None
     elif kind == 5:
-        asked = Asked(path=pick(random, INFER), headers=[(HEADER_LENGTH.lower().encode(), b"0")], body=file)
+        asked = Asked(path=pick(random, INFER), headers=[(HEADER_LENGTH.encode(), b"0")], body=file)
     elif kind < 8:
         asked = Asked(path=pick(random, ["/predict", "/predict", "/explain"]), body=file)
         asked.query = pick(random, [b"", b"top_k=1", b"explain=true", b"version=1", *QUERIES])
     elif kind == 8:
         asked = Asked("GET", pick(random, GETS))
     else:
-        asked = Asked(path=pick(random, POSTS), body=pick(random, [b"", b"{}", b'{"ready": true}', b'{"ready": 1}', file]))
+        bodies = [b"", b"{}", b'{"ready": true}', b'{"ready": 1}', file]
+        asked = Asked(path=pick(random, POSTS), body=pick(random, bodies))
     spoil(asked, random)
     return asked
 
@@ -223,7 +234,8 @@ def some_asked(random: Random, images: dict[str, list[bytes]]) -> Asked:
 def spoil(asked: Asked, random: Random) -> None:
     """Compress a request, and damage what is around its body."""
     if often(random, 0.2):
-        name, compress = pick(random, [(b"gzip", gzip.compress), (b"deflate", zlib.compress), (b"x-gzip", gzip.compress)])
+        ways = [(b"gzip", gzip.compress), (b"deflate", zlib.compress), (b"x-gzip", gzip.compress)]
+        name, compress = pick(random, ways)
         asked.body = compress(asked.body)
         asked.headers.append((b"content-encoding", name if often(random, 0.9) else pick(random, HEADER_VALUES)))
         if often(random, 0.3):
@@ -234,7 +246,8 @@ def spoil(asked: Asked, random: Random) -> None:
     elif often(random, 0.02):
         asked.body, asked.told = bytes(2 * MOST), None
     if often(random, 0.2):
-        asked.headers += [(pick(random, HEADERS), pick(random, HEADER_VALUES)) for _ in range(int(random.integers(1, 4)))]
+        count = int(random.integers(1, 4))
+        asked.headers += [(pick(random, HEADERS), pick(random, HEADER_VALUES)) for _ in range(count)]
         random.shuffle(asked.headers)
         asked.told = None
     if often(random, 0.05):
@@ -328,7 +341,7 @@ class Http:
             return "" if set(json.loads(body)) == {"error"} and is_line(told) else f"the error {told!r:.100}"
         if asked.told is None or asked.method != "POST":
             return ""
-        length = headers.get(HEADER_LENGTH.lower())
+        length = headers.get(HEADER_LENGTH)
         answer = json.loads(body if length is None else body[: int(length)])
         binary = 0 if length is None else len(body) - int(length)
         shapes = {one["name"]: one["shape"] for one in answer["outputs"]}
@@ -369,8 +382,6 @@ PLAIN: dict[str, list[Any]] = {
 
 def plain(kind: int, random: Random) -> Any:
     """Return a value for a field of a type."""
-    from google.protobuf.descriptor import FieldDescriptor as Field
-
     names = {Field.TYPE_BOOL: "bool", Field.TYPE_STRING: "str", Field.TYPE_BYTES: "bytes"}
     names |= dict.fromkeys([Field.TYPE_FLOAT, Field.TYPE_DOUBLE], "float")
     name = names.get(kind, "int")

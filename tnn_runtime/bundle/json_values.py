@@ -72,11 +72,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the known name that is most like ``name``, or nothing if none is."""
-    close = difflib.get_close_matches(str(name), [str(item) for item in known], 1)
+    close = difflib.get_close_matches(str(name)[:_LONGEST], [str(item) for item in known], 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 _HUGE = 1e300
+_LONGEST = 100
 
 
 def _printable(text: str) -> str:

@@ -11,12 +11,11 @@ from starlette.requests import Request
 
 from tnn_runtime.errors import ResourcesExhausted
 from tnn_runtime.options import shown
+from tnn_runtime.server.requests import LARGE, byte_count
 from tnn_runtime.server.statuses import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedBody
+from tnn_runtime.server.web import header
 
-__all__ = ["LARGE", "Bodies"]
-
-LARGE = 1 << 16
-"""A body of more bytes is not worked on in the event loop, which others wait for."""
+__all__ = ["Bodies"]
 
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """How bodies may be compressed, with the ``wbits`` of `zlib`."""
@@ -52,13 +51,13 @@ class Bodies:
             ResourcesExhausted: If too many bodies are held already.
             ClientDisconnect: If the connection is lost.
         """
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        encoding = (header(request, "content-encoding") or "identity").strip().lower()
         if encoding not in {"identity", *_ENCODINGS}:
             raise UnsupportedBody(
                 f"the body has the encoding {shown(encoding)}; expected none, or one of {', '.join(_ENCODINGS)}"
             )
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        declared = byte_count(request.headers.get("content-length", ""))
+        if declared is not None and declared > self._max_bytes:
             raise self._too_large(f"{declared} bytes")
         held: list[int] = []
         try:

@@ -9,29 +9,31 @@ grpc.aio. Messages and stubs are those of ``tritonclient``.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tnn_runtime.errors import ResourcesExhausted, TnnError, UsageError
 from tnn_runtime.installation import install_command
 from tnn_runtime.server.models import Model, Models, server_metadata
-from tnn_runtime.server.requests import Given, Images, InferRequest, read_request
-from tnn_runtime.server.statuses import BadRequest, Status, status_of
+from tnn_runtime.server.requests import LARGE, Given, Images, InferRequest, read_request
+from tnn_runtime.server.statuses import BadRequest, Status, status_of, told
 from tnn_runtime.server.tensors import bytes_as_given, bytes_from_raw, pixels_from_json, pixels_from_raw
 from tnn_runtime.server.tokens import check_token
-from tnn_runtime.text import one_line
 
 try:
     import grpc
     from google.protobuf import json_format
+    from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 except ImportError as error:
     raise UsageError(f"serving over gRPC needs more packages ({error}); run: {install_command('serve')}") from error
 
-__all__ = ["GrpcApi", "Servicer", "refusal"]
+__all__ = ["GrpcApi", "Reading", "Servicer", "refusal"]
 
 _LOG = logging.getLogger(__name__)
 _OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
@@ -103,7 +105,8 @@ class GrpcApi:
             timeout_s: Seconds that are left until the deadline of the call; ``None`` for as long as it takes.
         """
         model = self._models.get(request.model_name, request.model_version)
-        asked = _parsed(request, timeout_s)
+        large = request.ByteSize() > LARGE
+        asked = await asyncio.to_thread(_parsed, request, timeout_s) if large else _parsed(request, timeout_s)
         answer = service_pb2.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request.id)
         for tensor, _ in await model.infer(asked):
             answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.values.shape)
@@ -135,10 +138,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         await self._check_token(context)
         async for request in requests:
             try:
-                yield service_pb2.ModelStreamInferResponse(infer_response=await self._api.ModelInfer(request))
+                answer = await self._api.ModelInfer(_read(request))
+                yield service_pb2.ModelStreamInferResponse(infer_response=answer)
             except Exception as error:
                 _, message = refusal(error)
-                answer = service_pb2.ModelInferResponse(id=request.id)
+                answer = service_pb2.ModelInferResponse(id=getattr(request, "id", ""))
                 yield service_pb2.ModelStreamInferResponse(error_message=message, infer_response=answer)
 
     def _answering(self, name: str, call: Callable[..., Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -147,7 +151,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 await self._check_token(context)
             options = {"timeout_s": context.time_remaining()} if name == "ModelInfer" else {}
             try:
-                return await call(request, **options)
+                return await call(_read(request), **options)
             except Exception as error:
                 await _abort(context, error)
 
@@ -160,12 +164,40 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             await _abort(context, error)
 
 
+class Reading(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Hands messages that cannot be read on to `Servicer`, which refuses them; grpc.aio would take them for its own."""
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
+        """Return what answers a call."""
+        found = await continuation(call)
+        if found is None:
+            return None
+        streams = found.request_streaming
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        read = partial(_message_or_error, found.request_deserializer)
+        return make(found.stream_stream if streams else found.unary_unary, read, found.response_serializer)
+
+
+def _message_or_error(read: Callable[[bytes], Any], content: bytes) -> Any:
+    try:
+        return read(content)
+    except DecodeError:
+        return BadRequest("the message cannot be read; send one of the type that the service has for this call")
+
+
+def _read(message: Any) -> Any:
+    """Return a message, or raise what is there in its place."""
+    if isinstance(message, BadRequest):
+        raise message
+    return message
+
+
 def refusal(error: Exception) -> tuple[Status, str]:
     """Return the status and the message that a call with this error gets; what nobody foresaw is logged."""
     if isinstance(error, MemoryError):
         error = ResourcesExhausted("this server has no memory left for the request; send it again later")
     if isinstance(error, TnnError):
-        return status_of(error), one_line(str(error))
+        return status_of(error), told(error)
     _LOG.error("a call failed", exc_info=error)
     return status_of(TnnError()), "the server failed; its log tells why"
 

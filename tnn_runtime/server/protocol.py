@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from tnn_runtime.server.bodies import LARGE, Bodies
+from tnn_runtime.server.bodies import Bodies
 from tnn_runtime.server.models import Model, Models, server_metadata
-from tnn_runtime.server.requests import HEADER_LENGTH, InferRequest, parse_request, read_options
+from tnn_runtime.server.requests import HEADER_LENGTH, LARGE, InferRequest, parse_request, read_options
 from tnn_runtime.server.responses import response_body
-from tnn_runtime.server.web import Endpoint, json_response, route, unless_gone
+from tnn_runtime.server.web import Endpoint, header, json_response, route, unless_gone
 
 __all__ = ["protocol_routes"]
 
@@ -57,7 +57,7 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
     async def infer(request: Request) -> Response:
         found = model(request)
         async with bodies.reading(request) as body:
-            asked = await _parsed(body, request.headers.get(HEADER_LENGTH))
+            asked = await _parsed(body, header(request, HEADER_LENGTH))
             outputs = await unless_gone(request, found.infer(asked))
         answer = response_body(found.name, str(found.version), asked.id, outputs)
         if answer.header_length is None:
@@ -97,8 +97,7 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
 
 
 async def _parsed(body: bytes, header_length: str | None) -> InferRequest:
-    """Return the request that a body holds; large JSON is read in a thread."""
-    json_length = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else 0
-    if json_length > LARGE:
+    """Return the request that a body holds; a large one is read in a thread."""
+    if len(body) > LARGE:
         return await asyncio.to_thread(parse_request, body, header_length)
     return parse_request(body, header_length)

@@ -20,10 +20,12 @@ from tnn_runtime.server.tensors import bytes_from_json, bytes_from_raw, pixels_f
 __all__ = [
     "HEADER_LENGTH",
     "INPUTS",
+    "LARGE",
     "Given",
     "Images",
     "InferRequest",
     "Wanted",
+    "byte_count",
     "parse_request",
     "read_options",
     "read_request",
@@ -31,6 +33,9 @@ __all__ = [
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON; the others are binary data."""
+
+LARGE = 1 << 16
+"""A request of more bytes is not worked on in the event loop, which others wait for."""
 
 INPUTS = {"images": "UINT8", "files": "BYTES"}
 """The inputs, one of which a request has, and their datatypes."""
@@ -151,12 +156,18 @@ def read_options(body: bytes, known: Iterable[str]) -> Mapping[str, Any]:
     return {name: _boolean(name, value) for name, value in options.items()}
 
 
+def byte_count(text: str) -> int | None:
+    """Return how many bytes a header tells; ``None`` if it tells none, or more than there are anywhere."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
 def _header_length(text: str, size: int) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text) or int(text) > size:
+    length = byte_count(text)
+    if length is None or length > size:
         raise BadRequest(
             f"{HEADER_LENGTH} is {shown(text)}; expected how many of the {size} bytes of the body are JSON"
         )
-    return int(text)
+    return length
 
 
 def _json(text: bytes) -> Any:
@@ -217,7 +228,7 @@ def _wanted(value: Any, binary: bool) -> Wanted:
     if not isinstance(name, str):
         raise BadRequest(f"the name of an output is {shown(name)}; expected a string")
     parameters = _object(
-        f"parameters of output {name!r}", found.get("parameters", {}), {"binary_data", "classification"}
+        f"parameters of output {shown(name)}", found.get("parameters", {}), {"binary_data", "classification"}
     )
     return Wanted(
         name,
@@ -227,9 +238,11 @@ def _wanted(value: Any, binary: bool) -> Wanted:
 
 
 def _refuse_twice(where: str, names: list[str]) -> None:
+    seen: set[str] = set()
     for name in names:
-        if names.count(name) > 1:
-            raise BadRequest(f"{where} has {name!r} more than once; name each once")
+        if name in seen:
+            raise BadRequest(f"{where} has {shown(name)} more than once; name each once")
+        seen.add(name)
 
 
 def _given(found: Mapping[str, Any]) -> Given:

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.grpc import GrpcApi, Servicer
+from tnn_runtime.server.grpc import GrpcApi, Reading, Servicer
 from tnn_runtime.server.http import HttpOptions, http_app
 from tnn_runtime.server.models import Models
 
@@ -220,11 +220,12 @@ def grpc_server(
         UsageError: If it cannot listen.
     """
     server = grpc.aio.server(
+        interceptors=[Reading()],
         options=[
             ("grpc.so_reuseport", int(shared)),
             ("grpc.max_receive_message_length", options.http.max_body_bytes),
             ("grpc.max_send_message_length", -1),
-        ]
+        ],
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(GrpcApi(models), options.http.token), server)
     if address is None:

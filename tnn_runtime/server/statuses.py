@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tnn_runtime.errors import InputError, NotAnswered, TnnError, UsageError
+from tnn_runtime.text import one_line
 
 __all__ = [
     "BadRequest",
@@ -16,7 +17,10 @@ __all__ = [
     "UnsupportedBody",
     "WrongToken",
     "status_of",
+    "told",
 ]
+
+_LONGEST = 500
 
 
 class BadRequest(UsageError):
@@ -91,3 +95,9 @@ _STATUSES: dict[type[TnnError], Status] = {
 def status_of(error: TnnError) -> Status:
     """Return the status that a request with this error gets."""
     return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)
+
+
+def told(error: object) -> str:
+    """Return what a client is told of an error: one line, short enough for a trailer of gRPC."""
+    text = str(error)
+    return one_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

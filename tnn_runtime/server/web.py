@@ -14,10 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tnn_runtime.errors import ResourcesExhausted, TnnError
-from tnn_runtime.server.statuses import RequestTimeout, WrongToken, status_of
+from tnn_runtime.server.statuses import RequestTimeout, WrongToken, status_of, told
 from tnn_runtime.server.tokens import check_token
 
-__all__ = ["Endpoint", "json_response", "refuse_path", "route", "unless_gone"]
+__all__ = ["Endpoint", "header", "json_response", "refuse_path", "route", "unless_gone"]
 
 _LOG = logging.getLogger(__name__)
 _RETRY_AFTER_S = "1"
@@ -25,6 +25,11 @@ _GONE = 499
 
 T = TypeVar("T")
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+def header(request: Request, name: str) -> str | None:
+    """Return what a request has as a header, all of it if it has several of the name; ``None`` for nothing."""
+    return ", ".join(request.headers.getlist(name)) or None
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -53,7 +58,7 @@ def route(path: str, endpoint: Endpoint, methods: Iterable[str] = ("GET",), toke
         except MemoryError:
             return _refusal(ResourcesExhausted("this server has no memory left for the request; send it again later"))
         except Exception:
-            _LOG.exception("%s %s failed", request.method, request.url.path)
+            _LOG.exception("%s failed", _asked(request))
             return json_response({"error": "the server failed; its log tells why"}, 500)
 
     return Route(path, answer, methods=list(methods))
@@ -79,8 +84,13 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def refuse_path(request: Request, error: Exception) -> Response:
     """Answer a request for what is not there."""
     assert isinstance(error, HTTPException)
-    told = f"{request.method} {request.url.path}: {error.detail}"
-    return json_response({"error": told}, error.status_code, dict(error.headers or {}))
+    text = f"{_asked(request)}: {error.detail}"
+    return json_response({"error": text}, error.status_code, dict(error.headers or {}))
+
+
+def _asked(request: Request) -> str:
+    """Return the method and the path; the URL of a request cannot be had if it holds bytes that are no text."""
+    return told(f"{request.method} {request.scope['path']}")
 
 
 async def _disconnected(request: Request) -> None:
@@ -97,4 +107,4 @@ def _refusal(error: TnnError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
-    return json_response({"error": str(error)}, status, headers)
+    return json_response({"error": told(error)}, status, headers)
