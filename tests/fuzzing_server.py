@@ -67,7 +67,10 @@ QUERIES = [*words(b"top_k=0 top_k=-5 top_k=1e9 top_k= top_k=1&top_k=2 top_k=2.0 
 QUERIES += [*words(b"explain=true&top_k=1001 top_k=%00 top_k=%ff%fe % &&&&= model=q model=p&version=3 reject=1")]
 QUERIES += [*words(b"version=%ED%A0%80 against=dog against=fox name=%3Cscript%3E explain=true&reject=true")]
 QUERIES += [b"", b"\xff\xfe=\x00", b"a=1&" * 5000, b"top_k=" + b"9" * 5000, b"name=" + b"%f0%9f%98%80" * 500]
-HEADERS = [*words(b"content-type accept expect transfer-encoding cookie host origin range content-length"), b""]
+HEADERS = [
+    *words(b"content-type accept expect transfer-encoding cookie host origin range content-length x-forwarded-for"),
+    b"",
+]
 HEADERS += [*words(b"content-encoding accept-encoding authorization inference-header-content-length")]
 HEADER_VALUES = [*words(b"0 -1 -5 abc 1e9 1 00 image/png multipart/ application/json gzip deflate x-gzip br identity")]
 HEADER_VALUES += [*words(b"gzip;q=0 [ a:b 100-continue ;;= Bearer"), b"", b"\xb2", b"\0", b"\xff\xfe", b"GZIP "]

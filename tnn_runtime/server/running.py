@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import resource
 import signal
@@ -167,6 +168,7 @@ def _http_server(models: Models, options: ServeOptions) -> uvicorn.Server:
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # it warns of each client that sends no HTTP
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,
@@ -189,7 +191,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which nothing comes for a while; uvicorn does so only where something came before."""
+    """Also closes connections on which nothing has come yet, and refuses what is no HTTP as all other requests."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -199,6 +201,22 @@ class _Protocol(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; if it is the body of a request, the work for that request ends."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": "got what is no HTTP/1.1; this connection is closed"}).encode()
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _wait(self) -> None:
         self._unset_keepalive_if_required()
