@@ -207,14 +207,16 @@ class _Protocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        is_begun = self.conn.our_state is h11.SEND_RESPONSE
+        if is_begun or self.conn.our_state is h11.IDLE:
             body = json.dumps({"error": "got what is no HTTP/1.1; this connection is closed"}).encode()
             headers = [
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(body))),
                 ("Connection", "close"),
             ]
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(body), h11.EndOfMessage()):
+            data = b"" if is_begun and self.scope["method"] == "HEAD" else body
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
 
