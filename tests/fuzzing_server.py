@@ -498,7 +498,7 @@ class Grpc:
                     return f"{wrong} for {where}" if wrong else "answered"
                 found = await self._channel.unary_unary(path)(sent[0])
         except grpc.aio.AioRpcError as error:
-            if error.code().name in CODES and is_line(error.details() or ""):
+            if error.code().name in CODES and is_line(error.details()) and "Unexpected" not in error.details():
                 return "refused"
             return f"{error.code().name} {error.details()!r:.300} for {where}"
         except TimeoutError:

@@ -129,9 +129,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, api: GrpcApi, token: str | None = None) -> None:
         self._api = api
         self._token = token
-        for name in vars(GrpcApi):
-            if not name.startswith("_"):
-                setattr(self, name, self._answering(name, getattr(api, name)))
+        for name in vars(service_pb2_grpc.GRPCInferenceServiceServicer):
+            if not name.startswith("_") and name not in vars(Servicer):
+                call = getattr(api, name, None)
+                setattr(self, name, _refuse if call is None else self._answering(name, call))
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """Answer one request after another; an error is the answer to its request, and the stream goes on."""
@@ -200,6 +201,12 @@ def refusal(error: Exception) -> tuple[Status, str]:
         return status_of(error), told(error)
     _LOG.error("a call failed", exc_info=error)
     return status_of(TnnError()), "the server failed; its log tells why"
+
+
+async def _refuse(request: Any, context: Any) -> None:
+    """Answer a call that Triton has and this server does not."""
+    message = "this server has no shared memory, and no settings of traces and logs"
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
 
 
 async def _abort(context: Any, error: Exception) -> None:
