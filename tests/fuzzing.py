@@ -388,7 +388,8 @@ def main(kinds: Mapping[str, Callable[[Path], Judge]], kind: str, first: str, la
             faulthandler.cancel_dump_traceback_later()
         left = open_files() - files
         judge.close()
-    threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = (thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
+    threads = [name for name in others if "_poll_wrapper" not in name]  # that of grpc, which stays
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) >> 10
     print(json.dumps({"threads": threads, "files": left, "mib": grown}))
 

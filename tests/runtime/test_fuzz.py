@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import ModuleType
 
 import fuzzing
+import fuzzing_server
 import pytest
 
 pytest.importorskip("resource", reason="memory is limited by POSIX means")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), [("images", 10_000), ("requests", 5_000)])
-def test_whatever_comes_is_answered_or_refused(kind: str, count: int) -> None:
-    command = [sys.executable, fuzzing.__file__, kind, "0", str(count)]
+@pytest.mark.parametrize(
+    ("program", "kind", "count"),
+    [
+        (fuzzing, "images", 10_000),
+        (fuzzing, "calls", 2_500),
+        (fuzzing_server, "http", 1_500),
+        (fuzzing_server, "grpc", 1_000),
+    ],
+)
+def test_whatever_comes_is_answered_or_refused(program: ModuleType, kind: str, count: int) -> None:
+    command = [sys.executable, str(program.__file__), kind, "0", str(count)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace", timeout=1800)
     *lines, last = result.stdout.splitlines()
     assert result.returncode == 0, (last, result.stderr[-3000:])

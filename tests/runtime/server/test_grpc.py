@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from waiting import FOREVER
 
 from tnn_runtime import Classifier, DeadlineExceeded, Deployment, QueueFull
+from tnn_runtime.server import grpc as server_grpc
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.http import HttpOptions
 from tnn_runtime.server.models import Model, Models
@@ -167,3 +170,89 @@ def test_a_stream_goes_on_after_an_error(models: Models, pixels: np.ndarray[Any,
         return [f"{one.infer_response.id}: {one.error_message[:23]}" async for one in call]
 
     assert asked(models, ask) == ["0: ", "1: got the input 'image'; ", "2: "]
+
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+OFFERED = [name for name in SERVICE.methods_by_name if hasattr(server_grpc.GrpcApi, name)]
+NOT_OFFERED = [name for name in SERVICE.methods_by_name if name not in (*OFFERED, "ModelStreamInfer")]
+
+
+def sent(models: Models, name: str, content: bytes) -> tuple[str, str]:
+    """Return the status and the message that a call with these bytes gets."""
+
+    async def main() -> tuple[str, str]:
+        server, port = grpc_server(models, Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)), shared=False)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                await channel.unary_unary(f"/{SERVICE.full_name}/{name}")(content)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+        finally:
+            await server.stop(None)
+        return "OK", ""
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xff", b"\x0a\xff", b"\x0a\x01\xff"])
+def test_bytes_that_are_no_message_are_a_wrong_request(
+    models: Models, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for name in ("ModelReady", "ModelMetadata", "ModelInfer"):
+            status, told = sent(models, name, content)
+            assert (status, "the message cannot be read" in told) == ("INVALID_ARGUMENT", True)
+    assert not caplog.records
+
+
+def test_a_stream_goes_on_after_bytes_that_are_no_message(models: Models, pixels: np.ndarray[Any, Any]) -> None:
+    async def main() -> list[Any]:
+        server, port = grpc_server(models, Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)), shared=False)
+        await server.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.stream_stream(f"/{SERVICE.full_name}/ModelStreamInfer")
+                return [one async for one in call(iter([b"\xff\xff", message(pixels).SerializeToString()]))]
+        finally:
+            await server.stop(None)
+
+    answers = [service_pb2.ModelStreamInferResponse.FromString(one) for one in asyncio.run(main())]
+    assert [one.error_message[:27] for one in answers] == ["the message cannot be read;", ""]
+    assert answers[1].infer_response.outputs
+
+
+@pytest.mark.parametrize("name", NOT_OFFERED)
+def test_calls_that_the_server_does_not_have(models: Models, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        status, told = sent(models, name, b"")
+    assert (status, told) == ("UNIMPLEMENTED", "this server has no shared memory, and no settings of traces and logs")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("letter", ["a", "\n", "\N{GRINNING FACE}"])
+def test_errors_are_short_enough_for_a_trailer(models: Models, pixels: np.ndarray[Any, Any], letter: str) -> None:
+    request = message(pixels)
+    request.outputs.add(name=letter * 50_000).parameters["unknown"].bool_param = True
+    status, told = sent(models, "ModelInfer", request.SerializeToString())
+    assert (status, "parameters of output" in told, "\n" in told) == ("INVALID_ARGUMENT", True, False)
+    request = message(pixels)
+    request.parameters["reject" + letter * 50_000].bool_param = True
+    assert sent(models, "ModelInfer", request.SerializeToString())[0] == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_large_messages_are_not_read_in_the_event_loop(
+    models: Models, deployment: Deployment, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    read_request = server_grpc.read_request
+
+    def look(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return read_request(*arguments)
+
+    monkeypatch.setattr(server_grpc, "read_request", look)
+    request = message(np.zeros((count, *deployment.info["input_shape"]), np.uint8))
+    assert sent(models, "ModelInfer", request.SerializeToString())[0] == "OK"
+    assert [thread is threading.main_thread() for thread in threads] == [count == 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -15,8 +16,10 @@ from conftest import FIXTURES
 from waiting import FOREVER
 
 from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, Deployment, QueueFull, RunError
+from tnn_runtime.server import protocol
 from tnn_runtime.server.http import HttpOptions, http_app
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.requests import parse_request
 
 PREDICT, INFER = "/predict", "/v2/models/p/infer"
 MOST = 2000
@@ -190,6 +193,74 @@ def test_names_and_ids_of_any_text_are_told(models: Models) -> None:
     assert answer.status_code == 404
     answer = asked(models, lambda client: client.post(INFER, content=b'{"inputs": [], "id": "\\ud800"}'))
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 5000, "0" * 5000])
+def test_headers_with_more_digits_than_numbers_have(models: Models, digits: str) -> None:
+    length = {"Inference-Header-Content-Length": digits}
+    answer = asked(models, lambda client: client.post(INFER, content=b"{}", headers=length))
+    assert (answer.status_code, "expected how many of the 2 bytes" in answer.json()["error"]) == (400, True)
+    answer = asked(models, lambda client: client.post(INFER, content=b"{}", headers={"Content-Length": digits}))
+    assert (answer.status_code, "got no inputs" in answer.text or "inputs is None" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/gone", "/v2/", INFER])
+@pytest.mark.parametrize("query", [b"\xff\xfe=\x00", b"a=\xc3", b"\x80"])
+def test_queries_that_are_no_text_change_nothing(models: Models, path: str, query: bytes) -> None:
+    app = http_app(models)
+
+    async def main() -> httpx.Response:
+        async def asking(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "query_string": query}, receive, send)  # clients would change it
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(asking), base_url="http://server") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(main())
+    status, why = (405, "Method Not Allowed") if path == INFER else (404, "Not Found")
+    assert (answer.status_code, answer.json()) == (status, {"error": f"GET {path}: {why}"})
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 9000, "/%0Aa%0Db" + "%00" * 9000, "/v2/models/" + "%F0%9F%98%80" * 3000])
+def test_errors_are_one_short_line(models: Models, path: str) -> None:
+    answer = asked(models, lambda client: client.get(path))
+    told = answer.json()["error"]
+    assert (answer.status_code, len(told.splitlines()), told.isprintable()) == (404, 1, True)
+    assert len(told) < 2500
+
+
+@pytest.mark.parametrize("second", ["gzip", "identity", "br"])
+def test_encodings_in_several_headers_are_several_encodings(models: Models, second: str) -> None:
+    headers = [("Content-Encoding", "gzip"), ("Content-Encoding", second)]
+    answer = asked(models, lambda client: client.post(PREDICT, content=gzip.compress(b"a"), headers=headers))
+    assert (answer.status_code, f"the encoding 'gzip, {second}'" in answer.json()["error"]) == (415, True)
+
+
+@pytest.mark.parametrize(
+    ("head", "binary"),
+    [
+        (b'{"inputs": []}', b""),
+        (b'{"inputs": []}' + b" " * (1 << 16), b""),
+        (
+            b'{"inputs": [{"name": "files", "datatype": "BYTES", "shape": [20000], "parameters": '
+            b'{"binary_data_size": 80000}}]}',
+            bytes(80_000),
+        ),
+    ],
+)
+def test_large_bodies_are_not_read_in_the_event_loop(
+    models: Models, head: bytes, binary: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def look(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return parse_request(*arguments)
+
+    monkeypatch.setattr(protocol, "parse_request", look)
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    asked(models, lambda client: client.post(INFER, content=head + binary, headers=headers), HttpOptions())
+    assert [thread is threading.main_thread() for thread in threads] == [len(head + binary) < 1 << 16]
 
 
 def test_large_answers_are_compressed_for_those_who_take_it(models: Models, deployment: Deployment) -> None:

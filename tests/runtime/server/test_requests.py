@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tnn_runtime.server.requests import InferRequest, Wanted, parse_request
+from tnn_runtime.server.requests import InferRequest, Wanted, parse_request, read_request
 from tnn_runtime.server.statuses import BadRequest
 
 PIXELS = np.arange(2 * 2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 2, 3)
@@ -219,3 +220,34 @@ RAW = PIXELS.tobytes()
 def test_binary_data_that_does_not_fit_is_refused(given: tuple[bytes, str | None], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         parse_request(*given)
+
+
+def test_many_outputs_are_compared_once_each() -> None:
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str(self) == other
+
+    outputs = [{"name": Name(number)} for number in range(1000)]
+    given = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 1, 1], "data": [0]}
+    read_request({"inputs": [given], "outputs": outputs}, lambda found: [b"x"])
+    assert compared < 10_000
+    with pytest.raises(BadRequest, match="outputs has '7' more than once"):
+        read_request({"inputs": [given], "outputs": [*outputs, outputs[7]]}, lambda found: [b"x"])
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000_000, "inputs" + "s" * 5_000_000, "\ud800" * 5_000_000])
+def test_a_name_of_any_length_is_refused_in_little_memory(name: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadRequest, match="unknown name"):
+            read_request({name: 1}, lambda found: [b"x"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(name)

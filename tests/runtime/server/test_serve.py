@@ -81,13 +81,24 @@ class TestConnections:
                 one.close()
 
     @pytest.mark.parametrize(
-        "sent", [b"no HTTP\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000]
+        "sent",
+        [
+            b"no HTTP\r\n\r\n",
+            b"POST / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000,
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n",
+            b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcdef",
+            b"HEAD /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+        ],
     )
     def test_what_is_no_http_is_refused(self, served: Served, sent: bytes) -> None:
         host, port = served.http.rsplit(":", 1)
         with socket.create_connection((host, int(port)), FOREVER) as connection:
             connection.sendall(sent)
-            assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+            answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert body == b"" if sent.startswith(b"HEAD") else body.startswith(b'{"error": "got what is no HTTP/1.1')
 
     @pytest.mark.parametrize(
         ("method", "path", "status"), [("GET", "/v3", 404), ("GET", "/v2/", 404), ("PUT", "/v2", 405)]
