@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,26 +181,27 @@ def test_the_commands_of_serving_run(serving: Path) -> None:
     assert len(lines) == 6
 
 
-def test_the_service_of_serving_runs(serving: Path) -> None:
-    (serve,) = [line for line in shell_of_serving() if "uvicorn" in line]
-    (curl,) = [line for line in shell_of_serving() if line.startswith("curl")]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    serve = (
-        serve.split("#")[0].replace("TNN_BUNDLE=", "TNN_DEVICE=cpu TNN_BUNDLE=").replace(" uvicorn", " exec uvicorn")
-    )
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    server = subprocess.Popen(["bash", "-c", f"{serve} --port {port}"], cwd=serving, env=environment)
-    try:
-        command = curl.replace("8000", port).replace("curl ", "curl --fail --silent --retry 60 --retry-connrefused ")
-        answer = json.loads(
-            run("bash", "-c", command.replace("--retry 60", "--retry 60 --retry-delay 1"), cwd=serving).stdout
-        )
-    finally:
-        server.terminate()
-        server.wait(60)
-    assert len(answer["predictions"]) == len(answer["explanations"]) == 2
+ASKING = """
+import asyncio, httpx
+
+async def main():
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for path in ("/photos/", "/photos/v2/models/photos/ready", "/photos/metrics"):
+            print((await client.get(path)).status_code)
+        answer = await client.post("/photos/predict?top_k=1", content=open("photos/cat/0.png", "rb").read())
+        print(answer.json()["predictions"][0]["label"])
+
+asyncio.run(main())
+print(deployment.health.reason)
+"""
+
+
+def test_the_application_of_serving_runs(serving: Path) -> None:
+    program = python_of_serving("Mount(") + ASKING
+    *statuses, label, reason = run(sys.executable, "-c", program, cwd=serving).stdout.splitlines()
+    assert (statuses, label in ("cat", "dog")) == (["200"] * 3, True)
+    assert "is closed" in reason
 
 
 @pytest.mark.slow

@@ -8,29 +8,24 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from conftest import FIXTURES, draw_photos
 from PIL import Image
-from serving import Client, running
-from waiting import FOREVER, until
+from waiting import FOREVER
 
 from tnn_runtime import (
     Classifier,
     ClassifierClosed,
-    DeadlineExceeded,
     DeviceLost,
     InputError,
     QueueFull,
     RunError,
-    TnnError,
     UsageError,
 )
 
@@ -51,194 +46,6 @@ def folder(tmp_path: Path) -> Path:
     (photos / ".hidden").mkdir()
     (photos / ".hidden" / "x.png").touch()
     return photos
-
-
-@pytest.fixture
-def image(folder: Path) -> bytes:
-    return (folder / "cat" / "0.png").read_bytes()
-
-
-class TestService:
-    @pytest.fixture
-    def service(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-        monkeypatch.setenv("TNN_BUNDLE", str(BUNDLE))
-        monkeypatch.setenv("TNN_DEVICE", "cpu")
-        found = load("service", monkeypatch)
-        monkeypatch.setattr(found, "TIMEOUT_S", FOREVER)
-        return found
-
-    @pytest.fixture
-    def client(self, service: ModuleType) -> Iterator[Client]:
-        with running(service) as client:
-            yield client
-        assert service.app.state.classifier.health.reason == "this classifier is closed; load the bundle again"
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("tnn-")]
-
-    def test_it_answers_what_the_classifier_answers(self, client: Client, image: bytes) -> None:
-        with Classifier.load(BUNDLE, "cpu") as classifier:
-            (ranked,), ((explanation, *_),) = classifier.predict([image]), classifier.explain([image])
-        answer = client.post("/predict", content=image)
-        assert answer.status_code == 200
-        assert answer.json()["explanations"] is None
-        assert [best["label"] for best in answer.json()["predictions"]] == [best.label for best in ranked]
-        assert answer.json()["predictions"][0]["score"] == pytest.approx(ranked[0].score, rel=1e-5)
-        answer = client.post("/predict?top_k=1&explain=true", content=image)
-        (best,) = answer.json()["predictions"]
-        assert (best["label"], best["index"]) == (ranked[0].label, ranked[0].index)
-        assert best["score"] == pytest.approx(ranked[0].score, rel=1e-5)
-        (found,) = answer.json()["explanations"]
-        assert found["label"] == explanation.label
-        assert found["logit"] == pytest.approx(explanation.logit, rel=1e-4)
-        assert found["logit"] == pytest.approx(sum(part["sign"] * part["value"] for part in found["parts"]))
-        assert found["formula"] == "common - input_only - prototype_only + bias"
-        assert set(found["features"][0]) == {"index", "name", "parts"}
-
-    @pytest.mark.parametrize(
-        ("query", "body", "status", "message"),
-        [
-            ("", b"", 422, "the image is not an image that can be read (it has 0 bytes)"),
-            ("", b"no image", 422, "the image is not an image that can be read"),
-            ("?top_k=0", b"", 400, "top_k is 0; expected an integer of at least 1"),
-            ("?top_k=many", b"", 400, "query.top_k is 'many': Input should be a valid integer"),
-            ("?explain=perhaps", b"", 400, "valid boolean"),
-        ],
-    )
-    def test_bad_requests(self, client: Client, query: str, body: bytes, status: int, message: str) -> None:
-        answer = client.post(f"/predict{query}", content=body)
-        assert answer.status_code == status
-        assert message in answer.text
-        assert answer.json()["detail"]
-
-    def test_a_form_is_told_how_to_send_an_image(self, client: Client, image: bytes) -> None:
-        answer = client.post("/predict", files={"file": image})
-        assert answer.status_code == 415
-        assert "curl --data-binary" in answer.json()["detail"]
-
-    def test_a_large_body_is_not_read(
-        self, client: Client, service: ModuleType, image: bytes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(service, "MAX_BODY", len(image))
-        assert client.post("/predict", content=image).status_code == 200
-        read = 0
-
-        async def body() -> AsyncIterator[bytes]:
-            nonlocal read
-            for _ in range(1000):
-                read += 1
-                yield image
-
-        for content in (image + b"\0", body()):
-            answer = client.post("/predict", content=content)
-            assert answer.status_code == 413
-            assert f"got more than {len(image)} bytes" in answer.json()["detail"]
-        assert read < 5
-
-    @pytest.mark.parametrize(
-        ("error", "status"),
-        [
-            (InputError, 422),
-            (UsageError, 400),
-            (QueueFull, 503),
-            (DeadlineExceeded, 504),
-            (RunError, 503),
-            (DeviceLost, 503),
-            (ClassifierClosed, 503),
-        ],
-    )
-    def test_every_error_has_its_status(
-        self, client: Client, image: bytes, error: type[TnnError], status: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        async def fail(*arguments: object) -> None:
-            raise error("it failed; try something else")
-
-        monkeypatch.setattr(Classifier, "predict_async", fail)
-        answer = client.post("/predict", content=image)
-        assert answer.status_code == status
-        assert answer.json() == {
-            "code": error.code,
-            "detail": "it failed; try something else",
-            "retryable": status >= 503,
-            "index": None,
-        }
-        assert ("retry-after" in answer.headers) == (status == 503)
-
-    def test_health_and_metrics(self, client: Client, service: ModuleType, image: bytes) -> None:
-        assert client.get("/health/live").json() == {"live": True}
-        assert client.get("/health/ready").json() == {"ready": True, "reason": "", "waiting": 0, "open_requests": 0}
-        client.post("/predict", content=image)
-        metrics = client.get("/metrics")
-        assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
-        version = service.app.state.classifier.info["version"]
-        assert f'tnn_images_total{{model="bundle-v2",version="{version}"}} 1.0' in metrics.text
-        service.app.state.classifier.drain()
-        assert client.get("/health/live").status_code == 200
-        assert client.get("/health/ready").status_code == 503
-        assert "drains" in client.get("/health/ready").json()["reason"]
-        assert client.post("/predict", content=image).status_code == 503
-        assert f'tnn_ready{{model="bundle-v2",version="{version}"}} 0.0' in client.get("/metrics").text
-
-    def test_its_description_tells_of_the_body(self, client: Client) -> None:
-        described = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
-        assert "image/*" in described["requestBody"]["content"]
-        assert {parameter["name"] for parameter in described["parameters"]} == {"top_k", "explain"}
-
-
-SERVER = f"""
-import sys
-sys.path.insert(0, {str(EXAMPLES)!r})
-import service, uvicorn
-service.TIMEOUT_S = {FOREVER}
-uvicorn.main(["service:app", "--port", "0"])
-"""
-
-
-def test_the_service_answers_what_it_has_accepted_when_it_is_told_to_end(image: bytes) -> None:
-    environment = {**os.environ, "TNN_BUNDLE": str(BUNDLE), "TNN_DEVICE": "cpu"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert process.stderr is not None
-    connections: list[socket.socket] = []
-    watchdog = threading.Timer(FOREVER, process.kill)
-    watchdog.start()
-    try:
-        log: list[str] = []
-        while not (found := re.search(r"running on http://127\.0\.0\.1:(\d+)", log[-1] if log else "")):
-            log.append(process.stderr.readline())
-            assert log[-1], "".join(log)
-        address = ("127.0.0.1", int(found[1]))
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(image)}\r\nExpect: 100-continue\r\n\r\n"
-        for _ in range(12):
-            connections.append(socket.create_connection(address, FOREVER))
-            connections[-1].sendall(head.encode())
-        for connection in connections:
-            assert b"100 Continue" in connection.recv(1000)
-        process.send_signal(signal.SIGTERM)
-        until(lambda: not is_open(address))
-        for connection in connections:
-            connection.sendall(image)
-        for connection in connections:
-            answer = b"".join(iter(lambda connection=connection: connection.recv(10_000), b""))
-            assert answer.startswith(b"HTTP/1.1 200 OK"), answer
-            assert json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"][0]["label"] in ("cat", "dog")
-        rest = process.stderr.read()
-        assert "Application shutdown complete" in rest
-        assert "Traceback" not in rest
-        assert process.wait(FOREVER) in (0, -signal.SIGTERM)
-    finally:
-        watchdog.cancel()
-        for connection in connections:
-            connection.close()
-        process.kill()
-        process.communicate()
-
-
-def is_open(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, FOREVER).close()
-    except ConnectionError:
-        return False
-    return True
 
 
 class TestFolder:
