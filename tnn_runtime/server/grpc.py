@@ -21,7 +21,7 @@ from tnn_runtime.errors import ResourcesExhausted, TnnError, UsageError
 from tnn_runtime.installation import install_command
 from tnn_runtime.server.models import Model, Models, server_metadata
 from tnn_runtime.server.requests import LARGE, Given, Images, InferRequest, read_request
-from tnn_runtime.server.statuses import BadRequest, Status, status_of, told
+from tnn_runtime.server.statuses import BadRequest, Status, message_of, status_of
 from tnn_runtime.server.tensors import bytes_as_given, bytes_from_raw, pixels_from_json, pixels_from_raw
 from tnn_runtime.server.tokens import check_token
 
@@ -198,7 +198,7 @@ def refusal(error: Exception) -> tuple[Status, str]:
     if isinstance(error, MemoryError):
         error = ResourcesExhausted("this server has no memory left for the request; send it again later")
     if isinstance(error, TnnError):
-        return status_of(error), told(error)
+        return status_of(error), message_of(error)
     _LOG.error("a call failed", exc_info=error)
     return status_of(TnnError()), "the server failed; its log tells why"
 

@@ -210,13 +210,10 @@ class _Protocol(H11Protocol):
         is_begun = self.conn.our_state is h11.SEND_RESPONSE
         if is_begun or self.conn.our_state is h11.IDLE:
             body = json.dumps({"error": "got what is no HTTP/1.1; this connection is closed"}).encode()
-            headers = [
-                ("Content-Type", "application/json"),
-                ("Content-Length", str(len(body))),
-                ("Connection", "close"),
-            ]
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
             data = b"" if is_begun and self.scope["method"] == "HEAD" else body
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data), h11.EndOfMessage()):
+            begin = h11.Response(status_code=400, headers=list(headers.items()))
+            for event in (begin, h11.Data(data), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event))
         self.transport.close()
 

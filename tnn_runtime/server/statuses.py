@@ -16,8 +16,8 @@ __all__ = [
     "UnknownModel",
     "UnsupportedBody",
     "WrongToken",
+    "message_of",
     "status_of",
-    "told",
 ]
 
 _LONGEST = 500
@@ -97,7 +97,7 @@ def status_of(error: TnnError) -> Status:
     return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)
 
 
-def told(error: object) -> str:
+def message_of(error: object) -> str:
     """Return what a client is told of an error: one line, short enough for a trailer of gRPC."""
     text = str(error)
     return one_line(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")

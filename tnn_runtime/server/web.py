@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tnn_runtime.errors import ResourcesExhausted, TnnError
-from tnn_runtime.server.statuses import RequestTimeout, WrongToken, status_of, told
+from tnn_runtime.server.statuses import RequestTimeout, WrongToken, message_of, status_of
 from tnn_runtime.server.tokens import check_token
 
 __all__ = ["Endpoint", "header", "json_response", "refuse_path", "route", "unless_gone"]
@@ -90,7 +90,7 @@ async def refuse_path(request: Request, error: Exception) -> Response:
 
 def _asked(request: Request) -> str:
     """Return the method and the path; the URL of a request cannot be had if it holds bytes that are no text."""
-    return told(f"{request.method} {request.scope['path']}")
+    return message_of(f"{request.method} {request.scope['path']}")
 
 
 async def _disconnected(request: Request) -> None:
@@ -107,4 +107,4 @@ def _refusal(error: TnnError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"
-    return json_response({"error": told(error)}, status, headers)
+    return json_response({"error": message_of(error)}, status, headers)
