@@ -69,6 +69,8 @@ def run(plan: Plan, is_up: IsUp, siblings: Siblings | None = None) -> None:
             may_load=plan.may_load,
         )
 
+        plan.http.listen(http)
+
         def listening(grpc_port: int | None) -> None:
             over_grpc = None if plan.grpc is None or grpc_port is None else Address(plan.grpc.host, grpc_port)
             names = [f"{model} on {model.deployment.info['device']}" for model in models]
