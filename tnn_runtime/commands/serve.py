@@ -82,9 +82,8 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from tnn_runtime.server.http import HttpOptions
+    from tnn_runtime.server.options import HttpOptions, ServeOptions
     from tnn_runtime.server.plan import Plan, run
-    from tnn_runtime.server.running import ServeOptions
     from tnn_runtime.server.workers import supervise
 
     threads = options.threads

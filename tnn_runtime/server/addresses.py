@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from tnn_runtime.errors import UsageError
 from tnn_runtime.options import shown
 
-__all__ = ["Address"]
+__all__ = ["BACKLOG", "Address"]
 
 _HOST_PORT = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
-_BACKLOG = 4096
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Address:
             UsageError: If another one has begun to since it was bound.
         """
         try:
-            bound.listen(_BACKLOG)
+            bound.listen(BACKLOG)
         except OSError as error:
             raise self._refusal(error) from None
 

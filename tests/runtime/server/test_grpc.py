@@ -15,9 +15,10 @@ from waiting import FOREVER
 
 from tnn_runtime import Classifier, DeadlineExceeded, Deployment, QueueFull
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.http import HttpOptions
+from tnn_runtime.server.grpc import GrpcApi, Servicer
+from tnn_runtime.server.listeners import grpc_server
 from tnn_runtime.server.models import Model, Models
-from tnn_runtime.server.running import ServeOptions, grpc_server
+from tnn_runtime.server.options import HttpOptions, ServeOptions
 
 MIB = 1 << 20
 
@@ -38,7 +39,7 @@ def asked(models: Models, ask: Callable[[Any], Awaitable[Any]]) -> Any:
 
     async def main() -> Any:
         options = ServeOptions(HttpOptions(MIB))
-        server, port = grpc_server(models, Address("127.0.0.1", 0), options, shared=False)
+        server, port = grpc_server(Servicer(GrpcApi(models)), Address("127.0.0.1", 0), options)
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -15,8 +15,9 @@ from conftest import FIXTURES
 from waiting import FOREVER
 
 from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, Deployment, QueueFull, RunError
-from tnn_runtime.server.http import HttpOptions, http_app
+from tnn_runtime.server.http import http_app
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.options import HttpOptions
 
 PREDICT, INFER = "/predict", "/v2/models/p/infer"
 MOST = 2000
