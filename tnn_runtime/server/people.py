@@ -53,7 +53,7 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
         return models.get(name, asked.get("version"))
 
     def image_in(request: Request) -> AbstractAsyncContextManager[bytes]:
-        if request.headers.get("content-type", "").startswith(_FORM):
+        if request.headers.get("content-type", "").strip().lower().startswith(_FORM):
             raise UnsupportedBody("got a form; expected the bytes of an image file: curl --data-binary @image.jpg URL")
         return bodies.reading(request)
 
