@@ -17,6 +17,7 @@ from typing import Any
 import forked
 import pytest
 from conftest import draw_photos
+from served import served
 
 from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.commands.predict import build_parser
@@ -184,7 +185,7 @@ def test_the_commands_of_serving_run(serving: Path) -> None:
 
 def test_the_service_of_serving_runs(serving: Path) -> None:
     (serve,) = [line for line in shell_of_serving() if "uvicorn" in line]
-    (curl,) = [line for line in shell_of_serving() if line.startswith("curl")]
+    (curl,) = [line for line in shell_of_serving() if line.startswith("curl") and "//localhost" in line]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -205,6 +206,15 @@ def test_the_service_of_serving_runs(serving: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_requests_for_an_image_run(serving: Path) -> None:
+    lines = [line for line in shell_of_serving() if line.startswith("curl") and "127.0.0.1:8000/" in line]
+    with served(serving, serving / "runs" / "photos-bundle") as url:
+        here = [line.replace("http://127.0.0.1:8000", url).replace("curl ", "curl --fail --silent ") for line in lines]
+        printed = [run("bash", "-c", line, cwd=serving).stdout for line in here]
+    assert len(json.loads(printed[0])["predictions"]) == 2
+    assert "rather than" in (serving / "why.html").read_text()
+
+
 def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
     block, similarity = blocks("python")
     assert run_forked(exec, similarity, cwd=tmp_path) == "torch.Size([10])\n"
