@@ -10,8 +10,8 @@ from tnn_export.triton.options import KINDS, TritonOptions
 from tnn_runtime.bundle.manifest import Manifest
 from tnn_runtime.errors import ProviderUnavailable
 from tnn_runtime.installation import install_command
+from tnn_runtime.server.outputs import offered
 from tnn_runtime.server.requests import INPUTS
-from tnn_runtime.server.responses import output_names
 
 try:
     from google.protobuf import text_format
@@ -139,8 +139,9 @@ class Configs:
             "scores": [best],
             "reject": [1],
         }
-        known = output_names(can_reject=rule is not None and rule.threshold is not None)
-        return [_tensor(name, datatype, dims[name]) for name, datatype in known.items()]
+        can_reject = rule is not None and rule.threshold is not None
+        known = offered(frozenset({"reject"} if can_reject else ()))
+        return [_tensor(name, output.datatype, dims[name]) for name, output in known.items()]
 
     def _network(self, suffix: str, device: str, **fields: Any) -> str:
         delay_us = round(self.options.max_queue_delay_ms * 1000)

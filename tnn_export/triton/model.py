@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import triton_python_backend_utils as triton
+from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.results import Answers
@@ -25,8 +26,7 @@ from tnn_runtime.bundle.manifest import BUNDLE, Manifest
 from tnn_runtime.bundle.reading import OpenFolder
 from tnn_runtime.errors import InputError, TnnError
 from tnn_runtime.images.limits import Limits
-from tnn_runtime.server.requests import Wanted
-from tnn_runtime.server.responses import tensors
+from tnn_runtime.server.outputs import OUTPUTS, Answered
 from tnn_runtime.server.statuses import status_of
 
 __all__ = ["TritonPythonModel"]
@@ -77,7 +77,7 @@ def _decode_step(manifest: Manifest, config: Mapping[str, Any]) -> Callable[[Any
                 images[index] = preprocessing(content, limits)
             except InputError as error:
                 raise InputError(f"files[{index}]: {error}") from error
-        return [triton.Tensor("images", images)]
+        return [_tensor("images", images)]
 
     return decode
 
@@ -92,15 +92,19 @@ def _rank_step(manifest: Manifest, config: Mapping[str, Any]) -> Callable[[Any],
         outputs = Outputs(_input(request, "logits"), _input(request, "embedding"))
         for index in outputs.bad_rows.tolist():
             raise not_finite(index)
-        found = tensors(make_answers(outputs), tuple(map(Wanted, request.requested_output_names())), top_k)
-        # Triton knows no outputs that have the dimension of the batch alone.
-        return [triton.Tensor(one.name, one.values[:, None] if one.values.ndim == 1 else one.values) for one in found]
+        found = Answered(make_answers(outputs), [], top_k)
+        return [_tensor(name, OUTPUTS[name].make(found)) for name in request.requested_output_names()]
 
     return rank
 
 
 def _input(request: Any, name: str) -> Any:
     return triton.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _tensor(name: str, values: NDArray[Any]) -> Any:
+    """Return an output; Triton knows none that has the dimension of the batch alone."""
+    return triton.Tensor(name, values[:, None] if values.ndim == 1 else values)
 
 
 def _failed(message: str, code: str) -> Any:
