@@ -23,11 +23,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from waiting import FOREVER, until
 
-PACKAGES = ("numpy<2", "pillow", "onnxruntime")
+PACKAGES = ("numpy<2", f"pillow=={version('pillow')}", "onnxruntime")
 ONNX_BACKEND = Path(__file__).with_name("triton_onnxruntime.py")
 
 
@@ -48,7 +49,10 @@ class Server:
 
 @contextmanager
 def running(triton: Path, repository: Path, log: Path, *options: str) -> Iterator[Server]:
-    """Yield a server that has loaded a repository; one that refuses it fails, with what it printed."""
+    """Yield a server that has loaded a repository; one that refuses it fails, with what it printed.
+
+    It runs in the folder of its log.
+    """
     http_port, grpc_port = _free_ports(2)
     address = "127.0.0.1"
     command = [triton / "tritonserver", "--model-repository", repository, "--disable-auto-complete-config", *options]
@@ -56,7 +60,7 @@ def running(triton: Path, repository: Path, log: Path, *options: str) -> Iterato
     command += ["--http-port", http_port, "--grpc-port", grpc_port]
     server = Server(f"{address}:{http_port}", f"{address}:{grpc_port}", log)
     with log.open("wb") as output:
-        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, cwd=log.parent)
     try:
         until(lambda: process.poll() is not None or _is_ready(server.http))
         assert process.poll() is None, f"Triton refuses {repository}:\n{log.read_text()}"
@@ -98,8 +102,8 @@ def make(wheel: Path, folder: Path) -> None:
             ],
         )
     triton = folder / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    python_version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / python_version / "triton_python_backend_stub"
     started = shutil.copy(stub, triton / "backends" / "python")
     for program in (Path(started), triton / "bin" / "tritonserver"):
         program.chmod(0o755)
@@ -108,12 +112,13 @@ def make(wheel: Path, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "python"], check=True)
     python = folder / "python" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *PACKAGES], check=True)
-    libraries = f"{folder / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
     # The process of the backend takes the first python3 on the path for its own, and no notice of PYTHONPATH.
+    libraries = f"{folder / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+    command = [triton / "bin" / "tritonserver", "--backend-directory", triton / "backends"]
     script = f"""#!/bin/sh
 export LD_LIBRARY_PATH={shlex.quote(libraries)}
 export PATH={shlex.quote(str(python.parent))}:"$PATH"
-exec {shlex.quote(str(triton / "bin" / "tritonserver"))} --backend-directory {shlex.quote(str(triton / "backends"))} "$@"
+exec {shlex.join(map(str, command))} "$@"
 """
     (folder / "tritonserver").write_text(script)
     (folder / "tritonserver").chmod(0o755)

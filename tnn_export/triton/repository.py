@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tnn_runtime
 from tnn_export.triton.configs import DECODE, LABELS_FILE, NETWORK, RANK, TENSORRT, Configs
 from tnn_export.triton.options import TritonOptions
+from tnn_runtime import errors
 from tnn_runtime.bundle.claim import claimed
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE
 from tnn_runtime.bundle.opened import Bundle, open_bundle
@@ -45,7 +45,7 @@ RECORD_FILE = "tnn-export.json"
 MODEL = FolderKind("model of a bundle", RECORD_FILE, (CONFIG_FILE, LABELS_FILE, "[1-9]*"))
 
 _SCHEMA_VERSION = 1
-_RUNTIME = Path(tnn_runtime.__file__).parent
+_RUNTIME = Path(errors.__file__).parent
 _PLAN_FILE = "model.plan"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _SUFFIXES = ("", RANK, DECODE, TENSORRT, NETWORK)
@@ -103,7 +103,8 @@ def export_triton(
             something else or cannot be written to.
         ProviderUnavailable: If the package tritonclient is missing.
     """
-    repository = Path(os.path.realpath(repository))
+    repository = Path(repository)
+    workshop = _workshop(repository)
     opened = open_bundle(bundle, public_key)
     name = _checked_name(Path(os.path.abspath(bundle)).name if name is None else name)
     at_least_one(version=version)
@@ -112,14 +113,11 @@ def export_triton(
     configs = Configs(name, version, opened.manifest, options or TritonOptions())
     models = _models(opened, configs)
     folders = {suffix: repository / f"{name}{suffix}" for suffix in _SUFFIXES}
-    _check_repository(repository)
     for folder in folders.values():
         _refuse_of_others(folder, name)
     outdated = [folder for suffix, folder in folders.items() if suffix not in models and _owner(folder) is not None]
     for folder in outdated:
         refuse_existing(folder, MODEL, overwrite=overwrite)
-    # Triton takes every folder in a repository for a model, also one that is not finished.
-    workshop = repository.with_name(f".{repository.name}{PARTIAL}")
     with claimed(workshop):
         with ExitStack() as stack:
             for suffix, content in models.items():
@@ -181,20 +179,25 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _check_repository(repository: Path) -> None:
-    """Make sure that models may be put into a folder, which need not exist."""
+def _workshop(repository: Path) -> Path:
+    """Return where to make models that are to be put into a repository, which need not exist.
+
+    It is beside the repository: Triton takes every folder in there for a model, also one that is not finished.
+    """
     check_folder(repository, "the repository")
-    refuse_unwritable(repository, "another repository")
     if os.path.ismount(repository):
         raise OutputExistsError(
             f"{repository} is a mount point, beside which nothing can be made; choose a folder in it"
         )
-    for marker in (CONFIG_FILE, MANIFEST_FILE):
+    for marker, kind in {CONFIG_FILE: "model", MANIFEST_FILE: "bundle"}.items():
         if os.path.lexists(repository / marker):
             raise OutputExistsError(
-                f"{repository} has {marker} in it, so it is a {'model' if marker == CONFIG_FILE else 'bundle'} and no "
-                "repository of models; choose another folder, such as the one around it"
+                f"{repository} has {marker} in it, so it is a {kind} and no repository of models; choose another "
+                "folder, such as the one around it"
             )
+    beside = Path(os.path.realpath(repository))
+    refuse_unwritable(beside, "another repository")
+    return beside.with_name(f".{beside.name}{PARTIAL}")
 
 
 def _refuse_of_others(folder: Path, name: str) -> None:
