@@ -1,7 +1,7 @@
 """The steps around the network in Triton: files to images before it, logits to answers behind it.
 
-This file is the `model.py` of both steps. It runs in Triton's Python, with the package ``tnn_runtime`` and the manifest
-of the bundle beside it, and needs NumPy (1.26 or newer) and Pillow from there.
+This file is the ``model.py`` of both steps. It runs in Triton's Python, 3.11 or newer, with NumPy (1.26 or newer) and
+Pillow from there. The package ``tnn_runtime`` and the manifest of the bundle lie beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if sys.version_info < (3, 11):  # noqa: UP036
+    raise ImportError(
+        f"this model needs Python 3.11 or newer, and this Triton has {sys.version.split()[0]}; use Triton 2.53 "
+        "(container 24.12) or newer"
+    )
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np

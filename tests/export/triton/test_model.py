@@ -108,6 +108,15 @@ def test_an_environment_variable_of_the_limits_counts(repository: Path, monkeypa
     assert "9x7 = 63 pixels" in told(step(repository / "photos_decode").execute([files(GOOD)])[0])
 
 
+@pytest.mark.parametrize("version", [(3, 8, 10), (3, 10, 12), (3, 10, 99)])
+def test_an_older_python_is_told_what_to_use(
+    version: tuple[int, ...], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(ImportError, match=r"needs Python 3\.11 or newer, and this Triton has .*; use Triton 2\.53 "):
+        step(repository / "photos_rank")
+
+
 def pictures() -> list[bytes]:
     """Return files of every mode and format, turned, transparent, narrow and large ones."""
     random = np.random.default_rng(0)

@@ -194,6 +194,15 @@ def test_nothing_is_half_written(
     assert {path.name for path in tmp_path.iterdir()} <= {"repository"}
 
 
+def test_what_a_kill_left_is_removed(tmp_path: Path) -> None:
+    repository, workshop = tmp_path / "repository", tmp_path / ".repository.partial"
+    for name in (".photos.abc123.partial", ".photos_onnx.abc123.partial", ".photos_onnx.previous"):
+        (workshop / name / "1").mkdir(parents=True)
+    export_triton(BUNDLE, repository, name="photos")
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+    assert sorted(path.name for path in repository.iterdir()) == list(MODELS)
+
+
 def with_engine(bundle: Path, library: str) -> Path:
     """Add an engine to a bundle; nothing in it is looked at here."""
     about = ("0" * 64, library, "10.13.2", "sm90", "images", (8, 8, 3), (1, 8, 16), False)

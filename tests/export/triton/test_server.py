@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import combinations
@@ -11,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import triton_server
 import tritonclient.grpc
 import tritonclient.http
 from conftest import FIXTURES
 from image_files import encode
 from PIL import Image
-from triton_server import Server
+from triton_server import Server, running
 from tritonclient.utils import InferenceServerException
 
 from tnn_export.triton.options import TritonOptions
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(
     "TNN_TRITON" not in os.environ, reason="TNN_TRITON names no folder of a Triton, see tests/triton_server.py"
 )
 
+PAGE = Path(__file__).parents[3] / "docs" / "exporting.md"
 BUNDLES = {"photos": FIXTURES / "bundle-v5", "older": FIXTURES / "bundle-v1"}
 ANSWERS = ("labels", "scores", "logits", "probabilities", "embedding")
 REJECT = "reject"
@@ -50,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("triton")
     # Where it runs is the first place that its Python imports from, if a model does not see to that.
     (folder / "tnn_runtime.py").write_text("raise ImportError('this is not the one beside the model')")
-    with triton_server.running(triton(), write(folder / "repository"), folder / "log.txt") as server:
+    with running(triton(), write(folder / "repository"), folder / "log.txt") as server:
         yield server
 
 
@@ -70,18 +71,29 @@ def pictures(count: int = 12) -> list[bytes]:
     ]
 
 
+def module_of(client: Any) -> Any:
+    return tritonclient.grpc if isinstance(client, tritonclient.grpc.InferenceServerClient) else tritonclient.http
+
+
+def given(module: Any, name: str, values: np.ndarray, datatype: str) -> list[Any]:
+    """Return the one input of a request."""
+    tensor = module.InferInput(name, list(values.shape), datatype)
+    tensor.set_data_from_numpy(values)
+    return [tensor]
+
+
+def files(module: Any, contents: list[bytes]) -> list[Any]:
+    return given(module, "files", np.array([[content] for content in contents], object), "BYTES")
+
+
 def infer(client: Any, model: str, contents: list[bytes], *outputs: str, **options: Any) -> dict[str, np.ndarray]:
     """Return what a model answers; all of its outputs if none is named."""
-    module = tritonclient.grpc if isinstance(client, tritonclient.grpc.InferenceServerClient) else tritonclient.http
-    given = module.InferInput("files", [len(contents), 1], "BYTES")
-    given.set_data_from_numpy(np.array([[content] for content in contents], object))
+    module = module_of(client)
     wanted = [module.InferRequestedOutput(name) for name in outputs] or None
-    found = client.infer(model, [given], outputs=wanted, **options)
+    found = client.infer(model, files(module, contents), outputs=wanted, **options)
     response = found.get_response()
-    names = [
-        one["name"] if isinstance(one, dict) else one.name
-        for one in getattr(response, "outputs", None) or response["outputs"]
-    ]
+    told = response["outputs"] if isinstance(response, dict) else response.outputs
+    names = [one["name"] if isinstance(one, dict) else one.name for one in told]
     return {name: found.as_numpy(name) for name in names}
 
 
@@ -92,11 +104,8 @@ def test_it_answers_as_the_classifier(model: str, client: Any) -> None:
     with Classifier.load(BUNDLES[model], "cpu") as classifier:
         expected = classifier.predict(images)
         logits, embedding = classifier.logits(images), classifier.embed(images)
-        rejected = (
-            [predictions.rejected for predictions in classifier.predict(images, reject=True)]
-            if model == "photos"
-            else None
-        )
+        can_reject = "reject" in classifier.abilities
+        rejected = [one.rejected for one in classifier.predict(images, reject=True)] if can_reject else None
     count = found["labels"].shape[1]
     assert count == (2 if model == "photos" else 1)
     assert [[label.decode() for label in row] for row in found["labels"]] == [
@@ -127,11 +136,9 @@ def test_classes_have_their_names(model: str, server: Server) -> None:
     with tritonclient.http.InferenceServerClient(server.http) as client:
         images = pictures(4)
         labels = infer(client, model, images, "labels")["labels"][:, 0]
-        given = tritonclient.http.InferInput("files", [4, 1], "BYTES")
-        given.set_data_from_numpy(np.array([[content] for content in images], object))
         for output in ("logits", "probabilities"):
             wanted = tritonclient.http.InferRequestedOutput(output, class_count=1)
-            best = client.infer(model, [given], outputs=[wanted]).as_numpy(output)
+            best = client.infer(model, files(tritonclient.http, images), outputs=[wanted]).as_numpy(output)
             assert [one.split(b":")[2] for one in best.ravel()] == labels.tolist()
 
 
@@ -157,11 +164,7 @@ def test_bad_files_are_no_matter_of_requests_beside_them(server: Server) -> None
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
         alone = [infer(client, "photos", [content], "logits")["logits"] for content in contents[::2]]
     with tritonclient.http.InferenceServerClient(server.http, concurrency=len(contents)) as client:
-        waiting = []
-        for content in contents:
-            given = tritonclient.http.InferInput("files", [1, 1], "BYTES")
-            given.set_data_from_numpy(np.array([[content]], object))
-            waiting.append(client.async_infer("photos", [given]))
+        waiting = [client.async_infer("photos", files(tritonclient.http, [content])) for content in contents]
         for number, request in enumerate(waiting):
             if number % 2:
                 with pytest.raises(InferenceServerException, match=r"files\[0\]"):
@@ -182,52 +185,65 @@ def test_models_have_their_versions(model: str, version: str, other: str, client
 
 def test_the_network_takes_pixels(client: Any) -> None:
     images = np.random.default_rng(3).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    module = tritonclient.grpc if isinstance(client, tritonclient.grpc.InferenceServerClient) else tritonclient.http
-    given = module.InferInput("images", list(images.shape), "UINT8")
-    given.set_data_from_numpy(images)
-    found = client.infer("photos_onnx", [given])
+    found = client.infer("photos_onnx", given(module_of(client), "images", images, "UINT8"))
     with Classifier.load(BUNDLES["photos"], "cpu") as classifier:
         assert np.allclose(found.as_numpy("logits"), classifier.logits(images), atol=1e-6)
     assert found.as_numpy("feature_maps").shape == (5, 4, 3, 3)
 
 
+def test_the_python_of_the_page_runs(
+    server: Server, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = re.findall(r"```python\n(import numpy.*?tritonclient.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    (tmp_path / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace("127.0.0.1:8000", server.http), {})
+    assert re.fullmatch(r"\[\[b'(cat|dog)' b'(cat|dog)'\]\] \[\[\S+ +\S+\]\]\n", capsys.readouterr().out)
+
+
 BROKEN = {
-    "another name": ("photos", 'name: "photos"', 'name: "other"'),
-    "an unknown field": ("photos_onnx", "max_batch_size", "most_images"),
-    "no such backend": ("photos_onnx", "onnxruntime", "no_such_backend"),
-    "a step that is missing": ("photos", "photos_rank", "photos_sort"),
-    "a step of another version": ("photos", "model_version: 1", "model_version: 2"),
-    "other dimensions between steps": ("photos_rank", "dims: 24", "dims: 25"),
-    "another type between steps": ("photos_decode", "TYPE_UINT8", "TYPE_FP32"),
-    "an output that nobody makes": ("photos", 'value: "labels"', 'value: "names"'),
-    "a version that is not there": ("photos_decode", "versions: 1", "versions: 7"),
-    "an output of a step that is missing": ("photos_decode", 'name: "images"', 'name: "pixels"'),
+    "another name": ("photos", 'name: "photos"', 'name: "other"', "directory name must equal model name"),
+    "an unknown field": ("photos_onnx", "max_batch_size", "most_images", 'has no field named "most_images"'),
+    "no such backend": ("photos_onnx", "onnxruntime", "no_such", "unable to find backend library"),
+    "a step that is missing": ("photos", "photos_rank", "photos_sort", "not available or ambiguous: photos_sort"),
+    "a step of another version": ("photos", "model_version: 1", "model_version: 2", "version 2 is not loaded"),
+    "other dimensions": ("photos_rank", "dims: 24", "dims: 25", "network_embedding: inconsistent shape"),
+    "another type": ("photos_decode", "TYPE_UINT8", "TYPE_FP32", "images: inconsistent data type"),
+    "an output that nobody makes": ("photos", 'value: "labels"', 'value: "names"', "output 'labels' for ensemble"),
+    "a version that is missing": ("photos_decode", "versions: 1", "versions: 7", "version 7 is specified for model"),
+    "an output that is missing": ("photos_decode", 'name: "images"', 'name: "pixels"', "non-existing output images"),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_configuration_is_refused(fault: str, server: Server, tmp_path: Path) -> None:
-    model, before, after = BROKEN[fault]
+def test_a_broken_configuration_is_refused(fault: str, tmp_path: Path) -> None:
+    model, before, after, reason = BROKEN[fault]
     repository = tmp_path / "repository"
     export_triton(BUNDLES["photos"], repository, name="photos")
     config = repository / model / "config.pbtxt"
     assert before in config.read_text()
     config.write_text(config.read_text().replace(before, after))
-    with (
-        pytest.raises(AssertionError, match="Triton refuses"),
-        triton_server.running(triton(), repository, tmp_path / "log.txt"),
-    ):
+    assert reason in refusal(repository, tmp_path / "log.txt")
+
+
+def refusal(repository: Path, log: Path) -> str:
+    """Return what a Triton prints that does not start."""
+    with pytest.raises(AssertionError, match="Triton refuses") as raised, running(triton(), repository, log):
         pass
+    return str(raised.value)
 
 
-@pytest.mark.parametrize("damage", ["manifest.json", "model.py", "tnn_runtime"])
-def test_a_damaged_step_is_refused(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("manifest.json", "has schema_version None, expected an integer"),
+        ("model.py", "has no attribute 'TritonPythonModel'"),
+        ("tnn_runtime", "No module named 'tnn_runtime'"),
+    ],
+)
+def test_a_damaged_step_is_refused(damage: str, reason: str, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     export_triton(BUNDLES["photos"], repository, name="photos")
     path = repository / "photos_decode" / "1" / damage
     shutil.rmtree(path) if path.is_dir() else path.write_text("{}")
-    with (
-        pytest.raises(AssertionError, match="Triton refuses"),
-        triton_server.running(triton(), repository, tmp_path / "log.txt"),
-    ):
-        pass
+    assert reason in refusal(repository, tmp_path / "log.txt")
