@@ -65,8 +65,7 @@ class TritonPythonModel:
         try:
             return triton.InferenceResponse(self._answer(request))
         except TnnError as error:
-            code = _CODES.get(status_of(error).grpc, "INTERNAL")
-            return _failed(str(error), code)
+            return _failed(str(error), _CODES.get(status_of(error).grpc, "INTERNAL"))
         except Exception as error:  # whatever it is, it must not reach the requests of others
             return _failed(f"{type(error).__name__}: {error}", "INTERNAL")
 
@@ -95,8 +94,9 @@ def _rank_step(manifest: Manifest, config: Mapping[str, Any]) -> Callable[[Any],
 
     def rank(request: Any) -> list[Any]:
         outputs = Outputs(_input(request, "logits"), _input(request, "embedding"))
-        for index in outputs.bad_rows.tolist():
-            raise not_finite(index)
+        bad = outputs.bad_rows
+        if len(bad):
+            raise not_finite(int(bad[0]))
         found = Answered(make_answers(outputs), [], top_k)
         return [_tensor(name, OUTPUTS[name].make(found)) for name in request.requested_output_names()]
 

@@ -48,8 +48,8 @@ _SCHEMA_VERSION = 1
 _RUNTIME = Path(errors.__file__).parent
 _PLAN_FILE = "model.plan"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-_SUFFIXES = ("", RANK, DECODE, TENSORRT, NETWORK)
-"""The ensemble first: models are put in place from the last to the first."""
+_SUFFIXES = ("", RANK, DECODE, NETWORK, TENSORRT)
+_VERSIONS = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def export_triton(
         bundle: The bundle folder.
         repository: The repository; it is made if need be.
         name: What clients call the bundle; by default the name of its folder.
-        version: The version of the models, 1 or more. Each has one version.
+        version: The version of the models, 1 or more; each has one.
         options: How Triton is to run them.
         public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle.
         overwrite: Whether models of a bundle with this name may be replaced.
@@ -107,7 +107,7 @@ def export_triton(
     workshop = _workshop(repository)
     opened = open_bundle(bundle, public_key)
     name = _checked_name(Path(os.path.abspath(bundle)).name if name is None else name)
-    at_least_one(version=version)
+    at_least_one(_VERSIONS, version=version)
     if ONNX_FILE not in opened.contents:
         raise UsageError(f"{opened.folder} has no {ONNX_FILE}; export its checkpoint again with --formats onnx")
     configs = Configs(name, version, opened.manifest, options or TritonOptions())
@@ -129,7 +129,7 @@ def export_triton(
 
 
 def _models(opened: Bundle, configs: Configs) -> dict[str, _Model]:
-    """Return the models, by how their names go on; in the order of `_SUFFIXES`."""
+    """Return the models, by how their names go on; they are put in place from the last to the first."""
     network = {name: opened.contents[name] for name in (ONNX_FILE, *opened.weights)}
     found = {
         "": _Model(configs.ensemble(), labels=True),

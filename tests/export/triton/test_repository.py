@@ -326,6 +326,14 @@ def test_names_that_can_be_had(name: str, tmp_path: Path) -> None:
     assert export_triton(BUNDLE, tmp_path / "repository", name=name)[0] == name
 
 
+@pytest.mark.parametrize("version", [1, 20261128, (1 << 63) - 1])
+def test_versions_that_can_be_had(version: int, tmp_path: Path) -> None:
+    export_triton(BUNDLE, tmp_path / "repository", name="a", version=version)
+    assert (tmp_path / "repository" / "a_onnx" / str(version) / "model.onnx").exists()
+    with pytest.raises(UsageError, match="version is -?[0-9]+; expected an integer of at least 1 and below 9223"):
+        export_triton(BUNDLE, tmp_path / "repository", name="b", version=version - (1 << 63) + 1 or 1 << 63)
+
+
 def test_the_name_is_that_of_the_bundle_unless_one_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shutil.copytree(BUNDLE, tmp_path / "flowers"))
     assert export_triton(".", "../repository")[0] == "flowers"
