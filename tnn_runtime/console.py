@@ -23,7 +23,18 @@ from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.installation import install_command
 from tnn_runtime.text import one_line, why_not_utf8
 
-__all__ = ["INTERRUPTED", "Parser", "any_path", "notes", "positive_int", "refuse_not_utf8", "run", "say", "tell"]
+__all__ = [
+    "INTERRUPTED",
+    "Parser",
+    "any_path",
+    "logs",
+    "notes",
+    "positive_int",
+    "refuse_not_utf8",
+    "run",
+    "say",
+    "tell",
+]
 
 Command: TypeAlias = Callable[[Sequence[str]], None]
 
@@ -145,8 +156,6 @@ def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[Non
         name: What to call the command.
         is_told: Whether this process is to print them.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine(f"{name}: note: %(message)s"))
     told: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
@@ -154,8 +163,36 @@ def notes(name: str, is_told: Callable[[], bool] = lambda: True) -> Iterator[Non
         told.add(text)
         return is_told() and len(told) > known
 
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine(f"{name}: note: %(message)s"))
     handler.addFilter(is_new)
-    loggers = [logging.getLogger(package) for package in _PACKAGES]
+    with _handled(handler, _PACKAGES):
+        yield
+
+
+@contextlib.contextmanager
+def logs(name: str) -> Iterator[None]:
+    """Print what our packages log on standard error, with the time: for commands that run until they are ended.
+
+    Args:
+        name: What to call the command.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name}[%(process)d] %(levelname)s %(message)s"))
+    ours = logging.getLogger("tnn_runtime")
+    level = ours.level
+    ours.setLevel(logging.INFO)
+    try:
+        with _handled(handler, [*_PACKAGES, "asyncio", "grpc", "uvicorn"]):
+            yield
+    finally:
+        ours.setLevel(level)
+
+
+@contextlib.contextmanager
+def _handled(handler: logging.Handler, names: Iterable[str]) -> Iterator[None]:
+    """Have a handler for some loggers within."""
+    loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addHandler(handler)
     try:

@@ -12,8 +12,8 @@ still shown, so that what it has counted to its end is scraped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.installation import install_command
@@ -29,8 +29,8 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from tnn_runtime.classifier import Classifier
-    from tnn_runtime.deployment import Deployment
+    from tnn_runtime.classifier import Health
+    from tnn_runtime.queue.metrics import MetricsSnapshot
 
 __all__ = ["ClassifierCollector", "prometheus_text"]
 
@@ -62,6 +62,22 @@ _FAMILIES: dict[Any, dict[str, tuple[str, str]]] = {
 """For each kind of metric, the fields of a snapshot that are of it, each with its name and its meaning."""
 
 
+class Counting(Protocol):
+    """What counts: a `Classifier`, a `Deployment`, or what several of them have counted together."""
+
+    @property
+    def metrics_by_version(self) -> Sequence[MetricsSnapshot]:
+        """As `Deployment.metrics_by_version`."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """As `Classifier.info`."""
+
+    @property
+    def health(self) -> Health:
+        """As `Classifier.health`."""
+
+
 class ClassifierCollector(Collector):
     """Reads the metrics of classifiers and deployments whenever a registry is scraped.
 
@@ -69,7 +85,7 @@ class ClassifierCollector(Collector):
         classifiers: The classifiers and deployments, by the names that their samples get as the label ``model``.
     """
 
-    def __init__(self, classifiers: Mapping[str, Classifier | Deployment]) -> None:
+    def __init__(self, classifiers: Mapping[str, Counting]) -> None:
         self._classifiers = dict(classifiers)
 
     def collect(self) -> Iterator[Metric]:
@@ -97,7 +113,7 @@ class ClassifierCollector(Collector):
         yield from (*families.values(), failures, ready, bundle)
 
 
-def prometheus_text(**classifiers: Classifier | Deployment) -> str:
+def prometheus_text(**classifiers: Counting) -> str:
     """Return the metrics of classifiers and deployments in the text format of Prometheus, version 0.0.4.
 
     Args:

@@ -31,6 +31,9 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], batch: int) -> o
         images: Calibration images, uint8 ``[N, H, W, C]``.
         batch: How many of them to run at once.
     """
+    from tnn_runtime.backends.ort import ort  # noqa: F401 - first, for it turns telemetry off
+
+    # isort: split
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

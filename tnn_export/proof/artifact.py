@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Run = Callable[[NDArray[np.uint8]], Arrays]
 
 def onnx(file: str, device: str, threads: int, in_float32: str, *without: str) -> tuple[Run, str]:
     """Load a ``.onnx`` file with ONNX Runtime, which does without some of its optimizers."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as tnn_runtime does
     import onnxruntime
 
     on_cpu = device == "cpu"

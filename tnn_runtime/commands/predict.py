@@ -16,6 +16,7 @@ from tnn_runtime.commands.bench import add_bench
 from tnn_runtime.commands.doctor import examine
 from tnn_runtime.commands.explain import add_explain
 from tnn_runtime.commands.files import find_files, refuse_unusable
+from tnn_runtime.commands.serve import add_serve
 from tnn_runtime.console import Parser, any_path, notes, say
 from tnn_runtime.text import csv_line, printable
 
@@ -27,16 +28,18 @@ _REJECTED = "rejected"
 def command(arguments: Sequence[str]) -> None:
     """Run ``tnn-runtime``."""
     options = build_parser().parse_args(arguments)
-    with notes("tnn-runtime"):
+    with options.log("tnn-runtime"):
         options.run(options)
 
 
 def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser("tnn-runtime", "Run exported bundles, without torch.")
+    parser.set_defaults(log=notes)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _add_predict(commands)
     _add_public_key(add_explain(commands))
+    _add_public_key(add_serve(commands))
     _add_public_key(add_bench(commands))
     doctor = commands.add_parser(
         "doctor",

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tnn_runtime.bundle.json_values import nearest
-from tnn_runtime.classifier import Classifier
+from tnn_runtime.classifier import Classifier, Health
 from tnn_runtime.deployment import Deployment
 from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.options import shown
-from tnn_runtime.queue.metrics import Distribution
+from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
 from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
 from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
-from tnn_runtime.server.statuses import UnknownModel
+from tnn_runtime.server.statuses import NotAllowed, UnknownModel
 from tnn_runtime.server.tensors import Tensor
 from tnn_runtime.version import __version__
 
-__all__ = ["Model", "Models", "server_metadata"]
+__all__ = ["Counted", "Model", "Models", "Peers", "server_metadata"]
 
 _LOG = logging.getLogger(__name__)
 _PLATFORM = "tnn"
@@ -106,9 +107,8 @@ class Model:
             "info": info,
         }
 
-    def stats(self) -> dict[str, Any]:
-        """Return what the current bundle has counted, with the names of Triton; durations are in nanoseconds."""
-        found = self.deployment.metrics
+    def stats(self, found: MetricsSnapshot) -> dict[str, Any]:
+        """Return what its current bundle has counted, with the names of Triton; durations are in nanoseconds."""
         return {
             "name": self.name,
             "version": str(self.version),
@@ -137,21 +137,54 @@ _CONFIG = {"UINT8": "TYPE_UINT8", "BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "
 """What a configuration of Triton calls the datatypes."""
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What is counted and known of a model, as `ClassifierCollector` asks a classifier.
+
+    Args:
+        metrics_by_version: As `Deployment.metrics_by_version`.
+        info: As `Deployment.info`.
+        health: As `Deployment.health`.
+    """
+
+    metrics_by_version: tuple[MetricsSnapshot, ...]
+    info: dict[str, Any]
+    health: Health
+
+    def __add__(self, other: Counted) -> Counted:
+        """Return what two processes have counted; ready if both are. The current version of this one stays the last."""
+        theirs = {one.version: one for one in other.metrics_by_version}
+        both = [one + theirs.pop(one.version) if one.version in theirs else one for one in self.metrics_by_version]
+        return Counted((*theirs.values(), *both), self.info, self.health if other.health.ready else other.health)
+
+
+class Peers:
+    """The other processes of a server: none."""
+
+    async def ask(self, what: str, *arguments: Any) -> list[Any]:
+        """Return what each of them answers to a question."""
+        return []
+
+
 class Models:
     """The models of a server.
 
     Args:
         models: All of them, each version on its own.
+        may_load: Whether requests may have bundles loaded again.
 
     Attributes:
         draining: Whether the server is about to end, and requests should be sent to another one.
+        peers: The other processes of the server.
 
     Raises:
         UsageError: If there is none, or two have the same name and version.
     """
 
-    def __init__(self, models: Iterable[Model]) -> None:
+    def __init__(self, models: Iterable[Model], *, may_load: bool = False) -> None:
         self.draining = False
+        self.peers = Peers()
+        self._may_load = may_load
         self._models: dict[str, dict[int, Model]] = {}
         for model in models:
             versions = self._models.setdefault(model.name, {})
@@ -215,12 +248,58 @@ class Models:
             if health.ready or not only_ready
         ]
 
-    def deployments(self) -> dict[str, Deployment]:
-        """Return what answers, for metrics: by name, and by name and version where there are several."""
+    def counted_here(self) -> dict[str, Counted]:
+        """Return what this process has counted of each model: by name, and by name and version if it has several."""
         return {
-            model.name if len(self._models[model.name]) == 1 else f"{model.name}:{model.version}": model.deployment
+            self._key(model): Counted(
+                model.deployment.metrics_by_version, model.deployment.info, model.deployment.health
+            )
             for model in self
         }
+
+    async def counted(self) -> dict[str, Counted]:
+        """Return what all processes of the server have counted together."""
+        found = self.counted_here()
+        for others in await self.peers.ask("counted"):
+            found = {name: one + others[name] if name in others else one for name, one in found.items()}
+        return found
+
+    async def stats(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+        """Return what models have counted, as `Model.stats` tells it: all, those of a name, or one.
+
+        Raises:
+            UnknownModel: If there is none.
+        """
+        if name is None:
+            models = list(self)
+        else:
+            models = [self.get(name, one) for one in ([version] if version else map(str, self.versions(name)))]
+        counted = await self.counted()
+        return {"model_stats": [model.stats(counted[self._key(model)].metrics_by_version[-1]) for model in models]}
+
+    def _key(self, model: Model) -> str:
+        return model.name if len(self._models[model.name]) == 1 else f"{model.name}:{model.version}"
+
+    async def load(self, name: str) -> None:
+        """Load the bundles of a model again for a request, as `reload` does.
+
+        Raises:
+            NotAllowed: If requests may not.
+            TnnError: As `reload`.
+        """
+        self.versions(name)
+        if not self._may_load:
+            raise NotAllowed("this server loads nothing on request; start it with --allow-load, or send it SIGHUP")
+        await asyncio.gather(asyncio.to_thread(self.reload, name), self.peers.ask("reload", name))
+
+    async def unload(self, name: str) -> None:
+        """Refuse it: models are served until the server ends.
+
+        Raises:
+            NotAllowed: Always, if there is such a model.
+        """
+        self.versions(name)
+        raise NotAllowed(f"the model {shown(name)} is served until the server ends; start one without it")
 
     def reload(self, name: str | None = None) -> None:
         """Load the bundles of a model, or of all, again from their folders, while the old ones serve; in this thread.

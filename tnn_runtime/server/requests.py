@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,17 @@ from tnn_runtime.options import shown
 from tnn_runtime.server.statuses import BadRequest
 from tnn_runtime.server.tensors import bytes_from_json, bytes_from_raw, pixels_from_json, pixels_from_raw
 
-__all__ = ["HEADER_LENGTH", "INPUTS", "InferRequest", "Wanted", "parse_request"]
+__all__ = [
+    "HEADER_LENGTH",
+    "INPUTS",
+    "Given",
+    "Images",
+    "InferRequest",
+    "Wanted",
+    "parse_request",
+    "read_options",
+    "read_request",
+]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON; the others are binary data."""
@@ -43,6 +54,26 @@ class Wanted:
     class_count: int = 0
 
 
+Images: TypeAlias = NDArray[np.uint8] | list[bytes]
+"""uint8 ``[n, h, w, c]``, or the content of image files."""
+
+
+class Given(NamedTuple):
+    """The input of a request, checked but for its values.
+
+    Args:
+        name: One of `INPUTS`.
+        shape: Its shape.
+        parameters: Its parameters.
+        data: Its values in JSON; ``None`` if they are somewhere else.
+    """
+
+    name: str
+    shape: list[int]
+    parameters: Mapping[str, Any]
+    data: Any
+
+
 @dataclass(frozen=True, eq=False)
 class InferRequest:
     """What a request holds, checked.
@@ -56,7 +87,7 @@ class InferRequest:
         top_k: How many classes the outputs ``labels`` and ``scores`` have, at most.
     """
 
-    images: NDArray[np.uint8] | list[bytes]
+    images: Images
     id: str | None = None
     outputs: tuple[Wanted, ...] = ()
     binary: bool = False
@@ -80,7 +111,20 @@ def parse_request(body: bytes, header_length: str | None = None) -> InferRequest
         if not body:
             raise BadRequest("got an empty body; expected the bytes of an image file")
         return InferRequest([body], binary=True)
-    found = _object("the request", _json(body[:length]), {"id", "inputs", "outputs", "parameters"})
+    return read_request(_json(body[:length]), partial(_images, memoryview(body)[length:]))
+
+
+def read_request(request: Any, images: Callable[[Given], Images]) -> InferRequest:
+    """Return what a request asks for that is an object as JSON has it, but for the values of its input.
+
+    Args:
+        request: The request.
+        images: Returns the values of the input.
+
+    Raises:
+        BadRequest: If it is not a request of the protocol.
+    """
+    found = _object("the request", request, {"id", "inputs", "outputs", "parameters"})
     parameters = _object("parameters", found.get("parameters", {}), set(_PARAMETERS))
     wishes: dict[str, Any] = {}
     for name, value in parameters.items():
@@ -92,7 +136,19 @@ def parse_request(body: bytes, header_length: str | None = None) -> InferRequest
     binary = wishes.get("binary", False)
     outputs = tuple(_wanted(one, binary) for one in _list("outputs", found.get("outputs", [])))
     _refuse_twice("outputs", [wanted.name for wanted in outputs])
-    return InferRequest(_images(found, memoryview(body)[length:]), request_id, outputs, **wishes)
+    return InferRequest(images(_given(found)), request_id, outputs, **wishes)
+
+
+def read_options(body: bytes, known: Iterable[str]) -> Mapping[str, Any]:
+    """Return the options in the body of a request that is not for inference: an object of booleans, or nothing.
+
+    Raises:
+        BadRequest: If the body is something else.
+    """
+    if not body.strip():
+        return {}
+    options = _object("the request", _json(body), known)
+    return {name: _boolean(name, value) for name, value in options.items()}
 
 
 def _header_length(text: str, size: int) -> int:
@@ -176,8 +232,8 @@ def _refuse_twice(where: str, names: list[str]) -> None:
             raise BadRequest(f"{where} has {name!r} more than once; name each once")
 
 
-def _images(found: Mapping[str, Any], binary: memoryview) -> NDArray[np.uint8] | list[bytes]:
-    """Return the images of the one input that a request has."""
+def _given(found: Mapping[str, Any]) -> Given:
+    """Return the one input that a request has."""
     inputs = _list("inputs", found.get("inputs"))
     if len(inputs) != 1:
         raise BadRequest(f"got {len(inputs)} inputs; expected one: {_expected()}")
@@ -189,22 +245,29 @@ def _images(found: Mapping[str, Any], binary: memoryview) -> NDArray[np.uint8] |
         raise BadRequest(f"input {name!r} has the datatype {shown(datatype)}; expected {INPUTS[name]}")
     shape = _shape(name, given.get("shape"))
     parameters = _object(f"parameters of input {name!r}", given.get("parameters", {}), {"binary_data_size"})
-    is_binary = "binary_data_size" in parameters
-    if is_binary == ("data" in given):
+    return Given(name, shape, parameters, given.get("data"))
+
+
+def _images(binary: memoryview, given: Given) -> Images:
+    """Return the images of an input over HTTP."""
+    name, size = given.name, given.parameters.get("binary_data_size")
+    if (size is None) == (given.data is None):
         raise BadRequest(
-            f"input {name!r} has {'both' if is_binary else 'neither'} of data and binary_data_size; give one"
+            f"input {name!r} has {'neither' if size is None else 'both'} of data and binary_data_size; give one"
         )
-    size = _integer(0)("binary_data_size", parameters["binary_data_size"]) if is_binary else 0
-    if size != len(binary):
+    expected = 0 if size is None else _integer(0)("binary_data_size", size)
+    if expected != len(binary):
         raise BadRequest(
-            f"{len(binary)} bytes follow the JSON; its inputs say {size} (binary_data_size, with the header "
+            f"{len(binary)} bytes follow the JSON; its inputs say {expected} (binary_data_size, with the header "
             f"{HEADER_LENGTH})"
         )
     if name == "images":
-        if is_binary:
-            return pixels_from_raw(name, shape, binary)
-        return pixels_from_json(name, shape, given["data"])
-    return bytes_from_raw(name, shape, binary) if is_binary else bytes_from_json(name, shape, given["data"])
+        return (
+            pixels_from_json(name, given.shape, given.data)
+            if size is None
+            else pixels_from_raw(name, given.shape, binary)
+        )
+    return bytes_from_json(name, given.shape, given.data) if size is None else bytes_from_raw(name, given.shape, binary)
 
 
 def _expected() -> str:

@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 from tnn_runtime.errors import InputError, NotAnswered, TnnError, UsageError
 
-__all__ = ["BadRequest", "RequestTooLarge", "Status", "UnknownModel", "UnsupportedBody", "status_of"]
+__all__ = [
+    "BadRequest",
+    "NotAllowed",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "Status",
+    "UnknownModel",
+    "UnsupportedBody",
+    "WrongToken",
+    "status_of",
+]
 
 
 class BadRequest(UsageError):
@@ -25,6 +35,24 @@ class RequestTooLarge(BadRequest):
     """A body that is larger than the server takes, as it came or uncompressed."""
 
     code = "too_large"
+
+
+class RequestTimeout(BadRequest):
+    """A body that does not come in time."""
+
+    code = "request_timeout"
+
+
+class WrongToken(BadRequest):
+    """A request without the token of the server."""
+
+    code = "wrong_token"
+
+
+class NotAllowed(BadRequest):
+    """What this server does not do for requests."""
+
+    code = "not_allowed"
 
 
 class UnsupportedBody(BadRequest):
@@ -49,6 +77,9 @@ _STATUSES: dict[type[TnnError], Status] = {
     UnknownModel: Status(404, "NOT_FOUND"),
     RequestTooLarge: Status(413, "RESOURCE_EXHAUSTED"),
     UnsupportedBody: Status(415, "INVALID_ARGUMENT"),
+    RequestTimeout: Status(408, "DEADLINE_EXCEEDED"),
+    WrongToken: Status(401, "UNAUTHENTICATED"),
+    NotAllowed: Status(403, "PERMISSION_DENIED"),
     UsageError: Status(400, "INVALID_ARGUMENT"),
     InputError: Status(400, "INVALID_ARGUMENT"),
     NotAnswered: Status(503, "UNAVAILABLE"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tnn_runtime.options import shown
 from tnn_runtime.server.statuses import BadRequest
 
-__all__ = ["Tensor", "bytes_from_json", "bytes_from_raw", "pixels_from_json", "pixels_from_raw"]
+__all__ = ["Tensor", "bytes_as_given", "bytes_from_json", "bytes_from_raw", "pixels_from_json", "pixels_from_raw"]
 
 _DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.bool_): "BOOL", np.dtype(object): "BYTES"}
 _LENGTH = struct.Struct("<I")
@@ -122,6 +122,16 @@ def bytes_from_json(name: str, shape: Sequence[int], data: Any) -> list[bytes]:
                 "as binary data"
             ) from None
     return elements
+
+
+def bytes_as_given(name: str, shape: Sequence[int], data: Sequence[bytes]) -> list[bytes]:
+    """Return BYTES elements that came as such.
+
+    Raises:
+        BadRequest: If there are not as many as the shape says.
+    """
+    _check_count(name, shape, len(data), "elements")
+    return list(data)
 
 
 def _flat(name: str, data: Any) -> list[Any]:

@@ -65,7 +65,9 @@ def test_metadata_shapes_are_those_of_answers(models: Models, deployment: Deploy
         assert all(
             size in (-1, found) for size, found in zip(told[tensor.name]["shape"], tensor.values.shape, strict=True)
         )
-    json.dumps([model.config(), model.stats(), models.index()], allow_nan=False)
+    stats = asyncio.run(models.stats("photos"))
+    assert [one["version"] for one in stats["model_stats"]] == ["2", "9", "10"]
+    json.dumps([model.config(), stats, models.index()], allow_nan=False)
 
 
 @pytest.mark.parametrize(("version", "served"), [(None, 10), ("", 10), ("2", 2), ("9", 9)])

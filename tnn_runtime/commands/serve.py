@@ -1,0 +1,179 @@
+"""The command ``tnn-runtime serve``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import ssl
+import sys
+from pathlib import Path
+
+from tnn_runtime.backends.devices import DEVICES
+from tnn_runtime.console import Parser, logs, positive_int, say
+from tnn_runtime.errors import UsageError
+from tnn_runtime.options import seconds
+from tnn_runtime.queue.cores import usable_cores
+from tnn_runtime.server.addresses import Address
+from tnn_runtime.text import printable
+
+__all__ = ["add_serve"]
+
+_HTTP = "127.0.0.1:8000"
+_MEBIBYTE = 1 << 20
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+_BUNDLE = re.compile(f"(?P<name>{_NAME})(:(?P<version>[1-9][0-9]{{0,8}}))?=(?P<bundle>.+)")
+_TOKEN = "TNN_TOKEN"  # noqa: S105
+
+_EPILOG = """examples:
+  tnn-runtime serve runs/photos-bundle
+  curl --data-binary @holiday.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+  tnn-runtime serve photos:1=runs/photos photos:2=runs/photos-new digits=runs/digits --grpc 127.0.0.1:8001
+
+It speaks the Open Inference Protocol, as KServe and NVIDIA Triton do, over HTTP (/v2) and gRPC, has metrics for
+Prometheus (/metrics), and a page to try images on (/). SIGTERM: it says that it is not ready, answers what it has, and
+ends. SIGHUP: it loads all bundles again, which may have been replaced. docs/serving.md tells more."""
+
+
+def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
+    """Add the command, and return its parser."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer requests over HTTP and gRPC",
+        description="Serve bundles over HTTP and gRPC.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="[NAME[:VERSION]=]BUNDLE",
+        help="bundle folder that tnn-export wrote, served as NAME (the name of the folder) and VERSION (1)",
+    )
+    parser.add_argument("--http", default=_HTTP, metavar="HOST:PORT", help="where to listen for HTTP; port 0 is any")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="where to listen for gRPC, nowhere if not given")
+    parser.add_argument("--device", default="auto", help=DEVICES)
+    parser.add_argument("--threads", type=positive_int, help="CPU threads of a model, all usable cores if not given")
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="processes, which share addresses and cores",
+    )
+    parser.add_argument("--max-batch-size", type=positive_int, default=64, metavar="N", help="images a batch")
+    parser.add_argument("--max-queue-delay-ms", type=float, default=2.0, metavar="MS", help="wait for a fuller batch")
+    parser.add_argument("--max-queue-size", type=positive_int, default=1024, metavar="N", help="images that may wait")
+    parser.add_argument(
+        "--timeout-s", type=float, default=30.0, metavar="S", help="time within which the batch of an image must begin"
+    )
+    parser.add_argument("--max-body-mb", type=positive_int, default=64, metavar="MB", help="size of a request")
+    parser.add_argument(
+        "--ready-delay-s", type=float, default=5.0, metavar="S", help="time between being not ready and draining"
+    )
+    parser.add_argument("--drain-s", type=float, default=30.0, metavar="S", help="time to answer what was taken")
+    parser.add_argument("--allow-load", action="store_true", help="let requests have bundles loaded again")
+    parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate with its chain, for TLS")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="private key of the certificate")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"file with the token that requests must carry; or set {_TOKEN}"
+    )
+    parser.set_defaults(run=_serve, log=logs)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from tnn_runtime.server.http import HttpOptions
+    from tnn_runtime.server.plan import Plan, run
+    from tnn_runtime.server.running import ServeOptions
+    from tnn_runtime.server.workers import supervise
+
+    threads = options.threads
+    if threads is None and options.workers > 1:
+        threads = max(1, usable_cores() // options.workers)
+    plan = Plan(
+        _places(options.bundles),
+        Address.parse(options.http, "--http"),
+        None if options.grpc is None else Address.parse(options.grpc, "--grpc"),
+        {
+            "device": options.device,
+            "threads": threads,
+            "max_batch_size": options.max_batch_size,
+            "max_queue_delay_ms": options.max_queue_delay_ms,
+            "max_queue_size": options.max_queue_size,
+            "timeout_s": options.timeout_s,
+            "public_key": options.public_key,
+        },
+        ServeOptions(
+            HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
+            seconds(options.ready_delay_s, "--ready-delay-s"),
+            seconds(options.drain_s, "--drain-s"),
+            _tls(options.tls_certificate, options.tls_key),
+        ),
+        options.allow_load,
+    )
+
+    def is_up(names: list[str], http: Address, grpc: Address | None) -> None:
+        say(
+            *names, f"{'http' if plan.options.tls is None else 'https'}://{http} has a page, /predict, /v2 and /metrics"
+        )
+        if grpc is not None:
+            say(f"grpc://{grpc}")
+        sys.stdout.flush()
+
+    if options.workers == 1:
+        run(plan, is_up)
+    else:
+        supervise(plan, options.workers, is_up)
+
+
+def _places(given: list[str]) -> dict[tuple[str, int], Path]:
+    """Return the folder of each name and version."""
+    places: dict[tuple[str, int], Path] = {}
+    for text in given:
+        found = None if Path(text).is_dir() else _BUNDLE.fullmatch(text)
+        bundle = Path(found["bundle"] if found else text)
+        name = found["name"] if found else bundle.resolve().name
+        if not re.fullmatch(_NAME, name):
+            raise UsageError(
+                f"{printable(name)} is no name for a model; expected letters, digits and . _ -: give one, "
+                f"NAME={printable(text)}"
+            )
+        key = name, int(found["version"] or 1) if found else 1
+        if key in places:
+            raise UsageError(
+                f"got two models {name} of version {key[1]}; give them names or versions, such as "
+                f"{name}:2={printable(str(bundle))}"
+            )
+        places[key] = bundle
+    return places
+
+
+def _token(file: Path | None) -> str | None:
+    """Return the token of the server, if it has one."""
+    text = os.environ.get(_TOKEN) if file is None else file.read_text(encoding="utf-8", errors="replace")
+    if text is None:
+        return None
+    token = text.strip()
+    if not re.fullmatch("[!-~]+", token):
+        raise UsageError(
+            f"{_TOKEN if file is None else printable(str(file))} has no token; expected one word of ASCII characters"
+        )
+    return token
+
+
+def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """Return the files for TLS, after a look at them."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UsageError("got one of --tls-certificate and --tls-key; TLS needs both")
+    for path in (certificate, key):
+        path.read_bytes()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{printable(str(certificate))} and {printable(str(key))} cannot be used ({error.reason}); expected a "
+            "certificate and its private key without a password, each a PEM file"
+        ) from None
+    return certificate, key

@@ -1,0 +1,104 @@
+"""The Open Inference Protocol over HTTP: its paths, with the extensions of Triton for binary data and repositories."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from tnn_runtime.server.bodies import LARGE, Bodies
+from tnn_runtime.server.models import Model, Models, server_metadata
+from tnn_runtime.server.requests import HEADER_LENGTH, InferRequest, parse_request, read_options
+from tnn_runtime.server.responses import response_body
+from tnn_runtime.server.web import Endpoint, json_response, route, unless_gone
+
+__all__ = ["protocol_routes"]
+
+_JSON, _BINARY = "application/json", "application/octet-stream"
+
+
+def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[BaseRoute]:
+    """Return the routes of the protocol.
+
+    Args:
+        models: What is served.
+        bodies: What reads bodies.
+        token: What requests must carry, but for those about health; ``None`` for nothing.
+    """
+
+    def told(tell: Callable[[Request], Any]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return json_response(tell(request))
+
+        return endpoint
+
+    def health(is_well: Callable[[Request], bool], why: str) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return json_response({}) if is_well(request) else json_response({"error": why}, 503)
+
+        return endpoint
+
+    def model(request: Request) -> Model:
+        return models.get(request.path_params["model"], request.path_params.get("version"))
+
+    def is_ready(request: Request) -> bool:
+        return model(request).ready and not models.draining
+
+    def metadata(request: Request) -> dict[str, Any]:
+        return model(request).metadata(models.versions(request.path_params["model"]))
+
+    async def stats(request: Request) -> Response:
+        return json_response(await models.stats(request.path_params.get("model"), request.path_params.get("version")))
+
+    async def infer(request: Request) -> Response:
+        found = model(request)
+        async with bodies.reading(request) as body:
+            asked = await _parsed(body, request.headers.get(HEADER_LENGTH))
+            outputs = await unless_gone(request, found.infer(asked))
+        answer = response_body(found.name, str(found.version), asked.id, outputs)
+        if answer.header_length is None:
+            return Response(answer.content, media_type=_JSON)
+        return Response(answer.content, 200, {HEADER_LENGTH: str(answer.header_length)}, _BINARY)
+
+    async def index(request: Request) -> Response:
+        async with bodies.reading(request) as body:
+            only_ready = read_options(body, ("ready",)).get("ready", False)
+        return json_response(models.index(only_ready))
+
+    async def load(request: Request) -> Response:
+        async with bodies.reading(request) as body:
+            read_options(body, ())
+        await models.load(request.path_params["model"])
+        return json_response({})
+
+    async def unload(request: Request) -> Response:
+        await models.unload(request.path_params["model"])
+        return json_response({})
+
+    both = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    answers: dict[str, Endpoint] = {"": told(metadata), "/config": told(lambda request: model(request).config())}
+    return [
+        route("/v2", told(lambda request: server_metadata()), token=token),
+        route("/v2/health/live", health(lambda request: True, "")),
+        route("/v2/health/ready", health(lambda request: models.ready, "this server is not ready")),
+        route("/v2/models/stats", stats, token=token),
+        route("/v2/repository/index", index, ["POST"], token),
+        route("/v2/repository/models/{model}/load", load, ["POST"], token),
+        route("/v2/repository/models/{model}/unload", unload, ["POST"], token),
+        *(route(path + more, endpoint, token=token) for more, endpoint in answers.items() for path in both),
+        *(route(f"{path}/stats", stats, token=token) for path in both),
+        *(route(f"{path}/infer", infer, ["POST"], token) for path in both),
+        *(route(f"{path}/ready", health(is_ready, "this model is not ready")) for path in both),
+    ]
+
+
+async def _parsed(body: bytes, header_length: str | None) -> InferRequest:
+    """Return the request that a body holds; large JSON is read in a thread."""
+    json_length = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else 0
+    if json_length > LARGE:
+        return await asyncio.to_thread(parse_request, body, header_length)
+    return parse_request(body, header_length)
