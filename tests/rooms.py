@@ -44,7 +44,7 @@ ROOMS = {
     "tnn_export": """
         __init__ __main__
         commands
-        importers bundle
+        importers bundle triton
         proof
         formats
         lowering

@@ -215,6 +215,7 @@ def test_the_requests_for_an_image_run(serving: Path) -> None:
     assert "rather than" in (serving / "why.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
     block, similarity = blocks("python")
     assert run_forked(exec, similarity, cwd=tmp_path) == "torch.Size([10])\n"
