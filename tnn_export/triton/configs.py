@@ -144,13 +144,12 @@ class Configs:
         return [_tensor(name, output.datatype, dims[name]) for name, output in known.items()]
 
     def _network(self, suffix: str, device: str, **fields: Any) -> str:
-        delay_us = round(self.options.max_queue_delay_ms * 1000)
         return self._model(
             suffix,
             self._images,
             self._given(),
             instance_group=[{"kind": KINDS[device], "count": self.options.instances}],
-            dynamic_batching={"max_queue_delay_microseconds": delay_us},
+            dynamic_batching={"max_queue_delay_microseconds": self.options.max_queue_delay_us},
             **fields,
         )
 

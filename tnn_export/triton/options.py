@@ -47,7 +47,12 @@ class TritonOptions:
         at_least_one(instances=self.instances, threads=self.threads, decoders=self.decoders, top_k=self.top_k)
         if self.max_batch_size is not None:
             at_least_one(max_batch_size=self.max_batch_size)
-        seconds(self.max_queue_delay_ms, "max_queue_delay_ms", "milliseconds")
+        _ = self.max_queue_delay_us
+
+    @property
+    def max_queue_delay_us(self) -> int:
+        """The same in microseconds, as Triton has it, and no longer than the system can wait."""
+        return round(1000 * seconds(self.max_queue_delay_ms, "max_queue_delay_ms", "milliseconds"))
 
     def batch_for(self, manifest: Manifest) -> int:
         """Return the largest batch for a bundle.

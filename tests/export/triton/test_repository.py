@@ -359,6 +359,14 @@ def test_without_tritonclient_one_line_says_what_to_install(
         from tnn_export.triton.repository import export_triton  # noqa: F401
 
 
+@pytest.mark.parametrize("delay", [0, 0.0004, 1e9, 1e300])
+def test_any_delay_can_be_written(delay: float, tmp_path: Path) -> None:
+    export_triton(BUNDLE, tmp_path, name="photos", options=TritonOptions(max_queue_delay_ms=delay))
+    found = config(tmp_path / "photos_onnx").dynamic_batching.max_queue_delay_microseconds
+    assert found <= 1000 * delay
+    assert (found > 0) == (delay > 1)
+
+
 @pytest.mark.parametrize(
     "changes", [{"instances": 0}, {"threads": True}, {"decoders": 1.5}, {"top_k": -1}, {"max_batch_size": 0}]
 )
