@@ -42,7 +42,10 @@ IMAGES = 64
 LOOK_S = 0.25
 TURN_S = 10.0
 OVERLOAD = 8
-"""How many times as many clients there are in the overload."""
+"""How many times as many clients come in the overload."""
+
+QUEUE = 128
+"""Images that may wait in a server: fewer than there are clients then."""
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Server:
     async def start(self) -> None:
         """Start it, and wait until it is ready."""
         options = ["--http", self.http, "--grpc", self.grpc, "--device", "cpu", "--ready-delay-s", "2"]
+        options += ["--max-queue-size", str(QUEUE)]
         with self.log.open("a") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tnn_runtime", "serve", f"{MODEL}={self.bundle}", *options, stdout=log, stderr=log
