@@ -205,7 +205,6 @@ def test_the_service_of_serving_runs(serving: Path) -> None:
     assert len(answer["predictions"]) == len(answer["explanations"]) == 2
 
 
-@pytest.mark.slow
 def test_the_requests_for_an_image_run(serving: Path) -> None:
     lines = [line for line in shell_of_serving() if line.startswith("curl") and "127.0.0.1:8000/" in line]
     with served(serving / "log", serving / "runs" / "photos-bundle") as url:
@@ -215,6 +214,7 @@ def test_the_requests_for_an_image_run(serving: Path) -> None:
     assert "rather than" in (serving / "why.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_is_the_quickstart_and_runs(tmp_path: Path) -> None:
     block, similarity = blocks("python")
     assert run_forked(exec, similarity, cwd=tmp_path) == "torch.Size([10])\n"
