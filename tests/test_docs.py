@@ -205,7 +205,6 @@ def test_the_service_of_serving_runs(serving: Path) -> None:
     assert len(answer["predictions"]) == len(answer["explanations"]) == 2
 
 
-@pytest.mark.slow
 def test_the_requests_for_an_image_run(serving: Path) -> None:
     lines = [line for line in shell_of_serving() if line.startswith("curl") and "127.0.0.1:8000/" in line]
     with served(serving, serving / "runs" / "photos-bundle") as url:
