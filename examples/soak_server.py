@@ -85,6 +85,8 @@ class Server:
             )
         self.channel = grpc.aio.insecure_channel(self.grpc)
         while not await self.looks_ready():
+            if self.process.returncode is not None:
+                raise SystemExit(self.log.read_text())
             await asyncio.sleep(LOOK_S)
         self.is_ready = True
 
@@ -140,7 +142,7 @@ class Load:
                 try:
                     logits = await ask
                 except (httpx.HTTPError, grpc.aio.AioRpcError) as error:
-                    self.findings.wrong[f"{type(error).__name__} {str(error)[:80]}"] += 1
+                    self.findings.wrong[f"{type(error).__name__} {str(error)[:300]}"] += 1
                     continue
                 if logits is None:
                     await asyncio.sleep(random.random())  # noqa: S311
@@ -217,6 +219,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
             f"{time.monotonic() - started:5.0f} s  {findings.right} right, {findings.refused} asked to come again, "
             f"{findings.wrong.total()} wrong; {codes.count(0)} of {len(codes)} ended with 0; {memory[-1]:.0f} MiB"
             f"{'; overload' if findings.overloaded else ''}",
+            *(f"\n  wrong: {what}: {count}" for what, count in findings.wrong.items()),
             flush=True,
         )
     for task in tasks:
@@ -226,8 +229,6 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
     half = len(memory) // 2
     growth = float(np.mean(memory[half:]) / np.mean(memory[:half]) - 1) if half else 0.0
     print(f"memory of the second half of the time against the first: {growth:+.1%}")
-    for what, count in findings.wrong.most_common():
-        print(f"wrong: {what}: {count}")
     return not findings.wrong and not any(codes)
 
 
