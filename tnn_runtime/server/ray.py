@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import copyreg
 import inspect
-import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
@@ -27,28 +27,33 @@ from typing import Any
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.deployment import Deployment
-from tnn_runtime.errors import ClassifierClosed, UsageError
+from tnn_runtime.errors import ClassifierClosed, TnnError, UsageError
 from tnn_runtime.options import at_least_one, shown
 from tnn_runtime.ray.library import allotted, needs_ray
+from tnn_runtime.text import one_line
 
 with needs_ray():
     import grpc
     from ray import serve
     from starlette.applications import Starlette
+    from starlette.datastructures import Headers
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
     from tnn_runtime.server.grpc import GrpcApi, Servicer
     from tnn_runtime.server.http import HttpOptions, http_app
+    from tnn_runtime.server.web import json_response
 
 from tnn_runtime.server.models import Model, Models
 
 __all__ = ["Replica", "add_servicer", "build", "proxy_middleware"]
 
+_LOG = logging.getLogger(__name__)
 _MEBIBYTE = 1 << 20
 _BATCH = 64
-_RETRY_AFTER_S = 1
+_RETRY_AFTER_S = "1"
+_SHOWN = 200
 _GRACE_S = 60.0
 
 _NAME = re.compile("(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<version>[1-9][0-9]{0,8}))?")
@@ -116,17 +121,21 @@ class Replica:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Serve the models of a configuration in place of those of before, without a gap.
 
-        New bundles are loaded beside the old ones, which serve on if one cannot be loaded. What the old ones have
-        accepted they answer.
+        New bundles are loaded beside the old ones, which answer what they have accepted. If one cannot be loaded, the
+        old ones serve on, and an error is logged: Ray would end a replica that raises it, and nothing would serve.
 
         Args:
             user_config: ``models``, the bundle folder of each ``NAME`` or ``NAME:VERSION``.
 
         Raises:
-            UsageError: If there are no such names.
-            TnnError: As `Classifier.load`.
+            TnnError: As `Classifier.load`, or for a configuration that names no models, if nothing serves yet.
         """
-        await asyncio.to_thread(self._exchange, _bundles(user_config))
+        try:
+            await asyncio.to_thread(self._exchange, _bundles(user_config))
+        except TnnError as error:
+            if not self._deployments:
+                raise
+            _LOG.error("this replica keeps the models that it has: %s", error)
 
     def check_health(self) -> None:
         """Make sure that requests should be sent here; where they should not, Ray starts another replica.
@@ -263,14 +272,13 @@ def _proxied(handler: Any) -> Any:
         response = await handler(request, context)
         # What a replica answers has the trailing metadata that Ray sent with the request.
         if context.code() in _RAYS_OWN and not context.trailing_metadata():
-            context.set_details(f"{_LOST} ({context.details()[:200]})")
+            context.set_details(_lost(context.details()))
             context.set_code(grpc.StatusCode.UNAVAILABLE)
         return response
 
     return answer
 
 
-_LOST = "no replica answered the request, which is worth another try"
 _RAYS_OWN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 """With what Ray answers for a replica: it was lost, too many calls wait, or ``request_timeout_s`` is over."""
 
@@ -289,36 +297,37 @@ class _Proxy:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, refused = False, b""
+        if scope["type"] != "http" or scope["path"].startswith("/-/"):
+            await self._app(scope, receive, send)
+            return
+        started, retry_after, told = False, _RETRY_AFTER_S, ""
 
         async def sending(message: Message) -> None:
-            nonlocal started, refused
+            nonlocal started, retry_after, told
             if message["type"] == "http.response.start":
-                started = not _is_rays_own(message)
+                headers = Headers(raw=message["headers"])
+                # A replica has no plain text with these statuses.
+                started = message["status"] not in (408, 429, 503) or not _is_plain_text(headers)
+                retry_after = headers.get("retry-after", retry_after)
             elif not started:
-                refused += message.get("body", b"")
+                told += message.get("body", b"").decode(errors="replace")
             if started:
                 await send(message)
 
         await self._app(scope, receive, sending)
-        if scope["type"] == "http" and not started:
-            told = f"{_LOST} ({refused.decode(errors='replace')[:200]})" if refused else _LOST
-            body = json.dumps({"error": told}).encode()
-            headers = {"content-type": "application/json", "retry-after": _RETRY_AFTER_S, "content-length": len(body)}
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": 503,
-                    "headers": [(name.encode(), str(value).encode()) for name, value in headers.items()],
-                }
-            )
-            await send({"type": "http.response.body", "body": body})
+        if not started:
+            refusal = json_response({"error": _lost(told)}, 503, {"Retry-After": retry_after})
+            await refusal(scope, receive, send)
 
 
-def _is_rays_own(start: Message) -> bool:
-    """Tell whether the proxy answers, and not a replica, which has no plain text with these statuses."""
-    headers = dict(start["headers"])
-    return start["status"] in (408, 429, 503) and headers.get(b"content-type", b"").startswith(b"text/plain")
+def _is_plain_text(headers: Headers) -> bool:
+    return headers.get("content-type", "").startswith("text/plain")
+
+
+def _lost(why: str) -> str:
+    """Return what a request is told that no replica has answered; ``why`` is what Ray says."""
+    why = one_line(why)[:_SHOWN]
+    return f"no replica answered this request{why and f' ({why})'}; send it again"
 
 
 def _told(models: Any) -> dict[str, str]:
