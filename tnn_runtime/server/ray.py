@@ -46,6 +46,7 @@ with needs_ray():
     from tnn_runtime.server.web import json_response
 
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.statuses import RequestTooLarge
 
 __all__ = ["Replica", "add_servicer", "build", "proxy_middleware"]
 
@@ -55,6 +56,9 @@ _BATCH = 64
 _RETRY_AFTER_S = "1"
 _SHOWN = 200
 _GRACE_S = 60.0
+
+_LOOK_EVERY_S = 2.0
+"""How often Ray looks whether a replica is there: so long nothing takes the place of one that was killed."""
 
 _NAME = re.compile("(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<version>[1-9][0-9]{0,8}))?")
 _LOADING = frozenset(inspect.signature(Classifier.load).parameters) - {"bundle"}
@@ -90,8 +94,25 @@ def build(args: Mapping[str, Any]) -> Any:
         user_config=None if models is None else {"models": _told(models)},
         max_ongoing_requests=2 * options.get("max_batch_size", _BATCH),
         graceful_shutdown_timeout_s=_GRACE_S,
+        health_check_period_s=_LOOK_EVERY_S,
     )
     return deployment.bind(max_body_mb, **options)
+
+
+class _Api(GrpcApi):
+    """The calls of gRPC with a limit of their size, as the proxies of Ray have none."""
+
+    def __init__(self, models: Models, largest: int) -> None:
+        super().__init__(models)
+        self._largest = largest
+
+    async def ModelInfer(self, request: Any, timeout_s: float | None = None) -> Any:  # noqa: N802
+        size = request.ByteSize()
+        if size > self._largest:
+            raise RequestTooLarge(
+                f"the message has {size} bytes; expected at most {self._largest} bytes: send fewer or smaller images"
+            )
+        return await super().ModelInfer(request, timeout_s)
 
 
 class Replica:
@@ -173,7 +194,7 @@ class Replica:
             raise
         found = {key: added[key] if key in added else before[key] for key in bundles}
         models = Models([Model(name, version, deployment) for (name, version), deployment in found.items()])
-        self._app, self._servicer = http_app(models, self._http), Servicer(GrpcApi(models))
+        self._app, self._servicer = http_app(models, self._http), Servicer(_Api(models, self._http.max_body_bytes))
         self._bundles, self._deployments = dict(bundles), found
         for key in before.keys() - bundles.keys():
             before[key].drain(_GRACE_S)
