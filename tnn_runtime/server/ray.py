@@ -57,6 +57,9 @@ _RETRY_AFTER_S = "1"
 _SHOWN = 200
 _GRACE_S = 60.0
 
+_SURGE_PERCENT = 100
+"""How many replicas more there may be during an exchange: old ones end once new ones serve, and serve on if none do."""
+
 _LOOK_EVERY_S = 2.0
 """How often Ray looks whether a replica is there: so long nothing takes the place of one that was killed."""
 
@@ -95,6 +98,7 @@ def build(args: Mapping[str, Any]) -> Any:
         max_ongoing_requests=2 * options.get("max_batch_size", _BATCH),
         graceful_shutdown_timeout_s=_GRACE_S,
         health_check_period_s=_LOOK_EVERY_S,
+        max_surge_percent=_SURGE_PERCENT,
     )
     return deployment.bind(max_body_mb, **options)
 
@@ -300,8 +304,13 @@ def _proxied(handler: Any) -> Any:
     return answer
 
 
-_RAYS_OWN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
-"""With what Ray answers for a replica: it was lost, too many calls wait, or ``request_timeout_s`` is over."""
+_RAYS_OWN = (
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNAVAILABLE,
+)
+"""With what Ray answers itself: a replica was lost, too many calls wait, a call took too long, or no replica starts."""
 
 
 def proxy_middleware() -> list[Middleware]:

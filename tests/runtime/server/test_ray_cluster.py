@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -45,8 +46,17 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """Where the cluster has its files: a short path, as those of sockets have to be."""
+    """Where the cluster runs and has its files: a short path, as those of sockets have to be.
+
+    There are photos and their bundle, as the page on Ray takes them, and two files that are no images.
+    """
     made = Path(tempfile.mkdtemp(prefix="ray"))
+    draw_photos(made / "photos", 10)
+    (made / "photos" / "cat" / "9.png").write_text("no image")
+    (made / "photos" / "dog" / "9.png").write_bytes(b"")
+    (made / "runs").mkdir()
+    (made / "runs" / "photos-bundle").symlink_to(BUNDLE)
+    (made / "examples").symlink_to(ROOT / "examples")
     yield made
     shutil.rmtree(made, ignore_errors=True)
 
@@ -57,6 +67,7 @@ def server(folder: Path) -> Iterator[Server]:
     terminate = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "tnn_runtime.server.ray:proxy_middleware")
+        environment.chdir(folder)
         environment.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=str(folder))
         try:
@@ -75,8 +86,8 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def known(photos: Path) -> Known:
-    return Known.of(BUNDLE, photos / "cat" / "0.png")
+def known(folder: Path) -> Known:
+    return Known.of(BUNDLE, folder / "photos" / "cat" / "0.png")
 
 
 def test_the_proxies_answer_as_the_server_does(server: Server, known: Known) -> None:
@@ -129,24 +140,39 @@ def test_a_replica_that_is_killed_loses_what_it_held(server: Server, known: Know
     assert killed not in replicas(folder)
 
 
-def test_files_in_bulk_have_the_labels_of_the_classifier(server: Server, folder: Path, tmp_path: Path) -> None:
-    photos = draw_photos(tmp_path / "photos", 10)
-    (photos / "cat" / "0.png").write_text("no image")
-    (photos / "dog" / "0.png").write_bytes(b"")
-    program = ROOT / "examples" / "ray_classify.py"
-    arguments = [BUNDLE, photos, "--out", tmp_path / "labels", "--top-k", "2"]
+def labelled(rows: list[dict[str, Any]]) -> None:
+    """Make sure that rows have the labels and scores of the classifier."""
+    with Classifier.load(BUNDLE, "cpu", threads=1) as classifier:
+        for row, ranked in zip(rows, classifier.predict([row["path"] for row in rows], 2), strict=True):
+            assert row["label"] == [best.label for best in ranked]
+            assert row["score"] == pytest.approx([best.score for best in ranked], rel=1e-4)
+
+
+def page(language: str) -> str:
+    """Return the first block of a language on the page on Ray that names the photos."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "ray.md").read_text(), flags=re.DOTALL)
+    return next(block for block in blocks if "photos" in block)
+
+
+def test_the_python_of_the_page_runs(server: Server, folder: Path) -> None:
+    exec(page("python"), {})
+    rows = pyarrow.parquet.read_table(folder / "labels").to_pylist()
+    assert [row["path"] for row in rows] == ["photos/cat/0.png", "photos/dog/0.png"]
+    labelled(rows)
+    shutil.rmtree(folder / "labels")
+
+
+def test_the_example_of_the_page_runs(server: Server, folder: Path) -> None:
+    words = shlex.split(page("sh"))
+    assert words[0] == "python"
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     ended = subprocess.run(
-        [sys.executable, program, *arguments], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, *words[1:], "--top-k", "2"], capture_output=True, text=True, check=False, env=environment
     )
     assert ended.returncode == 0, ended.stderr
     assert "18 images classified, 2 files with an error" in ended.stdout
-    rows = pyarrow.parquet.read_table(tmp_path / "labels").to_pylist()
-    assert sorted(row["path"] for row in rows) == sorted(map(str, photos.rglob("*.png")))
-    assert {Path(row["path"]).name for row in rows if row["error"]} == {"0.png"}
-    good = [row for row in rows if not row["error"]]
-    assert len(good) == 18
-    with Classifier.load(BUNDLE, "cpu", threads=1) as classifier:
-        for row, ranked in zip(good, classifier.predict([row["path"] for row in good], 2), strict=True):
-            assert row["label"] == [best.label for best in ranked]
-            assert row["score"] == pytest.approx([best.score for best in ranked], rel=1e-4)
+    rows = pyarrow.parquet.read_table(folder / "labels").to_pylist()
+    assert sorted(row["path"] for row in rows) == sorted(map(str, (folder / "photos").rglob("*.png")))
+    assert {Path(row["path"]).name for row in rows if row["error"]} == {"9.png"}
+    assert not any(row["label"] for row in rows if row["error"])
+    labelled([row for row in rows if not row["error"]])
