@@ -20,6 +20,7 @@ import copyreg
 import inspect
 import logging
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ _BATCH = 64
 _RETRY_AFTER_S = "1"
 _SHOWN = 200
 _GRACE_S = 60.0
+_LONGEST_US = (1 << 31) - 1
 
 _SURGE_PERCENT = 100
 """How many replicas more there may be during an exchange: old ones end once new ones serve, and serve on if none do."""
@@ -128,10 +130,11 @@ class Replica:
     """
 
     def __init__(self, max_body_mb: int = 64, **options: Any) -> None:
-        self._options = {"timeout_s": 30.0, **allotted(), **options}
-        self._http = HttpOptions(max_body_mb * _MEBIBYTE)
         self._bundles: dict[tuple[str, int], Path] = {}
         self._deployments: dict[tuple[str, int], Deployment] = {}
+        self._exchanging = threading.Lock()
+        self._options = {"timeout_s": 30.0, **allotted(), **options}
+        self._http = HttpOptions(max_body_mb * _MEBIBYTE)
         self._app: ASGIApp = Starlette()
         self._servicer: Any = None
 
@@ -156,7 +159,8 @@ class Replica:
             TnnError: As `Classifier.load`, or for a configuration that names no models, if nothing serves yet.
         """
         try:
-            await asyncio.to_thread(self._exchange, _bundles(user_config))
+            bundles = _bundles(user_config)
+            await asyncio.to_thread(self._exchange, bundles)
         except TnnError as error:
             if not self._deployments:
                 raise
@@ -183,26 +187,29 @@ class Replica:
 
     def _exchange(self, bundles: dict[tuple[str, int], Path]) -> None:
         """Load what is new, exchange what has changed, and close what is gone; in this thread."""
-        before = dict(self._deployments)
-        added: dict[tuple[str, int], Deployment] = {}
-        try:
-            for key in bundles.keys() - before.keys():
-                added[key] = Deployment(bundles[key], **self._options)
-            for key in bundles.keys() & before.keys():
-                if bundles[key] != self._bundles[key]:
-                    before[key].reload(bundles[key])
-                    self._bundles[key] = bundles[key]
-        except BaseException:
-            for deployment in added.values():
-                deployment.close()
-            raise
-        found = {key: added[key] if key in added else before[key] for key in bundles}
-        models = Models([Model(name, version, deployment) for (name, version), deployment in found.items()])
-        self._app, self._servicer = http_app(models, self._http), Servicer(_Api(models, self._http.max_body_bytes))
-        self._bundles, self._deployments = dict(bundles), found
-        for key in before.keys() - bundles.keys():
-            before[key].drain(_GRACE_S)
-            before[key].close()
+        with self._exchanging:
+            before, added = self._deployments, {}
+            exchanged = []
+            try:
+                for key in bundles.keys() - before.keys():
+                    added[key] = Deployment(bundles[key], **self._options)
+                for key in bundles.keys() & before.keys():
+                    if bundles[key] != self._bundles[key]:
+                        before[key].reload(bundles[key])
+                        exchanged.append(key)
+            except BaseException:
+                for deployment in added.values():
+                    deployment.close()
+                for key in exchanged:
+                    before[key].reload(self._bundles[key])
+                raise
+            found = {key: added[key] if key in added else before[key] for key in bundles}
+            models = Models([Model(name, version, deployment) for (name, version), deployment in found.items()])
+            self._app, self._servicer = http_app(models, self._http), Servicer(_Api(models, self._http.max_body_bytes))
+            self._bundles, self._deployments = dict(bundles), found
+            for key in before.keys() - bundles.keys():
+                before[key].drain(_GRACE_S)
+                before[key].close()
 
 
 def _answering(name: str) -> Callable[[Replica, Any, Any], Coroutine[Any, Any, Any]]:
@@ -291,9 +298,9 @@ def _proxied(handler: Any) -> Any:
     async def answer(request: Any, context: Any) -> Any:
         left_s = context.time_remaining()
         if left_s is not None and isinstance(request, service_pb2.ModelInferRequest):
-            timeout = request.parameters["timeout"]
-            left_us = max(1, int(left_s * 1e6))
-            timeout.int64_param = min(timeout.int64_param or left_us, left_us)
+            left_us = min(max(1, int(left_s * 1e6)), _LONGEST_US)
+            if "timeout" not in request.parameters or request.parameters["timeout"].int64_param > left_us:
+                request.parameters["timeout"].int64_param = left_us
         response = await handler(request, context)
         # What a replica answers has the trailing metadata that Ray sent with the request.
         if context.code() in _RAYS_OWN and not context.trailing_metadata():

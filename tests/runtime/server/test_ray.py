@@ -119,6 +119,14 @@ def test_a_wrong_configuration_leaves_what_serves(
     assert served(replica) == {"a:1": FIRST.name}
 
 
+def test_of_several_models_all_are_exchanged_or_none(replica: Replica) -> None:
+    names = ("a", "b", "c")
+    configure(replica, dict.fromkeys(names, str(FIRST)))
+    for bad in names:
+        configure(replica, {**dict.fromkeys(names, str(SECOND)), bad: "nothing"})
+        assert served(replica) == {f"{name}:1": FIRST.name for name in names}
+
+
 def test_a_model_that_is_not_ready_ends_the_replica(replica: Replica, tmp_path: Path) -> None:
     configure(replica, {"a": str(FIRST), "b": str(shutil.copytree(FIRST, tmp_path / "b"))})
     replica._deployments["b", 1].close()
@@ -256,7 +264,8 @@ def test_what_the_grpc_proxy_refuses_is_worth_a_retry(code: str, trailing: tuple
 
 
 @pytest.mark.parametrize(
-    ("left_s", "given", "expected"), [(None, 0, 0), (None, 5, 5), (2.0, 0, 2_000_000), (2.0, 5, 5), (1e-9, 5, 1)]
+    ("left_s", "given", "expected"),
+    [(None, 0, 0), (None, 5, 5), (2.0, 0, 2_000_000), (2.0, 5, 5), (1e-9, 5, 1), (2.0, -5, -5), (1e6, 0, 2**31 - 1)],
 )
 def test_the_deadline_of_a_call_is_its_timeout(left_s: float | None, given: int, expected: int) -> None:
     seen = []

@@ -154,6 +154,7 @@ def page(language: str) -> str:
     return next(block for block in blocks if "photos" in block)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # It sets what it warns of.
 def test_the_python_of_the_page_runs(server: Server, folder: Path) -> None:
     exec(page("python"), {})
     rows = pyarrow.parquet.read_table(folder / "labels").to_pylist()
