@@ -15,6 +15,7 @@ ROOMS = {
         __init__ __main__
         commands
         bench server
+        ray
         bulk drawing prometheus
         deployment
         classifier
