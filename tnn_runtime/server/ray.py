@@ -19,7 +19,6 @@ import contextlib
 import copyreg
 import inspect
 import logging
-import re
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
@@ -47,6 +46,7 @@ with needs_ray():
     from tnn_runtime.server.web import json_response
 
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.names import named
 from tnn_runtime.server.statuses import RequestTooLarge
 
 __all__ = ["Replica", "add_servicer", "build", "proxy_middleware"]
@@ -65,7 +65,6 @@ _SURGE_PERCENT = 100
 _LOOK_EVERY_S = 2.0
 """How often Ray looks whether a replica is there: so long nothing takes the place of one that was killed."""
 
-_NAME = re.compile("(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<version>[1-9][0-9]{0,8}))?")
 _LOADING = frozenset(inspect.signature(Classifier.load).parameters) - {"bundle"}
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -383,13 +382,12 @@ def _bundles(user_config: Any) -> dict[tuple[str, int], Path]:
         raise UsageError(f"got {shown(user_config)}; expected the bundle of each name: {{models: {{NAME: BUNDLE}}}}")
     found: dict[tuple[str, int], Path] = {}
     for name, bundle in models.items():
-        parts = _NAME.fullmatch(name) if isinstance(name, str) else None
-        if parts is None or not isinstance(bundle, str | Path):
+        key = named(name) if isinstance(name, str) else None
+        if key is None or not isinstance(bundle, str | Path):
             raise UsageError(
                 f"got {shown(name)}: {shown(bundle)} among the models; expected NAME or NAME:VERSION, and the path of "
                 "its bundle"
             )
-        key = parts["name"], int(parts["version"] or 1)
         if key in found:
             raise UsageError(f"got two models {key[0]} of version {key[1]}; give them versions, such as {key[0]}:2")
         found[key] = Path(bundle)
