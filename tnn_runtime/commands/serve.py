@@ -134,8 +134,8 @@ def _places(given: list[str]) -> dict[tuple[str, int], Path]:
         key = named(name)
         if key is None:
             raise UsageError(
-                f"{printable(name)} is no name for a model; expected letters, digits and . _ -, and for a version : and "
-                f"a number: give one, such as photos={printable(bundle)} or photos:2={printable(bundle)}"
+                f"{printable(name)} is no name for a model; expected letters, digits and . _ -, then : and a "
+                f"number for a version: give one, such as photos={printable(bundle)} or photos:2={printable(bundle)}"
             )
         if key in places:
             raise UsageError(
