@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install demo check test test-exhaustive test-gpu clean
+TRITON := $(VENV)/triton
+
+.PHONY: help install demo check test test-exhaustive test-gpu test-triton clean
 
 help:
 	@echo "make demo             install, then train, export, prove, run and time both heads on handwritten digits"
@@ -13,6 +15,7 @@ help:
 	@echo "make test             all tests that need no GPU, each on few forms of the head that stand for all"
 	@echo "make test-exhaustive  tests of the head on all of its forms, and planted faults that tests must find"
 	@echo "make test-gpu         the tests that need a GPU"
+	@echo "make test-triton      the tests that need a Triton, which is made from a wheel"
 	@echo "make clean            remove $(VENV), runs and caches"
 
 install: $(INSTALLED)
@@ -42,6 +45,14 @@ test-exhaustive: install
 
 test-gpu: install
 	$(BIN)/pytest -m "gpu and not exhaustive"
+
+test-triton: $(TRITON)/tritonserver
+	TNN_TRITON=$(abspath $(TRITON)) $(BIN)/pytest tests/export/triton
+
+$(TRITON)/tritonserver: tests/triton_server.py tests/triton_onnxruntime.py | install
+	rm -rf $(TRITON)
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(TRITON) nvidia-pytriton==0.7.0
+	$(BIN)/python tests/triton_server.py $(TRITON)/*.whl $(TRITON)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

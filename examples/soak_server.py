@@ -42,7 +42,10 @@ IMAGES = 64
 LOOK_S = 0.25
 TURN_S = 10.0
 OVERLOAD = 8
-"""How many times as many clients there are in the overload."""
+"""How many times as many clients come in the overload."""
+
+QUEUE = 128
+"""Images that may wait in a server: fewer than there are clients then."""
 
 
 @dataclass
@@ -75,12 +78,15 @@ class Server:
     async def start(self) -> None:
         """Start it, and wait until it is ready."""
         options = ["--http", self.http, "--grpc", self.grpc, "--device", "cpu", "--ready-delay-s", "2"]
+        options += ["--max-queue-size", str(QUEUE)]
         with self.log.open("a") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tnn_runtime", "serve", f"{MODEL}={self.bundle}", *options, stdout=log, stderr=log
             )
         self.channel = grpc.aio.insecure_channel(self.grpc)
         while not await self.looks_ready():
+            if self.process.returncode is not None:
+                raise SystemExit(self.log.read_text())
             await asyncio.sleep(LOOK_S)
         self.is_ready = True
 
@@ -136,7 +142,7 @@ class Load:
                 try:
                     logits = await ask
                 except (httpx.HTTPError, grpc.aio.AioRpcError) as error:
-                    self.findings.wrong[f"{type(error).__name__} {str(error)[:80]}"] += 1
+                    self.findings.wrong[f"{type(error).__name__} {str(error)[:300]}"] += 1
                     continue
                 if logits is None:
                     await asyncio.sleep(random.random())  # noqa: S311
@@ -213,6 +219,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
             f"{time.monotonic() - started:5.0f} s  {findings.right} right, {findings.refused} asked to come again, "
             f"{findings.wrong.total()} wrong; {codes.count(0)} of {len(codes)} ended with 0; {memory[-1]:.0f} MiB"
             f"{'; overload' if findings.overloaded else ''}",
+            *(f"\n  wrong: {what}: {count}" for what, count in findings.wrong.items()),
             flush=True,
         )
     for task in tasks:
@@ -222,8 +229,6 @@ async def soak(options: argparse.Namespace, folder: Path) -> bool:
     half = len(memory) // 2
     growth = float(np.mean(memory[half:]) / np.mean(memory[:half]) - 1) if half else 0.0
     print(f"memory of the second half of the time against the first: {growth:+.1%}")
-    for what, count in findings.wrong.most_common():
-        print(f"wrong: {what}: {count}")
     return not findings.wrong and not any(codes)
 
 

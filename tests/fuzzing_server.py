@@ -33,10 +33,12 @@ from tritonclient.grpc import service_pb2
 
 from tnn_runtime import Deployment
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.http import HttpOptions, http_app
+from tnn_runtime.server.grpc import GrpcApi, Servicer
+from tnn_runtime.server.http import http_app
+from tnn_runtime.server.listeners import grpc_server
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.options import HttpOptions, ServeOptions
 from tnn_runtime.server.outputs import OUTPUTS
-from tnn_runtime.server.running import ServeOptions, grpc_server
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MOST = 1 << 16
@@ -462,7 +464,7 @@ class Grpc:
 
     async def _start(self) -> None:
         options = ServeOptions(HttpOptions(MOST))
-        self._server, port = grpc_server(self._models, Address("127.0.0.1", 0), options, shared=False)
+        self._server, port = grpc_server(Servicer(GrpcApi(self._models)), Address("127.0.0.1", 0), options)
         await self._server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)])
 

@@ -229,7 +229,7 @@ def _(server: Server, known: Known) -> str:
 @check("a file in base64, label out")
 def _(server: Server, known: Known) -> str:
     connection = server.connect()
-    given = {"name": "files", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(known.file).decode()]}
+    given = {"name": "files", "datatype": "BYTES", "shape": [1, 1], "data": [base64.b64encode(known.file).decode()]}
     body = json.dumps({"inputs": [given], "outputs": [{"name": "labels"}]}).encode()
     status, content, _ = post(connection, f"/v2/models/{server.model}/infer", body)
     connection.close()
@@ -246,8 +246,8 @@ def pixel_input(module: Any, known: Known, **options: Any) -> Any:
 
 
 def file_input(module: Any, known: Known, count: int = 3) -> Any:
-    given = module.InferInput("files", [count], "BYTES")
-    given.set_data_from_numpy(np.array([known.file] * count, object))
+    given = module.InferInput("files", [count, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[known.file]] * count, object))
     return given
 
 

@@ -15,6 +15,7 @@ ROOMS = {
         __init__ __main__
         commands
         bench server
+        ray
         bulk drawing prometheus
         deployment
         classifier
@@ -44,7 +45,7 @@ ROOMS = {
     "tnn_export": """
         __init__ __main__
         commands
-        importers bundle
+        importers bundle triton
         proof
         formats
         lowering

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 from waiting import FOREVER
 
-__all__ = ["Served", "serving"]
+__all__ = ["NO_DELAY", "Served", "served", "serving"]
 
 NO_DELAY = ("--ready-delay-s", "0")
 
@@ -54,13 +54,13 @@ class Served:
 
 @contextmanager
 def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
-    """Start the command with arguments, on free ports; end it if it runs yet.
+    """Start the command with arguments, on a free port if they name none; end it if it runs yet.
 
     Args:
         folder: Where its log goes.
     """
     log = folder / "serve.log"
-    command = [sys.executable, "-m", "tnn_runtime", "serve", *map(str, arguments), "--http", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "tnn_runtime", "serve", "--http", "127.0.0.1:0", *map(str, arguments)]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     watchdog = threading.Timer(4 * FOREVER, process.kill)
@@ -84,3 +84,12 @@ def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
             except subprocess.TimeoutExpired:
                 process.kill()
         process.communicate()
+
+
+@contextmanager
+def served(folder: Path, *arguments: object, http: str = "127.0.0.1:0") -> Iterator[str]:
+    """Start the command on the CPU, and yield where it serves; it ends with 0."""
+    options = ("--device", "cpu", "--threads", "1", "--http", http, *NO_DELAY)
+    with serving(folder, *map(str, arguments), *options) as server:
+        yield f"http://{server.http}"
+        assert server.end() == 0, server.log.read_text()

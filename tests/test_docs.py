@@ -16,6 +16,7 @@ from typing import Any
 import forked
 import pytest
 from conftest import draw_photos
+from served import served
 
 from tnn_export.commands.export import COMMANDS, EXPORT
 from tnn_runtime.commands.predict import build_parser
@@ -202,6 +203,15 @@ def test_the_application_of_serving_runs(serving: Path) -> None:
     *statuses, label, reason = run(sys.executable, "-c", program, cwd=serving).stdout.splitlines()
     assert (statuses, label in ("cat", "dog")) == (["200"] * 3, True)
     assert "is closed" in reason
+
+
+def test_the_requests_for_an_image_run(serving: Path) -> None:
+    lines = [line for line in shell_of_serving() if line.startswith("curl") and "127.0.0.1:8000/" in line]
+    with served(serving, serving / "runs" / "photos-bundle") as url:
+        here = [line.replace("http://127.0.0.1:8000", url).replace("curl ", "curl --fail --silent ") for line in lines]
+        printed = [run("bash", "-c", line, cwd=serving).stdout for line in here]
+    assert len(json.loads(printed[0])["predictions"]) == 2
+    assert "rather than" in (serving / "why.html").read_text()
 
 
 @pytest.mark.slow

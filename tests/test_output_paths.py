@@ -21,6 +21,7 @@ FOLDERS = {
         ["export", "pair", "--backbone", "resnet18", "--classes", "3", "-o"],
         "tnn_export.commands.pair.export_pair",
     ),
+    "triton": (["export", "triton", "BUNDLE", "-o"], "tnn_export.triton.repository.open_bundle"),
     "plots": (["runtime", "bench", "A", "B", "--plots"], "tnn_runtime.commands.bench.compare_bundles"),
 }
 FILES = {

@@ -13,11 +13,12 @@ from typing import Generic, NamedTuple, TypeVar
 from tnn_runtime.answers.results import Predictions
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import InputError, QueueFull, UsageError
-from tnn_runtime.text import printable
+from tnn_runtime.images.preprocess import source_name
 
 __all__ = ["Answered", "Classified", "answers_for_files", "classify_files"]
 
 T = TypeVar("T")
+File = TypeVar("File", bound=Path | bytes)
 
 _LOOK_AGAIN_S = 0.005
 
@@ -25,37 +26,37 @@ _IN_FLIGHT = 256
 """Images that are decoded or classified at the same time: several batches, so that none waits for the disk."""
 
 
-class Answered(NamedTuple, Generic[T]):
+class Answered(NamedTuple, Generic[File, T]):
     """What became of a file.
 
     Args:
-        path: The file.
+        path: The file, as it was given.
         answer: The answer; ``None`` if there is an error.
         error: Why there is none; empty if there is one.
     """
 
-    path: Path
+    path: File
     answer: T | None
     error: str
 
 
-class Classified(NamedTuple):
+class Classified(NamedTuple, Generic[File]):
     """What became of a file.
 
     Args:
-        path: The file.
+        path: The file, as it was given.
         predictions: As `Classifier.predict` returns them for an image; none if there is an error.
         error: Why the file cannot be used; empty if it can.
     """
 
-    path: Path
+    path: File
     predictions: Predictions
     error: str
 
 
 def classify_files(
-    classifier: Classifier, paths: Iterable[Path], top_k: int = 5, *, reject: bool = False
-) -> Iterator[Classified]:
+    classifier: Classifier, paths: Iterable[File], top_k: int = 5, *, reject: bool = False
+) -> Iterator[Classified[File]]:
     """Classify files in batches, and yield what became of each, in their order.
 
     Only a few hundred are held at a time, however many there are. A file that cannot be used does not stop the others.
@@ -63,7 +64,7 @@ def classify_files(
 
     Args:
         classifier: A loaded bundle.
-        paths: The files.
+        paths: The files: their paths, or their content.
         top_k: As for `Classifier.predict`.
         reject: As for `Classifier.predict`.
 
@@ -72,7 +73,7 @@ def classify_files(
         UsageError: If an argument is out of its range.
     """
 
-    def submit(path: Path) -> Future[Predictions]:
+    def submit(path: File) -> Future[Predictions]:
         return classifier.submit(path, top_k, reject=reject, timeout_s=math.inf)
 
     for path, predictions, error in answers_for_files(classifier, paths, submit):
@@ -80,20 +81,20 @@ def classify_files(
 
 
 def answers_for_files(
-    classifier: Classifier, paths: Iterable[Path], submit: Callable[[Path], Future[T]]
-) -> Iterator[Answered[T]]:
+    classifier: Classifier, paths: Iterable[File], submit: Callable[[File], Future[T]]
+) -> Iterator[Answered[File, T]]:
     """Submit files to a classifier, as `classify_files` does, and yield what became of each, in their order.
 
     Args:
         classifier: A loaded bundle.
-        paths: The files.
+        paths: The files: their paths, or their content.
         submit: Submits a file to the classifier, without a deadline.
 
     Raises:
         NotAnswered, UsageError: As `classify_files`.
     """
     most = min(_IN_FLIGHT, classifier.info["max_queue_size"])
-    waiting: deque[tuple[Path, Future[T]]] = deque()
+    waiting: deque[tuple[File, Future[T]]] = deque()
     try:
         for path in paths:
             if len(waiting) == most:
@@ -114,10 +115,10 @@ def answers_for_files(
             future.cancel()
 
 
-def _answer(path: Path, future: Future[T]) -> Answered[T]:
+def _answer(path: File, future: Future[T]) -> Answered[File, T]:
     try:
         return Answered(path, future.result(), "")
     except InputError as error:
         return Answered(path, None, str(error))
     except UsageError as error:
-        return Answered(path, None, f"{printable(str(path))}: {error}")
+        return Answered(path, None, f"{source_name(path)}: {error}")

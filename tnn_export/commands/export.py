@@ -12,7 +12,7 @@ from pathlib import Path
 from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
 from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
-from tnn_export.commands import edit, importing, pair, slim
+from tnn_export.commands import edit, importing, pair, slim, triton
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
@@ -42,6 +42,7 @@ _EPILOG = """examples:
   tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
   tnn-export slim runs/photos-bundle -o runs/photos-slim    without what serving can do without
+  tnn-export triton runs/photos-bundle -o repository    models of NVIDIA Triton Inference Server
 
 The bundle is written only if every artifact, read back from disk in a process of its own, gives the outputs of eager
 PyTorch in float32, on real, random and adversarial images in several batch sizes: within 1e-4 in fp32, and within the
@@ -233,5 +234,6 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     "pair": (pair.make_parser, pair.run),
     "sign": (_sign_parser, _sign),
     "slim": (slim.make_parser, slim.run),
+    "triton": (triton.make_parser, triton.run),
 }
 """What makes the parser of each command, and what runs it; without the name of one, a checkpoint is exported."""

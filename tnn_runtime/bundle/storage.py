@@ -58,7 +58,9 @@ class FolderKind:
 
 
 @contextmanager
-def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    target: Path, kind: FolderKind, *, overwrite: bool = False, workshop: Path | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``target`` when the block ends without an error.
 
     The content is flushed to disk before the rename. With ``overwrite``, the old folder is first moved to
@@ -69,6 +71,8 @@ def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> It
         target: Where the finished folder will stand.
         kind: What it is to be.
         overwrite: Whether an existing ``target`` may be replaced.
+        workshop: An existing folder for the temporary and the old one, on the same file system; by default that in
+            which ``target`` will stand.
 
     Raises:
         OutputExistsError: As `refuse_existing`, also at the end: another process may have made ``target`` meanwhile.
@@ -76,11 +80,12 @@ def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> It
     refuse_existing(target, kind, overwrite=overwrite)
     target = Path(os.path.abspath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
+    workshop = target.parent if workshop is None else workshop
     left_by_a_kill = re.compile(rf"\.{re.escape(target.name)}\.\w+{re.escape(PARTIAL)}")
-    for path in target.parent.iterdir():
+    for path in workshop.iterdir():
         if left_by_a_kill.fullmatch(path.name) and not is_claimed(path):
             remove(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=workshop))
     try:
         with naming(target, temporary):
             with claimed(temporary):
@@ -88,7 +93,7 @@ def new_folder(target: Path, kind: FolderKind, *, overwrite: bool = False) -> It
                 temporary.chmod(0o755)
                 _flush(temporary)
             refuse_existing(target, kind, overwrite=overwrite)
-            previous = previous_of(target)
+            previous = workshop / previous_of(target).name
             if target.exists():
                 remove(previous)
                 target.rename(previous)

@@ -22,6 +22,7 @@ _PACKAGES = {
     "torchvision": "train",
     "onnx": "export",
     "cuda-bindings": "gpu",
+    "tritonclient": "serve",
 }
 """Packages, and the extras that need them."""
 

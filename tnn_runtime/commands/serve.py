@@ -15,14 +15,13 @@ from tnn_runtime.errors import UsageError
 from tnn_runtime.options import seconds
 from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.server.addresses import Address
+from tnn_runtime.server.names import named
 from tnn_runtime.text import printable
 
 __all__ = ["add_serve"]
 
 _HTTP = "127.0.0.1:8000"
 _MEBIBYTE = 1 << 20
-_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
-_BUNDLE = re.compile(f"(?P<name>{_NAME})(:(?P<version>[1-9][0-9]{{0,8}}))?=(?P<bundle>.+)")
 _TOKEN = "TNN_TOKEN"  # noqa: S105
 
 _EPILOG = """examples:
@@ -82,9 +81,8 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from tnn_runtime.server.http import HttpOptions
+    from tnn_runtime.server.options import HttpOptions, ServeOptions
     from tnn_runtime.server.plan import Plan, run
-    from tnn_runtime.server.running import ServeOptions
     from tnn_runtime.server.workers import supervise
 
     threads = options.threads
@@ -130,21 +128,21 @@ def _places(given: list[str]) -> dict[tuple[str, int], Path]:
     """Return the folder of each name and version."""
     places: dict[tuple[str, int], Path] = {}
     for text in given:
-        found = None if Path(text).is_dir() else _BUNDLE.fullmatch(text)
-        bundle = Path(found["bundle"] if found else text)
-        name = found["name"] if found else bundle.resolve().name
-        if not re.fullmatch(_NAME, name):
+        name, equals, bundle = text.partition("=")
+        if not equals or Path(text).exists():
+            name, bundle = Path(text).resolve().name, text
+        key = named(name)
+        if key is None:
             raise UsageError(
-                f"{printable(name)} is no name for a model; expected letters, digits and . _ -: give one, "
-                f"NAME={printable(text)}"
+                f"{printable(name)} is no name for a model; expected letters, digits and . _ -, then : and a "
+                f"number for a version: give one, such as photos={printable(bundle)} or photos:2={printable(bundle)}"
             )
-        key = name, int(found["version"] or 1) if found else 1
         if key in places:
             raise UsageError(
-                f"got two models {name} of version {key[1]}; give them names or versions, such as "
-                f"{name}:2={printable(str(bundle))}"
+                f"got two models {key[0]} of version {key[1]}; give them names or versions, such as "
+                f"{key[0]}:2={printable(bundle)}"
             )
-        places[key] = bundle
+        places[key] = Path(bundle)
     return places
 
 

@@ -8,8 +8,8 @@ nothing to set here.
 else can write to.
 """
 
-from tnn_runtime.engines.build import build_engine, read_engine
+from tnn_runtime.engines.build import build_engine, read_engine, read_spec
 from tnn_runtime.engines.cache import engine_folder
 from tnn_runtime.engines.library import Library, find_tensorrt
 
-__all__ = ["Library", "build_engine", "engine_folder", "find_tensorrt", "read_engine"]
+__all__ = ["Library", "build_engine", "engine_folder", "find_tensorrt", "read_engine", "read_spec"]

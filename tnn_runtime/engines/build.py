@@ -17,9 +17,9 @@ from tnn_runtime.engines.builder import serialize
 from tnn_runtime.engines.hardware import build_target
 from tnn_runtime.engines.library import INSTALL, Library, find_tensorrt
 from tnn_runtime.engines.spec import EngineSpec, fingerprint
-from tnn_runtime.errors import ArtifactError, EngineError, ProviderUnavailable, TnnError
+from tnn_runtime.errors import ArtifactError, EngineError, ProviderUnavailable, TnnError, UsageError
 
-__all__ = ["build_engine", "read_engine"]
+__all__ = ["build_engine", "read_engine", "read_spec"]
 
 SCHEMA_VERSION = 1
 LOCK_FILE = "engines.lock"
@@ -87,8 +87,26 @@ def read_engine(engine: Path) -> bytes:
     Raises:
         EngineError: If it is missing or another file.
     """
+    return _read_made(engine)[0]
+
+
+def read_spec(engine: Path) -> EngineSpec:
+    """Return what an engine that `build_engine` made is built from and for.
+
+    Raises:
+        EngineError: If the engine is missing or another file, or what was noted of it cannot be used.
+    """
     try:
-        return _read(engine)[0]
+        return decode(EngineSpec, _read_made(engine)[1], "spec")
+    except (TypeError, UsageError) as error:
+        raise EngineError(
+            f"{engine.with_suffix('.json')} says nothing of use ({error}); build the engine again"
+        ) from error
+
+
+def _read_made(engine: Path) -> tuple[bytes, Any]:
+    try:
+        return _read(engine)
     except ArtifactError as error:
         raise EngineError(f"{error}; if another process builds engines there, try again") from error
 

@@ -34,6 +34,7 @@ __all__ = [
     "Preprocessing",
     "Traits",
     "open_image",
+    "source_name",
     "taken",
 ]
 
@@ -177,12 +178,12 @@ class Preprocessing:
         with open_image(source, limits) as opened:
             # Phone cameras write MPO: a JPEG, followed by previews or a second view.
             if getattr(opened, "is_animated", False) and opened.format != "MPO":
-                raise InputError(f"{_name(source)} has several frames; expected a single picture")
+                raise InputError(f"{source_name(source)} has several frames; expected a single picture")
             try:
                 check_pixels(opened)
                 yield picture(opened, _MODES[self.channels], self.background)
             except Exception as error:  # Pillow raises a dozen unrelated classes on damaged files
-                raise broken(_name(source), error) from error
+                raise broken(source_name(source), error) from error
 
     def batch(self, sources: Sequence[AnyImage], progress: Callable[[], object] = lambda: None) -> NDArray[np.uint8]:
         """Return images as one uint8 array ``[len(sources), height, width, channels]``.
@@ -242,14 +243,16 @@ def open_image(source: AnyImage, limits: Limits = LIMITS) -> Iterator[Image.Imag
     elif isinstance(source, Image.Image):
         opened = nullcontext(source)
     else:
-        opened = open_file(source, _name(source), limits)
+        opened = open_file(source, source_name(source), limits)
     with opened as image:
         pixels = image.width * image.height
         if pixels == 0:
-            raise InputError(f"{_name(source)} has the size {image.width}x{image.height}; expected at least one pixel")
+            raise InputError(
+                f"{source_name(source)} has the size {image.width}x{image.height}; expected at least one pixel"
+            )
         if pixels > limits.max_pixels:
             raise InputError(
-                f"{_name(source)} has {image.width}x{image.height} = {pixels} pixels; "
+                f"{source_name(source)} has {image.width}x{image.height} = {pixels} pixels; "
                 f"the limit is {limits.max_pixels}; scale it down first"
             )
         yield image
@@ -267,5 +270,6 @@ def _from_array(array: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
 
 
-def _name(source: AnyImage) -> str:
+def source_name(source: AnyImage) -> str:
+    """Return what to call an image in a message: its path, as it can be shown on one line, if it has one."""
     return printable(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else "the image"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from tnn_runtime.errors import UsageError
 from tnn_runtime.options import shown
 
-__all__ = ["Address"]
+__all__ = ["BACKLOG", "Address"]
 
 _HOST_PORT = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
-_BACKLOG = 4096
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Address:
             UsageError: If the address is not one of this machine, or is taken.
         """
         try:
-            (family, kind, _, _, where), *_ = socket.getaddrinfo(
+            (family, kind, protocol, _, where), *_ = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            found = socket.socket(family, kind)
+            found = socket.socket(family, kind, protocol)  # asyncio turns Nagle's algorithm off for TCP by its name
         except OSError as error:
             raise self._refusal(error) from None
         try:
@@ -70,6 +71,17 @@ class Address:
             found.close()
             raise self._refusal(error) from None
         return found
+
+    def listen(self, bound: socket.socket) -> None:
+        """Let a socket of this address listen.
+
+        Raises:
+            UsageError: If another one has begun to since it was bound.
+        """
+        try:
+            bound.listen(BACKLOG)
+        except OSError as error:
+            raise self._refusal(error) from None
 
     def at(self, bound: socket.socket) -> Address:
         """Return this address with the port that a socket has got."""

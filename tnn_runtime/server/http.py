@@ -10,8 +10,6 @@ It is an ASGI application, for `tnn-runtime serve`, for other servers, and to be
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tnn_runtime.errors import UsageError
 from tnn_runtime.installation import install_command
 
@@ -33,27 +31,12 @@ except ImportError as error:
 
 from tnn_runtime.server.bodies import Bodies
 from tnn_runtime.server.models import Models
+from tnn_runtime.server.options import HttpOptions
 
 __all__ = ["HttpOptions", "http_app"]
 
 _WORTH_COMPRESSING = 1 << 12
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(frozen=True)
-class HttpOptions:
-    """How the application takes requests.
-
-    Args:
-        max_body_bytes: How large a body may be, as it comes and uncompressed.
-        body_timeout_s: Seconds within which a body must have come.
-        token: What requests must carry as ``Authorization: Bearer TOKEN``, but for those about health; ``None`` for
-            nothing.
-    """
-
-    max_body_bytes: int = 64 << 20
-    body_timeout_s: float = 60.0
-    token: str | None = None
 
 
 def http_app(models: Models, options: HttpOptions | None = None) -> Starlette:

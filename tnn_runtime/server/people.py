@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.classifier import Classifier
-from tnn_runtime.drawing import Item, exemplars_of, page
+from tnn_runtime.drawing import Item, exemplars_of, page, style
 from tnn_runtime.images.limits import Limits
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.options import shown
@@ -32,6 +32,7 @@ from tnn_runtime.server.web import json_response, route, unless_gone
 __all__ = ["people_routes"]
 
 _FORM = "multipart/form-data"
+_STYLE = "/* style of articles */"
 _CLASSES = 5
 _EXPLAINED = 3
 
@@ -52,7 +53,7 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
         return models.get(name, asked.get("version"))
 
     def image_in(request: Request) -> AbstractAsyncContextManager[bytes]:
-        if request.headers.get("content-type", "").startswith(_FORM):
+        if request.headers.get("content-type", "").strip().lower().startswith(_FORM):
             raise UnsupportedBody("got a form; expected the bytes of an image file: curl --data-binary @image.jpg URL")
         return bodies.reading(request)
 
@@ -164,7 +165,7 @@ def _boolean(text: str) -> bool:
 @cache
 def _home() -> tuple[str, str]:
     """Return the page, and a policy that allows its own script and nothing of others."""
-    html = files("tnn_runtime.server").joinpath("page.html").read_text(encoding="utf-8")
+    html = files("tnn_runtime.server").joinpath("page.html").read_text(encoding="utf-8").replace(_STYLE, style())
     (script,) = re.findall("<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return html, (

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 from tnn_runtime.deployment import Deployment
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.models import Model, Models
-from tnn_runtime.server.running import ServeOptions, serve
+from tnn_runtime.server.options import ServeOptions
+from tnn_runtime.server.running import serve
 from tnn_runtime.server.siblings import Siblings
 
 __all__ = ["IsUp", "Plan", "run"]
@@ -68,6 +69,8 @@ def run(plan: Plan, is_up: IsUp, siblings: Siblings | None = None) -> None:
             ],
             may_load=plan.may_load,
         )
+
+        plan.http.listen(http)
 
         def listening(grpc_port: int | None) -> None:
             over_grpc = None if plan.grpc is None or grpc_port is None else Address(plan.grpc.host, grpc_port)

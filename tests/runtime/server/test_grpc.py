@@ -18,9 +18,10 @@ from waiting import FOREVER
 from tnn_runtime import Classifier, DeadlineExceeded, Deployment, QueueFull
 from tnn_runtime.server import grpc as server_grpc
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.http import HttpOptions
+from tnn_runtime.server.grpc import GrpcApi, Servicer
+from tnn_runtime.server.listeners import grpc_server
 from tnn_runtime.server.models import Model, Models
-from tnn_runtime.server.running import ServeOptions, grpc_server
+from tnn_runtime.server.options import HttpOptions, ServeOptions
 
 MIB = 1 << 20
 
@@ -41,7 +42,7 @@ def asked(models: Models, ask: Callable[[Any], Awaitable[Any]]) -> Any:
 
     async def main() -> Any:
         options = ServeOptions(HttpOptions(MIB))
-        server, port = grpc_server(models, Address("127.0.0.1", 0), options, shared=False)
+        server, port = grpc_server(Servicer(GrpcApi(models)), Address("127.0.0.1", 0), options)
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -181,7 +182,7 @@ def sent(models: Models, name: str, content: bytes) -> tuple[str, str]:
     """Return the status and the message that a call with these bytes gets."""
 
     async def main() -> tuple[str, str]:
-        server, port = grpc_server(models, Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)), shared=False)
+        server, port = grpc_server(Servicer(GrpcApi(models)), Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)))
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -208,7 +209,7 @@ def test_bytes_that_are_no_message_are_a_wrong_request(
 
 def test_a_stream_goes_on_after_bytes_that_are_no_message(models: Models, pixels: np.ndarray[Any, Any]) -> None:
     async def main() -> list[Any]:
-        server, port = grpc_server(models, Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)), shared=False)
+        server, port = grpc_server(Servicer(GrpcApi(models)), Address("127.0.0.1", 0), ServeOptions(HttpOptions(MIB)))
         await server.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -17,8 +17,9 @@ from waiting import FOREVER
 
 from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, Deployment, QueueFull, RunError
 from tnn_runtime.server import protocol
-from tnn_runtime.server.http import HttpOptions, http_app
+from tnn_runtime.server.http import http_app
 from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.options import HttpOptions
 from tnn_runtime.server.requests import parse_request
 
 PREDICT, INFER = "/predict", "/v2/models/p/infer"

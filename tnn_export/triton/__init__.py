@@ -1,0 +1,1 @@
+"""Bundles as model repositories of NVIDIA Triton Inference Server."""

@@ -1,0 +1,1 @@
+"""Bundles on Ray; what is in here needs the extra ray."""
