@@ -27,7 +27,7 @@ ROOMS = {
         images answers
         options console
         errors lazy version
-        file_kinds installation text
+        file_kinds installation memory text
     """,
     "tnn_train": """
         __init__ __main__

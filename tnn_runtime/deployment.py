@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from tnn_runtime.classifier import Classifier, Health
 from tnn_runtime.errors import ClassifierClosed
+from tnn_runtime.memory import return_memory
 from tnn_runtime.queue.metrics import MetricsSnapshot
 
 __all__ = ["Deployment"]
@@ -175,6 +176,8 @@ class Deployment:
                 _count(self._counted, old.metrics)
                 for version in list(self._counted)[:-_VERSIONS_COUNTED]:
                     del self._counted[version]
+            del old
+            return_memory()
         return is_answered
 
     def drain(self, timeout_s: float | None = None) -> bool:

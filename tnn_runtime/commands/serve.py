@@ -65,6 +65,7 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument(
         "--timeout-s", type=float, default=30.0, metavar="S", help="time within which the batch of an image must begin"
     )
+    parser.add_argument("--max-images", type=positive_int, default=1024, metavar="N", help="images of a request")
     parser.add_argument("--max-body-mb", type=positive_int, default=64, metavar="MB", help="size of a request")
     parser.add_argument(
         "--ready-delay-s", type=float, default=5.0, metavar="S", help="time between being not ready and draining"
@@ -103,6 +104,7 @@ def _serve(options: argparse.Namespace) -> None:
         },
         ServeOptions(
             HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
+            options.max_images,
             seconds(options.ready_delay_s, "--ready-delay-s"),
             seconds(options.drain_s, "--drain-s"),
             _tls(options.tls_certificate, options.tls_key),

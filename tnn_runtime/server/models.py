@@ -17,7 +17,7 @@ from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
 from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
 from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
-from tnn_runtime.server.statuses import NotAllowed, UnknownModel
+from tnn_runtime.server.statuses import NotAllowed, RequestTooLarge, UnknownModel
 from tnn_runtime.server.tensors import Tensor
 from tnn_runtime.version import __version__
 
@@ -44,11 +44,13 @@ class Model:
         name: The name of the model.
         version: Its version, a number from 1 on; of several, the largest serves requests that name none.
         deployment: What answers.
+        max_images: Images that a request may have.
     """
 
     name: str
     version: int
     deployment: Deployment
+    max_images: int = 1024
 
     def __str__(self) -> str:
         return f"{self.name} (version {self.version})"
@@ -57,9 +59,14 @@ class Model:
         """Return the outputs of the answer to a request, each with how it was asked for.
 
         Raises:
+            RequestTooLarge: If it has too many images.
             BadRequest: If it asks for what the model does not have.
             TnnError: As `Classifier.predict_async`.
         """
+        if len(request.images) > self.max_images:
+            raise RequestTooLarge(
+                f"the request has {len(request.images)} images; expected at most {self.max_images}: send fewer at a time"
+            )
 
         async def answer(classifier: Classifier) -> list[tuple[Tensor, Wanted]]:
             chosen = wanted(request, offered(classifier.abilities))

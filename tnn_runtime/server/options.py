@@ -30,12 +30,14 @@ class ServeOptions:
 
     Args:
         http: How requests over HTTP are taken; gRPC has the same limit and token.
+        max_images: Images that a request may have.
         ready_delay_s: Seconds for which a server that is told to end says that it is not ready, and takes all requests.
         drain_s: Seconds that requests have after that to be answered, at most.
         tls: The certificate with its chain, and its private key, each a PEM file; ``None`` for no TLS.
     """
 
     http: HttpOptions = field(default_factory=HttpOptions)
+    max_images: int = 1024
     ready_delay_s: float = 5.0
     drain_s: float = 30.0
     tls: tuple[Path, Path] | None = None

@@ -64,7 +64,7 @@ def run(plan: Plan, is_up: IsUp, siblings: Siblings | None = None) -> None:
             plan.grpc.bind().close()
         models = Models(
             [
-                Model(name, version, stack.enter_context(Deployment(bundle, **plan.loading)))
+                Model(name, version, stack.enter_context(Deployment(bundle, **plan.loading)), plan.options.max_images)
                 for (name, version), bundle in plan.bundles.items()
             ],
             may_load=plan.may_load,

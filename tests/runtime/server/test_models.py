@@ -13,8 +13,8 @@ from conftest import FIXTURES
 from tnn_runtime import Deployment, UsageError
 from tnn_runtime.server.models import Model, Models
 from tnn_runtime.server.outputs import offered
-from tnn_runtime.server.requests import InferRequest, Wanted
-from tnn_runtime.server.statuses import UnknownModel
+from tnn_runtime.server.requests import Images, InferRequest, Wanted
+from tnn_runtime.server.statuses import RequestTooLarge, UnknownModel
 
 WANTED = (Wanted("logits", True), Wanted("embedding", True))
 
@@ -68,6 +68,12 @@ def test_metadata_shapes_are_those_of_answers(models: Models, deployment: Deploy
     stats = asyncio.run(models.stats("photos"))
     assert [one["version"] for one in stats["model_stats"]] == ["2", "9", "10"]
     json.dumps([model.config(), stats, models.index()], allow_nan=False)
+
+
+@pytest.mark.parametrize("images", [np.zeros((4, 1, 1, 3), np.uint8), [b""] * 4])
+def test_a_request_has_a_bound_of_images(deployment: Deployment, images: Images) -> None:
+    with pytest.raises(RequestTooLarge, match="the request has 4 images; expected at most 3"):
+        asyncio.run(Model("p", 1, deployment, max_images=3).infer(InferRequest(images)))
 
 
 @pytest.mark.parametrize(("version", "served"), [(None, 10), ("", 10), ("2", 2), ("9", 9)])
