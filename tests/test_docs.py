@@ -205,13 +205,21 @@ def test_the_application_of_serving_runs(serving: Path) -> None:
     assert "is closed" in reason
 
 
-def test_the_requests_for_an_image_run(serving: Path) -> None:
-    lines = [line for line in shell_of_serving() if line.startswith("curl") and "127.0.0.1:8000/" in line]
-    with served(serving, serving / "runs" / "photos-bundle") as url:
+def test_the_requests_of_the_page_on_the_server_run(serving: Path) -> None:
+    page = (ROOT / "docs" / "server.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("curl ")]
+    (program,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    with served(serving, f"photos={serving / 'runs' / 'photos-bundle'}") as url:
         here = [line.replace("http://127.0.0.1:8000", url).replace("curl ", "curl --fail --silent ") for line in lines]
         printed = [run("bash", "-c", line, cwd=serving).stdout for line in here]
+        labels = run(sys.executable, "-c", program.replace("127.0.0.1:8000", url[len("http://") :]), cwd=serving).stdout
     assert len(json.loads(printed[0])["predictions"]) == 2
     assert "rather than" in (serving / "why.html").read_text()
+    assert b'"labels"' in (serving / "answer.bin").read_bytes()
+    assert json.loads(printed[3])["name"] == "photos"
+    assert "tnn_images_total" in printed[4]
+    assert len(lines) == 5
+    assert re.match(r"\[\[b'(cat|dog)'", labels)
 
 
 @pytest.mark.slow

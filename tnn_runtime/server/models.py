@@ -65,7 +65,7 @@ class Model:
         """
         if len(request.images) > self.max_images:
             raise RequestTooLarge(
-                f"the request has {len(request.images)} images; expected at most {self.max_images}: send fewer at a time"
+                f"the request has {len(request.images)} images; expected at most {self.max_images}: send fewer"
             )
 
         async def answer(classifier: Classifier) -> list[tuple[Tensor, Wanted]]:
