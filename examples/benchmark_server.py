@@ -101,7 +101,7 @@ def over_http(address: str, model: str, files: Sequence[bytes]) -> Contender:
     """Return the contender that is a server over HTTP."""
     host, port = address.rsplit(":", 1)
     header = (
-        '{"inputs":[{"name":"files","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":%d}}],'
+        '{"inputs":[{"name":"files","datatype":"BYTES","shape":[1,1],"parameters":{"binary_data_size":%d}}],'
         '"outputs":[{"name":"' + OUTPUT + '","parameters":{"binary_data":true}}]}'
     )
     requests = []
@@ -125,7 +125,7 @@ def over_grpc(address: str, model: str, files: Sequence[bytes]) -> Contender:
     requests = []
     for file in files:
         request = service_pb2.ModelInferRequest(model_name=model)
-        request.inputs.add(name="files", datatype="BYTES", shape=[1])
+        request.inputs.add(name="files", datatype="BYTES", shape=[1, 1])
         request.outputs.add(name=OUTPUT)
         request.raw_input_contents.append(len(file).to_bytes(4, "little") + file)
         requests.append(request)
