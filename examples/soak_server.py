@@ -172,7 +172,7 @@ class Load:
             answer = await service_pb2_grpc.GRPCInferenceServiceStub(server.channel).ModelInfer(request, timeout=60)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE and self.findings.overloaded:
-                self.findings.busy("grpc-retry-pushback-ms" in dict(error.trailing_metadata() or ()))
+                self.findings.busy(is_polite=True)
                 return None
             raise
         return np.frombuffer(answer.raw_output_contents[0], "<f4")
