@@ -7,12 +7,8 @@ import io
 import math
 from collections.abc import Iterator
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.bulk import answers_for_files
@@ -22,11 +18,9 @@ from tnn_runtime.bundle.storage import write_bytes, write_text
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.commands.files import Found, find_files, refuse_unusable
 from tnn_runtime.console import Parser, any_path, say
-from tnn_runtime.drawing import Item, draw, exemplars_of, page
+from tnn_runtime.drawing import Item, draw, item_of, page
 from tnn_runtime.drawing.words import sentence
 from tnn_runtime.errors import InputError, UsageError
-from tnn_runtime.images.limits import Limits
-from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.replies import Answer
 from tnn_runtime.text import printable
 
@@ -127,7 +121,6 @@ def _explained(classifier: Classifier, found: Found, options: argparse.Namespace
     maps = FEATURE_MAPS in classifier.info["outputs"]
     asked: dict[str, Any] = {"num_features": options.num_features, "against": options.against, "maps": maps}
     classifier.explain([], options.top_k, **asked)  # tells what is wrong with the options or the bundle
-    look = partial(Preprocessing(**classifier.info["preprocessing"]), limits=Limits(**classifier.info["limits"]))
 
     def submit(path: Path) -> Future[Answer]:
         return classifier.submit(path, options.top_k, answer="all", reject=options.reject, timeout_s=math.inf, **asked)
@@ -136,24 +129,12 @@ def _explained(classifier: Classifier, found: Found, options: argparse.Namespace
         item = None
         if answer is not None:
             try:
-                item = _item(classifier, path, answer, look(path))
+                item = item_of(classifier, answer, path, printable(str(path)))
             except InputError as gone:
                 error = str(gone)
         if error:
             found.errors.append(error)
         yield place, item
-
-
-def _item(classifier: Classifier, path: Path, answer: Answer, picture: NDArray[np.uint8]) -> Item:
-    assert answer.explanations is not None
-    return Item(
-        answer.explanations,
-        picture,
-        exemplars_of(classifier, answer.explanations[0]),
-        name=printable(str(path)),
-        rejected=answer.predictions.rejected,
-        reject_score=answer.predictions.reject_score,
-    )
 
 
 def _write_picture(target: Path, item: Item) -> None:

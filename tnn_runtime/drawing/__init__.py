@@ -12,7 +12,7 @@ html = page([Item(explanations, Image.open("cat.jpg"), name="cat.jpg")])
 from __future__ import annotations
 
 from tnn_runtime.drawing.image import draw
-from tnn_runtime.drawing.item import Item, exemplars_of, strongest_features
+from tnn_runtime.drawing.item import Item, exemplars_of, item_of, strongest_features
 from tnn_runtime.drawing.page import article, page, style
 
-__all__ = ["Item", "article", "draw", "exemplars_of", "page", "strongest_features", "style"]
+__all__ = ["Item", "article", "draw", "exemplars_of", "item_of", "page", "strongest_features", "style"]

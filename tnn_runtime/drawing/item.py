@@ -14,8 +14,11 @@ from tnn_runtime.classifier import Classifier
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.exemplars import Exemplars
 from tnn_runtime.explain.result import Explanation
+from tnn_runtime.images.limits import Limits
+from tnn_runtime.images.preprocess import ImageSource, Preprocessing
+from tnn_runtime.replies import Answer
 
-__all__ = ["NEGLIGIBLE", "Item", "exemplars_of", "strongest_features"]
+__all__ = ["NEGLIGIBLE", "Item", "exemplars_of", "item_of", "strongest_features"]
 
 _FACES = 3
 """Of how many features the exemplars are shown."""
@@ -62,6 +65,32 @@ class Item:
     def all(self) -> Sequence[Explanation]:
         """All explanations of the image, that of the answer first."""
         return [self.explanations] if isinstance(self.explanations, Explanation) else self.explanations
+
+
+def item_of(classifier: Classifier, answer: Answer, image: ImageSource, name: str = "") -> Item:
+    """Return what is to be drawn of an image, with the image as the model sees it.
+
+    Args:
+        classifier: What has answered.
+        answer: All that it says of the image, with explanations.
+        image: The image.
+        name: What it is called.
+
+    Raises:
+        InputError: If the image cannot be read any more.
+        UsageError: If the answer has no explanation.
+    """
+    info = classifier.info
+    look = Preprocessing(**info["preprocessing"])
+    explanations = answer.explanations or []
+    return Item(
+        explanations,
+        look(image, limits=Limits(**info["limits"])),
+        exemplars_of(classifier, explanations[0]) if explanations else {},
+        name=name,
+        rejected=answer.predictions.rejected,
+        reject_score=answer.predictions.reject_score,
+    )
 
 
 def exemplars_of(classifier: Classifier, explanation: Explanation) -> dict[int, Exemplars]:

@@ -19,9 +19,7 @@ from starlette.routing import BaseRoute
 
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.classifier import Classifier
-from tnn_runtime.drawing import Item, exemplars_of, page, style
-from tnn_runtime.images.limits import Limits
-from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.drawing import item_of, page, style
 from tnn_runtime.options import shown
 from tnn_runtime.replies import Answer
 from tnn_runtime.server.bodies import Bodies
@@ -117,17 +115,7 @@ async def _drawn(classifier: Classifier, image: bytes, asked: Query) -> str:
 def _draw(classifier: Classifier, image: bytes, answer: Answer, name: str) -> str:
     if answer.explanations is None:
         raise BadRequest("this bundle cannot be explained; ask /predict")
-    info = classifier.info
-    look = Preprocessing(**info["preprocessing"])
-    item = Item(
-        answer.explanations,
-        look(image, limits=Limits(**info["limits"])),
-        exemplars_of(classifier, answer.explanations[0]),
-        name=name,
-        rejected=answer.predictions.rejected,
-        reject_score=answer.predictions.reject_score,
-    )
-    return page([item])
+    return page([item_of(classifier, answer, image, name)])
 
 
 def _query(request: Request, known: Mapping[str, Callable[[str], Any]]) -> Query:

@@ -110,7 +110,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["serve"], "invalid choice: 'serve' (choose from 'predict', 'explain', 'bench', 'doctor')"),
+        (["train"], "invalid choice: 'train' (choose from 'predict', 'explain', 'serve', 'bench', 'doctor')"),
         (["predict"], "the following arguments are required: bundle, images"),
         (["predict", "nowhere", "x.png"], "nowhere does not exist; expected a bundle folder with manifest.json in it"),
         (["predict", "BUNDLE", "x.png"], "x.png does not exist; expected an image file"),

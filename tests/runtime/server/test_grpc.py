@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from waiting import FOREVER
 
@@ -20,21 +19,10 @@ from tnn_runtime.server import grpc as server_grpc
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.grpc import GrpcApi, Servicer
 from tnn_runtime.server.listeners import grpc_server
-from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.models import Models
 from tnn_runtime.server.options import HttpOptions, ServeOptions
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    with Deployment(FIXTURES / "bundle-v5", "cpu", threads=1) as deployment:
-        yield deployment
-
-
-@pytest.fixture
-def models(deployment: Deployment) -> Models:
-    return Models([Model("p", 1, deployment)])
 
 
 def asked(models: Models, ask: Callable[[Any], Awaitable[Any]]) -> Any:

@@ -7,34 +7,22 @@ import gzip
 import logging
 import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
-from conftest import FIXTURES
 from waiting import FOREVER
 
 from tnn_runtime import Classifier, ClassifierClosed, DeadlineExceeded, Deployment, QueueFull, RunError
 from tnn_runtime.server import protocol
 from tnn_runtime.server.http import http_app
-from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.models import Models
 from tnn_runtime.server.options import HttpOptions
 from tnn_runtime.server.requests import parse_request
 
 PREDICT, INFER = "/predict", "/v2/models/p/infer"
 MOST = 2000
-
-
-@pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    with Deployment(FIXTURES / "bundle-v5", "cpu", threads=1) as deployment:
-        yield deployment
-
-
-@pytest.fixture
-def models(deployment: Deployment) -> Models:
-    return Models([Model("p", 1, deployment)])
 
 
 def asked(

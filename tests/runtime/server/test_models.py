@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 
 from tnn_runtime import Deployment, UsageError
 from tnn_runtime.server.models import Model, Models
@@ -17,12 +15,6 @@ from tnn_runtime.server.requests import Images, InferRequest, Wanted
 from tnn_runtime.server.statuses import RequestTooLarge, UnknownModel
 
 WANTED = (Wanted("logits", True), Wanted("embedding", True))
-
-
-@pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    with Deployment(FIXTURES / "bundle-v5", "cpu", threads=1) as deployment:
-        yield deployment
 
 
 @pytest.fixture
