@@ -40,6 +40,7 @@ from tnn_runtime import Classifier
 MODEL = "soaked"
 IMAGES = 64
 LOOK_S = 0.25
+LOOKED_S = 30.0
 TURN_S = 10.0
 OVERLOAD = 8
 """How many times as many clients come in the overload."""
@@ -93,7 +94,7 @@ class Server:
     async def looks_ready(self) -> bool:
         """Ask whether it is ready."""
         with contextlib.suppress(httpx.HTTPError):
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=LOOKED_S) as client:
                 return (await client.get(f"http://{self.http}/v2/health/ready")).status_code == 200
         return False
 
