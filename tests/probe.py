@@ -411,6 +411,12 @@ def binary(extra: int = 0, said: int = 0, length: str | None = None) -> Callable
     return make
 
 
+def gzip_bomb() -> bytes:
+    """1 GB of zeros, compressed."""
+    stream, zeros = zlib.compressobj(wbits=31), bytes(MIB)
+    return b"".join([*(stream.compress(zeros) for _ in range(1024)), stream.flush()])
+
+
 def jpeg_bomb() -> bytes:
     """A small file that says that it has 30,000 x 30,000 pixels."""
     stream = io.BytesIO()
@@ -459,8 +465,8 @@ for _title, _expected, _make in [
     ("an unknown encoding", 415, raw(b"{}", Content_Encoding="br")),
     ("gzip that is none", 400, raw(b"{}", Content_Encoding="gzip")),
     ("gzip that ends early", 400, raw(gzip.compress(b"{}" * 1000)[:-9], Content_Encoding="gzip")),
-    ("a body of 100 MB", 413, raw(bytes(100 * MIB))),
-    ("1 GB in 1 MB of gzip", 413, raw(gzip.compress(bytes(1024 * MIB), 9), Content_Encoding="gzip")),
+    ("a body of 100 MB", 413, lambda known: (bytes(100 * MIB), {})),
+    ("1 GB in 1 MB of gzip", 413, lambda known: (gzip_bomb(), {"Content-Encoding": "gzip"})),
 ]:
     bad_http(_title, _expected, _make)
 

@@ -43,7 +43,12 @@ def asked(
     ("body", "headers", "status", "message"),
     [
         (b"a" * (MOST + 1), {}, 413, f"the body has {MOST + 1} bytes; expected at most {MOST} bytes"),
-        (gzip.compress(bytes(100 * MOST), mtime=0), {"Content-Encoding": "gzip"}, 413, "the body has more, uncompressed"),
+        (
+            gzip.compress(bytes(100 * MOST), mtime=0),
+            {"Content-Encoding": "gzip"},
+            413,
+            "the body has more, uncompressed",
+        ),
         (zlib.compress(bytes(100 * MOST)), {"Content-Encoding": "Deflate"}, 413, "the body has more, uncompressed"),
         (gzip.compress(b"a", mtime=0)[:-1], {"Content-Encoding": "gzip"}, 400, "ends too early"),
         (gzip.compress(b"a", mtime=0) * 2, {"Content-Encoding": "x-gzip"}, 400, "21 bytes follow the compressed body"),
