@@ -72,7 +72,7 @@ def serving(folder: Path, *arguments: str | Path) -> Iterator[Served]:
         while len(found) < 1 + wants_grpc:
             line = process.stdout.readline()
             assert line, log.read_text()
-            if match := re.match("(https?|grpc)://([^ ]+)", line.strip()):
+            if match := re.match("(https?|grpcs?)://([^ ]+)", line.strip()):
                 found[match[1].removesuffix("s")] = match[2]
         yield Served(found["http"], found.get("grpc", ""), process, log)
     finally:

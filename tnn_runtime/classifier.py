@@ -30,10 +30,10 @@ from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueF
 from tnn_runtime.explain import Explainer, open_explainer
 from tnn_runtime.explain.exemplars import KINDS, Exemplars, Gallery
 from tnn_runtime.explain.result import Explanation
-from tnn_runtime.images.decoders import Decoders
+from tnn_runtime.images.decoders import Decoders, numbered
 from tnn_runtime.images.limits import Limits
 from tnn_runtime.images.preprocess import AnyImage
-from tnn_runtime.options import at_least_one, device_list, environment_number, seconds, shown
+from tnn_runtime.options import MOST_THREADS, at_least_one, device_list, environment_number, seconds, shown
 from tnn_runtime.queue.batching import Batcher, QueueOptions, Request
 from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.queue.failures import Failures
@@ -219,12 +219,11 @@ class Classifier:
         devices = device_list(device)
         cores = usable_cores()
         if threads is None:
-            threads = environment_number("TNN_THREADS", max(1, cores // len(devices)))
-        decoders = environment_number("TNN_DECODERS", cores) if decoders is None else decoders
+            threads = environment_number("TNN_THREADS", max(1, cores // len(devices)), MOST_THREADS)
+        decoders = environment_number("TNN_DECODERS", cores, MOST_THREADS) if decoders is None else decoders
         limits = Limits.from_environment() if limits is None else limits
+        at_least_one(MOST_THREADS, threads=threads, decoders=decoders)
         at_least_one(
-            threads=threads,
-            decoders=decoders,
             max_batch_size=max_batch_size,
             max_queue_size=max_queue_size,
             max_concurrent_calls=1 if max_concurrent_calls is None else max_concurrent_calls,
@@ -778,23 +777,28 @@ class Classifier:
             return await self._await_piece(images, reply, timeout_s)
         answers: list[T] = []
         for start in range(0, len(images), most):
-            answers += await self._await_piece(images[start : start + most], reply, timeout_s, waits=start > 0)
+            answers += await self._await_piece(images[start : start + most], reply, timeout_s, first=start)
         return answers
 
     async def _await_piece(
-        self, images: Images, reply: Reply[T], timeout_s: float | None, *, waits: bool = False
+        self, images: Images, reply: Reply[T], timeout_s: float | None, *, first: int = 0
     ) -> list[T]:
-        """Put images into the queue, once there is room for them if that is waited for, and wait for the answers."""
+        """Put images into the queue and wait for the answers; those of a later piece wait until there is room."""
         while True:
             try:
                 requests = self._enqueue(images, reply, timeout_s)
                 break
             except QueueFull:
-                if not waits:
+                if first == 0:
                     raise
             await asyncio.sleep(_LOOK_AGAIN_S)
         try:
             return list(await asyncio.gather(*map(asyncio.wrap_future, requests)))
+        except InputError as error:
+            if first == 0 and len(requests) == 1:
+                raise
+            place = next(place for place, request in enumerate(requests) if _failed_with(request, error))
+            raise numbered(error, first + place) from None
         finally:
             for request in requests:
                 request.cancel()
@@ -862,3 +866,7 @@ def _container(images: Any) -> Any:
     elif isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
         raise InputError(f"got one {type(images).__name__}; expected a list of images: pass [image]")
     return images
+
+
+def _failed_with(request: Request, error: Exception) -> bool:
+    return request.done() and not request.cancelled() and request.exception() is error

@@ -168,7 +168,7 @@ class Deployment:
             new = Classifier.load(bundle, **self._options)
             with self._counting:
                 self._bundle, self._current, self._draining = bundle, new, old
-            _LOG.info("%s serves in place of %s", new, old)
+            _LOG.info("%s: version %s serves in place of %s", bundle, new.info["version"], old.info["version"])
             is_answered = old.drain(timeout_s)
             old.close()
             with self._counting:

@@ -50,7 +50,7 @@ class TnnError(Exception):
     Attributes:
         code: What kind of error it is, for programs; it does not change between versions.
         retryable: Whether the same request may succeed later, or in another process.
-        http_status: With which status a web service answers it.
+        http_status: With which status a web service of your own can answer it; `tnn-runtime serve` has those of Triton.
         index: Which image of the request it is about, counted from 0; ``None`` if it is about none, or about all.
     """
 

@@ -12,9 +12,11 @@ from typing import Any
 
 from tnn_runtime.errors import UsageError
 
-__all__ = ["at_least_one", "device_list", "environment", "environment_number", "seconds", "shown"]
+__all__ = ["MOST_THREADS", "at_least_one", "device_list", "environment", "environment_number", "seconds", "shown"]
 
 _MANY = 1 << 20
+MOST_THREADS = 1 << 10
+"""More threads than this are a mistake: each costs memory, and a library may take minutes to make them."""
 _LONGEST_S = threading.TIMEOUT_MAX / 2
 _SHOWN = 80
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -31,7 +33,7 @@ _EPILOG = """examples:
 
 It speaks the Open Inference Protocol, as KServe and NVIDIA Triton do, over HTTP (/v2) and gRPC, has metrics for
 Prometheus (/metrics), and a page to try images on (/). SIGTERM: it says that it is not ready, answers what it has, and
-ends. SIGHUP: it loads all bundles again, which may have been replaced. docs/serving.md tells more."""
+ends. SIGHUP: it loads all bundles again, which may have been replaced. docs/server.md has more."""
 
 
 def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
@@ -46,10 +48,10 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
         "bundles",
         nargs="+",
         metavar="[NAME[:VERSION]=]BUNDLE",
-        help="bundle folder that tnn-export wrote, served as NAME (the name of the folder) and VERSION (1)",
+        help="bundle folder that tnn-export wrote; NAME defaults to the name of the folder, VERSION to 1",
     )
-    parser.add_argument("--http", default=_HTTP, metavar="HOST:PORT", help="where to listen for HTTP; port 0 is any")
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="where to listen for gRPC, nowhere if not given")
+    parser.add_argument("--http", default=_HTTP, metavar="HOST:PORT", help="address for HTTP; port 0 picks a free one")
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="address for gRPC; off by default")
     parser.add_argument("--device", default="auto", help=DEVICES)
     parser.add_argument("--threads", type=positive_int, help="CPU threads of a model, all usable cores if not given")
     parser.add_argument(
@@ -59,19 +61,25 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
         metavar="N",
         help="processes, which share addresses and cores",
     )
-    parser.add_argument("--max-batch-size", type=positive_int, default=64, metavar="N", help="images a batch")
-    parser.add_argument("--max-queue-delay-ms", type=float, default=2.0, metavar="MS", help="wait for a fuller batch")
-    parser.add_argument("--max-queue-size", type=positive_int, default=1024, metavar="N", help="images that may wait")
+    parser.add_argument("--max-batch-size", type=positive_int, default=64, metavar="N", help="largest batch")
     parser.add_argument(
-        "--timeout-s", type=float, default=30.0, metavar="S", help="time within which the batch of an image must begin"
+        "--max-queue-delay-ms", type=float, default=2.0, metavar="MS", help="how long a batch waits for more images"
     )
-    parser.add_argument("--max-images", type=positive_int, default=1024, metavar="N", help="images of a request")
-    parser.add_argument("--max-body-mb", type=positive_int, default=64, metavar="MB", help="size of a request")
+    parser.add_argument("--max-queue-size", type=positive_int, default=1024, metavar="N", help="most images waiting")
     parser.add_argument(
-        "--ready-delay-s", type=float, default=5.0, metavar="S", help="time between being not ready and draining"
+        "--timeout-s", type=float, default=30.0, metavar="S", help="how long an image may wait for its batch to begin"
     )
-    parser.add_argument("--drain-s", type=float, default=30.0, metavar="S", help="time to answer what was taken")
-    parser.add_argument("--allow-load", action="store_true", help="let requests have bundles loaded again")
+    parser.add_argument("--max-images", type=positive_int, default=1024, metavar="N", help="most images per request")
+    parser.add_argument("--max-body-mb", type=positive_int, default=64, metavar="MB", help="largest request, in MiB")
+    parser.add_argument(
+        "--ready-delay-s",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="time to go on answering when no longer ready",
+    )
+    parser.add_argument("--drain-s", type=float, default=30.0, metavar="S", help="time to finish accepted requests")
+    parser.add_argument("--allow-load", action="store_true", help="allow clients to reload bundles")
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate with its chain, for TLS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="private key of the certificate")
     parser.add_argument(
@@ -82,10 +90,24 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    if not hasattr(signal, "SIGHUP") or not hasattr(socket, "SO_REUSEPORT"):
+        raise UsageError("tnn-runtime serve needs Linux or macOS; embed a Classifier elsewhere, see docs/serving.md")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to load again before it serves
+    try:
+        _start(options)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _start(options: argparse.Namespace) -> None:
     from tnn_runtime.server.options import HttpOptions, ServeOptions
     from tnn_runtime.server.plan import Plan, run
     from tnn_runtime.server.workers import supervise
 
+    if options.timeout_s <= 0:
+        raise UsageError(f"--timeout-s is {options.timeout_s:g}; expected a number of seconds above 0")
+    if options.grpc == options.http and not options.http.endswith(":0"):
+        raise UsageError(f"got --http and --grpc {options.grpc}; give each a port of its own")
     threads = options.threads
     if threads is None and options.workers > 1:
         threads = max(1, usable_cores() // options.workers)
@@ -104,12 +126,12 @@ def _serve(options: argparse.Namespace) -> None:
         },
         ServeOptions(
             HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
-            options.max_images,
             seconds(options.ready_delay_s, "--ready-delay-s"),
             seconds(options.drain_s, "--drain-s"),
             _tls(options.tls_certificate, options.tls_key),
         ),
         options.allow_load,
+        options.max_images,
     )
 
     def is_up(names: list[str], http: Address, grpc: Address | None) -> None:
@@ -117,7 +139,7 @@ def _serve(options: argparse.Namespace) -> None:
             *names, f"{'http' if plan.options.tls is None else 'https'}://{http} has a page, /predict, /v2 and /metrics"
         )
         if grpc is not None:
-            say(f"grpc://{grpc}")
+            say(f"{'grpc' if plan.options.tls is None else 'grpcs'}://{grpc}")
         sys.stdout.flush()
 
     if options.workers == 1:
@@ -132,11 +154,13 @@ def _places(given: list[str]) -> dict[tuple[str, int], Path]:
     for text in given:
         name, equals, bundle = text.partition("=")
         if not equals or Path(text).exists():
-            name, bundle = Path(text).resolve().name, text
+            name, bundle = os.path.basename(os.path.abspath(text)), text
         key = named(name)
+        if not bundle:
+            raise UsageError(f"got {printable(text)}; expected the folder of a bundle after =")
         if key is None:
             raise UsageError(
-                f"{printable(name)} is no name for a model; expected letters, digits and . _ -, then : and a "
+                f"{printable(name)} is not a valid name for a model; expected letters, digits and . _ -, then : and a "
                 f"number for a version: give one, such as photos={printable(bundle)} or photos:2={printable(bundle)}"
             )
         if key in places:
@@ -155,9 +179,8 @@ def _token(file: Path | None) -> str | None:
         return None
     token = text.strip()
     if not re.fullmatch("[!-~]+", token):
-        raise UsageError(
-            f"{_TOKEN if file is None else printable(str(file))} has no token; expected one word of ASCII characters"
-        )
+        where = _TOKEN if file is None else printable(str(file))
+        raise UsageError(f"{where} has no valid token; expected one word of ASCII characters, without spaces")
     return token
 
 
@@ -173,7 +196,7 @@ def _tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] | None
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise UsageError(
-            f"{printable(str(certificate))} and {printable(str(key))} cannot be used ({error.reason}); expected a "
-            "certificate and its private key without a password, each a PEM file"
+            f"{printable(str(certificate))} and {printable(str(key))} cannot be used ({error.reason or error}); give "
+            "a certificate and its private key without a password, each a PEM file"
         ) from None
     return certificate, key

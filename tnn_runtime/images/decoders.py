@@ -17,7 +17,7 @@ from tnn_runtime.errors import InputError, ResourcesExhausted
 from tnn_runtime.images.limits import Limits
 from tnn_runtime.images.preprocess import AnyImage, ImageSource, Preprocessing, taken
 
-__all__ = ["Decoders"]
+__all__ = ["Decoders", "numbered"]
 
 T = TypeVar("T")
 _Image = NDArray[np.uint8]
@@ -141,13 +141,18 @@ class Decoders:
         return self.do(still, partial(self.decode, still))
 
 
+def numbered(error: InputError, index: int) -> InputError:
+    """Return the error for one image of several, which says which one it is."""
+    named = InputError(f"images[{index}]: {error}")
+    named.index = index
+    return named
+
+
 def _join(start: int, futures: list[Future[_Image]]) -> _Image:
     images = []
     for index, future in enumerate(futures, start):
         try:
             images.append(future.result())
         except InputError as error:
-            named = InputError(f"images[{index}]: {error}")
-            named.index = index
-            raise named from error
+            raise numbered(error, index) from error
     return np.stack(images)

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
-from tnn_runtime.errors import ResourcesExhausted
 from tnn_runtime.options import shown
-from tnn_runtime.server.requests import LARGE, byte_count
+from tnn_runtime.server.budget import Budget, Share
+from tnn_runtime.server.requests import byte_count
 from tnn_runtime.server.statuses import BadRequest, RequestTimeout, RequestTooLarge, UnsupportedBody
+from tnn_runtime.server.threads import LARGE, off_loop
 from tnn_runtime.server.web import header
 
 __all__ = ["Bodies"]
@@ -21,8 +22,6 @@ _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """How bodies may be compressed, with the ``wbits`` of `zlib`."""
 
 _LARGE_COMPRESSED = LARGE // 16
-_WHOLE = 16
-"""How many bodies of the largest size may be held at the same time."""
 
 
 class Bodies:
@@ -37,7 +36,7 @@ class Bodies:
     def __init__(self, max_bytes: int, timeout_s: float) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._held = 0
+        self._budget = Budget(max_bytes)
 
     @asynccontextmanager
     async def reading(self, request: Request) -> AsyncIterator[bytes]:
@@ -58,44 +57,28 @@ class Bodies:
             )
         declared = byte_count(request.headers.get("content-length", ""))
         if declared is not None and declared > self._max_bytes:
-            raise self._too_large(f"{declared} bytes")
-        held: list[int] = []
-        try:
-            body = await self._received(request, held)
+            raise self._too_large(f"the body has {declared} bytes")
+        with self._budget.share() as share:
+            body = await self._received(request, share)
             if encoding != "identity":
-                body = await self._uncompressed(body, _ENCODINGS[encoding], held)
+                body = await off_loop(len(body) > _LARGE_COMPRESSED, self._uncompress, body, _ENCODINGS[encoding])
+                share.grow(share.held + len(body))
             yield body
-        finally:
-            self._held -= sum(held)
 
-    async def _received(self, request: Request, held: list[int]) -> bytes:
+    async def _received(self, request: Request, share: Share) -> bytes:
         body = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for chunk in request.stream():
-                    self._hold(len(chunk), held)
                     body += chunk
+                    share.grow(len(body))
                     if len(body) > self._max_bytes:
-                        raise self._too_large("more")
+                        raise self._too_large("the body is larger")
         except TimeoutError:
             raise RequestTimeout(
                 f"the body has not come within {self._timeout_s:g} s; send it faster, or make it smaller"
             ) from None
         return bytes(body)
-
-    async def _uncompressed(self, body: bytes, wbits: int, held: list[int]) -> bytes:
-        if len(body) > _LARGE_COMPRESSED:
-            whole = await asyncio.to_thread(self._uncompress, body, wbits)
-        else:
-            whole = self._uncompress(body, wbits)
-        self._hold(len(whole), held)
-        return whole
-
-    def _hold(self, size: int, held: list[int]) -> None:
-        if self._held + size > _WHOLE * self._max_bytes:
-            raise ResourcesExhausted("too many large requests are read at the same time; send it again later")
-        self._held += size
-        held.append(size)
 
     def _uncompress(self, body: bytes, wbits: int) -> bytes:
         stream = zlib.decompressobj(wbits)
@@ -104,7 +87,7 @@ class Bodies:
         except zlib.error as error:
             raise BadRequest(f"the body cannot be uncompressed ({error}); compress it again") from None
         if len(whole) > self._max_bytes:
-            raise self._too_large("more, uncompressed")
+            raise self._too_large("the uncompressed body is larger")
         if not stream.eof:
             raise BadRequest("the compressed body ends too early; send all of it")
         if stream.unused_data:
@@ -114,6 +97,4 @@ class Bodies:
         return whole
 
     def _too_large(self, found: str) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"the body has {found}; expected at most {self._max_bytes} bytes: send fewer or smaller images"
-        )
+        return RequestTooLarge(f"{found}; expected at most {self._max_bytes} bytes: send fewer or smaller images")

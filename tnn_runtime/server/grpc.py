@@ -9,7 +9,6 @@ grpc.aio. Messages and stubs are those of ``tritonclient``.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import logging
@@ -19,19 +18,22 @@ from typing import Any
 
 from tnn_runtime.errors import ResourcesExhausted, TnnError, UsageError
 from tnn_runtime.installation import install_command
+from tnn_runtime.server.budget import Budget
 from tnn_runtime.server.models import Model, Models, server_metadata
-from tnn_runtime.server.requests import LARGE, Given, Images, InferRequest, read_request
-from tnn_runtime.server.statuses import BadRequest, Status, message_of, status_of
+from tnn_runtime.server.options import MAX_BODY_BYTES
+from tnn_runtime.server.requests import Given, Images, InferRequest, read_request
+from tnn_runtime.server.statuses import BadRequest, Status, UnknownModel, message_of, status_of
 from tnn_runtime.server.tensors import bytes_as_given, bytes_from_raw, pixels_from_json, pixels_from_raw
-from tnn_runtime.server.tokens import check_token
+from tnn_runtime.server.threads import LARGE, off_loop
+from tnn_runtime.server.tokens import check_token, hidden
 
 try:
     import grpc
     from google.protobuf import json_format
     from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2, service_pb2_grpc
-except ImportError as error:
-    raise UsageError(f"serving over gRPC needs more packages ({error}); run: {install_command('serve')}") from error
+except (ImportError, RuntimeError) as error:  # the generated code refuses older versions of grpcio so
+    raise UsageError(f"serving needs more packages ({error}); run: {install_command('serve')}") from error
 
 __all__ = ["GrpcApi", "Reading", "Servicer", "refusal"]
 
@@ -105,8 +107,7 @@ class GrpcApi:
             timeout_s: Seconds that are left until the deadline of the call; ``None`` for as long as it takes.
         """
         model = self._models.get(request.model_name, request.model_version)
-        large = request.ByteSize() > LARGE
-        asked = await asyncio.to_thread(_parsed, request, timeout_s) if large else _parsed(request, timeout_s)
+        asked = await off_loop(request.ByteSize() > LARGE, _parsed, request, timeout_s)
         answer = service_pb2.ModelInferResponse(model_name=model.name, model_version=str(model.version), id=request.id)
         for tensor, _ in await model.infer(asked):
             answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.values.shape)
@@ -124,11 +125,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         api: The calls.
         token: What calls must carry in their metadata as ``authorization: Bearer TOKEN``, but for those about health;
             ``None`` for nothing.
+        max_bytes: How many bytes a message may have; all that are held at the same time may have 16 times as many.
     """
 
-    def __init__(self, api: GrpcApi, token: str | None = None) -> None:
+    def __init__(self, api: GrpcApi, token: str | None = None, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._api = api
         self._token = token
+        self._budget = Budget(max_bytes)
         for name in vars(service_pb2_grpc.GRPCInferenceServiceServicer):
             if not name.startswith("_") and name not in vars(Servicer):
                 call = getattr(api, name, None)
@@ -139,7 +142,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         await self._check_token(context)
         async for request in requests:
             try:
-                answer = await self._api.ModelInfer(_read(request))
+                with self._budget.share() as share:
+                    share.grow(_read(request).ByteSize())
+                    answer = await self._api.ModelInfer(request)
                 yield service_pb2.ModelStreamInferResponse(infer_response=answer)
             except Exception as error:
                 _, message = refusal(error)
@@ -152,7 +157,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 await self._check_token(context)
             options = {"timeout_s": context.time_remaining()} if name == "ModelInfer" else {}
             try:
-                return await call(_read(request), **options)
+                with self._budget.share() as share:
+                    share.grow(_read(request).ByteSize())
+                    return await call(request, **options)
+            except UnknownModel as error:
+                await _abort(context, hidden(error, self._token if name in _OPEN else None))
             except Exception as error:
                 await _abort(context, error)
 

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2_grpc
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tnn_runtime.errors import UsageError
-from tnn_runtime.server.addresses import BACKLOG, Address
+from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.grpc import Reading, Servicer
 from tnn_runtime.server.options import ServeOptions
 
@@ -24,7 +24,11 @@ __all__ = ["grpc_server", "http_server"]
 _KEEP_ALIVE_S = 75
 """How long a connection may be idle: longer than clients and proxies keep theirs, so that they are who closes them."""
 
+_ACCEPTED_AT_ONCE = 16
+"""asyncio tries to accept so many connections at a time, and logs each failure when there are too many open files."""
+
 _LARGEST_HEAD = 1 << 16
+_INVALID = "the request is not valid HTTP/1.1 (its first line, a header or a chunk); this connection is closed"
 
 
 def http_server(app: ASGIApp, options: ServeOptions) -> uvicorn.Server:
@@ -44,7 +48,7 @@ def http_server(app: ASGIApp, options: ServeOptions) -> uvicorn.Server:
         log_level="error",  # it warns of each client that sends no HTTP
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=_ACCEPTED_AT_ONCE,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(options.drain_s)),
         h11_max_incomplete_event_size=_LARGEST_HEAD,
@@ -71,9 +75,14 @@ class _Protocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self._wait()
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        if timer is None or is_busy or self.timeout_keep_alive_task is not None:
+            if timer is not None:
+                timer.cancel()
+        else:  # a part of a head, or the rest of a body that was refused, gets no more time
+            self.timeout_keep_alive_task = timer
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP; if it is the body of a request, the work for that request ends."""
@@ -82,7 +91,7 @@ class _Protocol(H11Protocol):
             self.cycle.message_event.set()
         is_begun = self.conn.our_state is h11.SEND_RESPONSE
         if is_begun or self.conn.our_state is h11.IDLE:
-            body = json.dumps({"error": "got what is no HTTP/1.1; this connection is closed"}).encode()
+            body = json.dumps({"error": _INVALID}).encode()
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
             data = b"" if is_begun and self.scope["method"] == "HEAD" else body
             begin = h11.Response(status_code=400, headers=list(headers.items()))

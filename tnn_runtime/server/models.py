@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,16 @@ from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
 from tnn_runtime.server.statuses import NotAllowed, RequestTooLarge, UnknownModel
 from tnn_runtime.server.tensors import Tensor
+from tnn_runtime.server.threads import off_loop
 from tnn_runtime.version import __version__
 
-__all__ = ["Counted", "Model", "Models", "Peers", "server_metadata"]
+__all__ = ["MAX_IMAGES", "Counted", "Model", "Models", "Peers", "server_metadata"]
 
 _LOG = logging.getLogger(__name__)
 _PLATFORM = "tnn"
+
+MAX_IMAGES = 1024
+"""Images that a request may have if nothing is said."""
 
 
 def server_metadata() -> dict[str, Any]:
@@ -50,7 +55,7 @@ class Model:
     name: str
     version: int
     deployment: Deployment
-    max_images: int = 1024
+    max_images: int = MAX_IMAGES
 
     def __str__(self) -> str:
         return f"{self.name} (version {self.version})"
@@ -74,7 +79,7 @@ class Model:
             explain = request.top_k if any(output.explains for output in outputs) else 0
             maps = any("maps" in output.needs for output in outputs)
             found = await classifier.answers_async(request.images, explain, maps=maps, timeout_s=request.timeout_s)
-            return tensors(Answered(*found, request.top_k), chosen)
+            return await off_loop(request.is_large, tensors, Answered(*found, request.top_k), chosen)
 
         return await self.deployment.run_async(answer)
 
@@ -191,6 +196,7 @@ class Models:
     def __init__(self, models: Iterable[Model], *, may_load: bool = False) -> None:
         self.draining = False
         self.peers = Peers()
+        self._loader = ThreadPoolExecutor(1, "tnn-loader")
         self._may_load = may_load
         self._models: dict[str, dict[int, Model]] = {}
         for model in models:
@@ -296,8 +302,8 @@ class Models:
         """
         self.versions(name)
         if not self._may_load:
-            raise NotAllowed("this server loads nothing on request; start it with --allow-load, or send it SIGHUP")
-        await asyncio.gather(asyncio.to_thread(self.reload, name), self.peers.ask("reload", name))
+            raise NotAllowed("loading by request is off; start the server with --allow-load, or send it SIGHUP")
+        await asyncio.gather(self.reload_async(name), self.peers.ask("reload", name))
 
     async def unload(self, name: str) -> None:
         """Refuse it: models are served until the server ends.
@@ -306,7 +312,15 @@ class Models:
             NotAllowed: Always, if there is such a model.
         """
         self.versions(name)
-        raise NotAllowed(f"the model {shown(name)} is served until the server ends; start one without it")
+        raise NotAllowed(f"models cannot be unloaded; restart the server without {shown(name)}")
+
+    async def reload_async(self, name: str | None = None) -> None:
+        """Do what `reload` does, in a thread of its own: one reload after the other, and no request waits for it."""
+        await asyncio.get_running_loop().run_in_executor(self._loader, self.reload, name)
+
+    def close(self) -> None:
+        """Begin no reload that waits."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
 
     def reload(self, name: str | None = None) -> None:
         """Load the bundles of a model, or of all, again from their folders, while the old ones serve; in this thread.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["HttpOptions", "ServeOptions"]
+__all__ = ["MAX_BODY_BYTES", "HttpOptions", "ServeOptions"]
+
+MAX_BODY_BYTES = 64 << 20
+"""How large a request may be if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class HttpOptions:
             nothing.
     """
 
-    max_body_bytes: int = 64 << 20
+    max_body_bytes: int = MAX_BODY_BYTES
     body_timeout_s: float = 60.0
     token: str | None = None
 
@@ -30,14 +33,12 @@ class ServeOptions:
 
     Args:
         http: How requests over HTTP are taken; gRPC has the same limit and token.
-        max_images: Images that a request may have.
         ready_delay_s: Seconds for which a server that is told to end says that it is not ready, and takes all requests.
         drain_s: Seconds that requests have after that to be answered, at most.
         tls: The certificate with its chain, and its private key, each a PEM file; ``None`` for no TLS.
     """
 
     http: HttpOptions = field(default_factory=HttpOptions)
-    max_images: int = 1024
     ready_delay_s: float = 5.0
     drain_s: float = 30.0
     tls: tuple[Path, Path] | None = None

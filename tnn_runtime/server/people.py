@@ -7,8 +7,8 @@ import base64
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -31,6 +31,11 @@ __all__ = ["people_routes"]
 
 _FORM = "multipart/form-data"
 _STYLE = "/* style of articles */"
+_EXPECTED = "expected the bytes of an image file: curl --data-binary @image.jpg URL"
+_DRAWN = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 _CLASSES = 5
 _EXPLAINED = 3
 
@@ -52,8 +57,8 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
 
     def image_in(request: Request) -> AbstractAsyncContextManager[bytes]:
         if request.headers.get("content-type", "").strip().lower().startswith(_FORM):
-            raise UnsupportedBody("got a form; expected the bytes of an image file: curl --data-binary @image.jpg URL")
-        return bodies.reading(request)
+            raise UnsupportedBody(f"got a form; {_EXPECTED}")
+        return _file(request, bodies)
 
     async def home(request: Request) -> Response:
         html, policy = _home()
@@ -72,13 +77,22 @@ def people_routes(models: Models, bodies: Bodies, *, token: str | None) -> list[
         asked = _query(request, {"top_k": _integer, "against": str, "name": str})
         async with image_in(request) as image:
             work = model(asked).deployment.run_async(lambda classifier: _drawn(classifier, image, asked))
-            return HTMLResponse(await unless_gone(request, work))
+            return HTMLResponse(await unless_gone(request, work), headers=_DRAWN)
 
     return [
         route("/", home),
         route("/predict", predict, ["POST"], token),
         route("/explain", explain, ["POST"], token),
     ]
+
+
+@asynccontextmanager
+async def _file(request: Request, bodies: Bodies) -> AsyncIterator[bytes]:
+    """Yield the image file that is the body of a request."""
+    async with bodies.reading(request) as body:
+        if not body:
+            raise BadRequest(f"the body is empty; {_EXPECTED}")
+        yield body
 
 
 async def _answer(classifier: Classifier, image: bytes, top_k: int, explain: bool, reject: bool) -> dict[str, Any]:
@@ -92,7 +106,7 @@ async def _answer(classifier: Classifier, image: bytes, top_k: int, explain: boo
         more = {"explanations": None if explanations is None else [one.to_dict() for one in explanations]}
     return {
         "predictions": [dataclasses.asdict(prediction) for prediction in predictions],
-        "rejected": predictions.rejected,
+        "rejected": predictions.rejected if reject else None,
         "reject_score": predictions.reject_score,
         **more,
     }
@@ -131,6 +145,8 @@ def _query(request: Request, known: Mapping[str, Callable[[str], Any]]) -> Query
             raise BadRequest(f"unknown parameter {shown(name)}{nearest(name, known)}; known are {', '.join(known)}")
         if name in asked:
             raise BadRequest(f"got the parameter {name} more than once; give it once")
+        if not text and known[name] is str:
+            continue
         try:
             asked[name] = known[name](text)
         except ValueError as error:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from tnn_runtime.deployment import Deployment
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.models import MAX_IMAGES, Model, Models
 from tnn_runtime.server.options import ServeOptions
 from tnn_runtime.server.running import serve
 from tnn_runtime.server.siblings import Siblings
@@ -30,6 +30,7 @@ class Plan:
         loading: The arguments of `Classifier.load`.
         options: How to serve.
         may_load: Whether requests may have bundles loaded again.
+        max_images: Images that a request may have.
     """
 
     bundles: Mapping[tuple[str, int], Path]
@@ -38,6 +39,7 @@ class Plan:
     loading: Mapping[str, Any] = field(default_factory=dict)
     options: ServeOptions = field(default_factory=ServeOptions)
     may_load: bool = False
+    max_images: int = MAX_IMAGES
 
 
 IsUp: TypeAlias = Callable[[list[str], Address, Address | None], None]
@@ -64,12 +66,13 @@ def run(plan: Plan, is_up: IsUp, siblings: Siblings | None = None) -> None:
             plan.grpc.bind().close()
         models = Models(
             [
-                Model(name, version, stack.enter_context(Deployment(bundle, **plan.loading)), plan.options.max_images)
+                Model(name, version, stack.enter_context(Deployment(bundle, **plan.loading)), plan.max_images)
                 for (name, version), bundle in plan.bundles.items()
             ],
             may_load=plan.may_load,
         )
 
+        stack.callback(models.close)
         plan.http.listen(http)
 
         def listening(grpc_port: int | None) -> None:

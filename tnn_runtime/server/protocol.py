@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from tnn_runtime.options import shown
 from tnn_runtime.server.bodies import Bodies
 from tnn_runtime.server.models import Model, Models, server_metadata
-from tnn_runtime.server.requests import HEADER_LENGTH, LARGE, InferRequest, parse_request, read_options
+from tnn_runtime.server.requests import HEADER_LENGTH, parse_request, read_options
 from tnn_runtime.server.responses import response_body
+from tnn_runtime.server.statuses import NotAllowed, UnknownModel
+from tnn_runtime.server.threads import LARGE, off_loop
+from tnn_runtime.server.tokens import hidden
 from tnn_runtime.server.web import Endpoint, header, json_response, route, unless_gone
 
 __all__ = ["protocol_routes"]
@@ -46,7 +50,10 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
         return models.get(request.path_params["model"], request.path_params.get("version"))
 
     def is_ready(request: Request) -> bool:
-        return model(request).ready and not models.draining
+        try:
+            return model(request).ready and not models.draining
+        except UnknownModel as error:
+            raise hidden(error, token) from None
 
     def metadata(request: Request) -> dict[str, Any]:
         return model(request).metadata(models.versions(request.path_params["model"]))
@@ -57,9 +64,9 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
     async def infer(request: Request) -> Response:
         found = model(request)
         async with bodies.reading(request) as body:
-            asked = await _parsed(body, header(request, HEADER_LENGTH))
+            asked = await off_loop(len(body) > LARGE, parse_request, body, header(request, HEADER_LENGTH))
             outputs = await unless_gone(request, found.infer(asked))
-        answer = response_body(found.name, str(found.version), asked.id, outputs)
+        answer = await off_loop(asked.is_large, response_body, found.name, str(found.version), asked.id, outputs)
         if answer.header_length is None:
             return Response(answer.content, media_type=_JSON)
         return Response(answer.content, 200, {HEADER_LENGTH: str(answer.header_length)}, _BINARY)
@@ -72,6 +79,11 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
     async def load(request: Request) -> Response:
         async with bodies.reading(request) as body:
             read_options(body, ())
+        origin = request.headers.get("origin")
+        if origin and urlsplit(origin).netloc != request.headers.get("host"):
+            raise NotAllowed(
+                f"got a request of a page of {shown(origin)}; only this server's own pages may reload models"
+            )
         await models.load(request.path_params["model"])
         return json_response({})
 
@@ -94,10 +106,3 @@ def protocol_routes(models: Models, bodies: Bodies, *, token: str | None) -> lis
         *(route(f"{path}/infer", infer, ["POST"], token) for path in both),
         *(route(f"{path}/ready", health(is_ready, "this model is not ready")) for path in both),
     ]
-
-
-async def _parsed(body: bytes, header_length: str | None) -> InferRequest:
-    """Return the request that a body holds; a large one is read in a thread."""
-    if len(body) > LARGE:
-        return await asyncio.to_thread(parse_request, body, header_length)
-    return parse_request(body, header_length)

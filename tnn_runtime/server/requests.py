@@ -20,7 +20,6 @@ from tnn_runtime.server.tensors import bytes_from_json, bytes_from_raw, pixels_f
 __all__ = [
     "HEADER_LENGTH",
     "INPUTS",
-    "LARGE",
     "Given",
     "Images",
     "InferRequest",
@@ -34,14 +33,13 @@ __all__ = [
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The header that says how many bytes of a body are JSON; the others are binary data."""
 
-LARGE = 1 << 16
-"""A request of more bytes is not worked on in the event loop, which others wait for."""
-
 INPUTS = {"images": "UINT8", "files": "BYTES"}
 """The inputs, one of which a request has, and their datatypes."""
 
 _MOST = 1 << 31
+_REQUEST = f"an object with 'inputs'; or one image file as the whole body, with the header {HEADER_LENGTH}: 0"
 _TOP_K = 5
+_MANY = 256
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,11 @@ class InferRequest:
     timeout_s: float | None = None
     top_k: int = _TOP_K
 
+    @property
+    def is_large(self) -> bool:
+        """Whether so many values are asked for that the answer takes its time."""
+        return len(self.images) * self.top_k > _MANY
+
 
 def parse_request(body: bytes, header_length: str | None = None) -> InferRequest:
     """Return what the body of an inference request over HTTP asks for.
@@ -116,7 +119,7 @@ def parse_request(body: bytes, header_length: str | None = None) -> InferRequest
         if not body:
             raise BadRequest("got an empty body; expected the bytes of an image file")
         return InferRequest([body], binary=True)
-    return read_request(_json(body[:length]), partial(_images, memoryview(body)[length:]))
+    return read_request(_json(body[:length], _REQUEST), partial(_images, memoryview(body)[length:]))
 
 
 def read_request(request: Any, images: Callable[[Given], Images]) -> InferRequest:
@@ -152,7 +155,7 @@ def read_options(body: bytes, known: Iterable[str]) -> Mapping[str, Any]:
     """
     if not body.strip():
         return {}
-    options = _object("the request", _json(body), known)
+    options = _object("the request", _json(body, "an object, or an empty body"), known)
     return {name: _boolean(name, value) for name, value in options.items()}
 
 
@@ -170,14 +173,14 @@ def _header_length(text: str, size: int) -> int:
     return length
 
 
-def _json(text: bytes) -> Any:
+def _json(text: bytes, expected: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number of JSON")
 
     try:
         return json.loads(text.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the request is no JSON ({error}); expected an object with the list 'inputs'") from None
+        raise BadRequest(f"the body is not valid JSON ({error}); expected {expected}") from None
 
 
 def _object(where: str, value: Any, known: Iterable[str]) -> Mapping[str, Any]:
@@ -187,13 +190,14 @@ def _object(where: str, value: Any, known: Iterable[str]) -> Mapping[str, Any]:
     known = sorted(known)
     for name in value:
         if name not in known:
-            raise BadRequest(f"{where}: unknown name {shown(name)}{nearest(name, known)}; known are {', '.join(known)}")
+            names = f"known are {', '.join(known)}" if known else "expected none"
+            raise BadRequest(f"{where}: unknown name {shown(name)}{nearest(name, known)}; {names}")
     return value
 
 
 def _list(where: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise BadRequest(f"{where} is {shown(value)}; expected a list")
+        raise BadRequest(f"{where} is {'missing' if value is None else shown(value)}; expected a list")
     return value
 
 
@@ -233,7 +237,7 @@ def _wanted(value: Any, binary: bool) -> Wanted:
     return Wanted(
         name,
         _boolean("binary_data", parameters.get("binary_data", binary)),
-        _integer(0)("classification", parameters.get("classification", 0)),
+        _integer(1)("classification", parameters["classification"]) if "classification" in parameters else 0,
     )
 
 

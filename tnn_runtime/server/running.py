@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tnn_runtime.server.addresses import Address
+from tnn_runtime.server.addresses import BACKLOG, Address
 from tnn_runtime.server.grpc import GrpcApi, Servicer
 from tnn_runtime.server.http import http_app
 from tnn_runtime.server.listeners import grpc_server, http_server
@@ -54,7 +54,7 @@ async def serve(
     """
     _allow_many_connections()
     over_http = http_server(http_app(models, options.http), options)
-    servicer = Servicer(GrpcApi(models), options.http.token)
+    servicer = Servicer(GrpcApi(models), options.http.token, options.http.max_body_bytes)
     over_grpc, grpc_port = grpc_server(servicer, grpc_address, options, shared=shared)
     with handled(models) as ending:
         await over_grpc.start()
@@ -62,6 +62,7 @@ async def serve(
         while not (over_http.started or serving.done()):
             await asyncio.sleep(0.01)
         if over_http.started:
+            http.listen(BACKLOG)  # uvicorn has made it shorter
             is_up(grpc_port)
         await _first(serving, ending.told)
         models.draining = True

@@ -64,4 +64,4 @@ def handled(models: Models) -> Iterator[Ending]:
 
 async def _reload(models: Models) -> None:
     with contextlib.suppress(TnnError):  # logged there
-        await asyncio.to_thread(models.reload)
+        await models.reload_async()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hmac
 
-from tnn_runtime.server.statuses import WrongToken
+from tnn_runtime.server.statuses import UnknownModel, WrongToken
 
-__all__ = ["check_token"]
+__all__ = ["check_token", "hidden"]
+
+
+def hidden(error: UnknownModel, token: str | None) -> UnknownModel:
+    """Return the error for those who need not show a token: without the names of models, if the server has one."""
+    return error if token is None else UnknownModel("there is no such model or version here")
 
 
 def check_token(token: str | None, authorization: str | None) -> None:

@@ -84,8 +84,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def refuse_path(request: Request, error: Exception) -> Response:
     """Answer a request for what is not there."""
     assert isinstance(error, HTTPException)
-    text = f"{_asked(request)}: {error.detail}"
-    return json_response({"error": text}, error.status_code, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    expected = f"expected {headers['Allow']}" if "Allow" in headers else "GET /v2 tells what this server is"
+    return json_response({"error": f"{_asked(request)}: {error.detail}; {expected}"}, error.status_code, headers)
 
 
 def _asked(request: Request) -> str:

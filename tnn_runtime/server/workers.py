@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -27,6 +30,10 @@ __all__ = ["WorkerFailed", "supervise"]
 
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LONGEST_PAUSE_S = 30.0
+_GRACE_S = 15.0
+"""How much longer than the drain a process may take to end."""
+
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -73,8 +80,8 @@ class _Worker:
         self.is_up = False
 
     @property
-    def signs(self) -> list[int | Connection]:
-        """What shows that it is up, or that it has ended."""
+    def sentinels(self) -> list[int | Connection]:
+        """What is ready once it is up, or has ended."""
         return [self.process.sentinel, *([] if self.is_up else [self.told])]
 
 
@@ -86,8 +93,10 @@ class _Crew:
         self._folder = folder
         self._tell = is_up
         self._is_told = False
-        self._ending = False
+        self._kill_at = math.inf
         self._workers = [_Worker(plan, folder, number) for number in range(count)]
+        self._missing: dict[int, float] = {}
+        self._failures: Counter[int] = Counter()
         self._before = {number: signal.signal(number, self._pass_on) for number in _SIGNALS}
 
     def __enter__(self) -> _Crew:
@@ -103,15 +112,22 @@ class _Crew:
     def watch(self) -> None:
         """Look after the processes until all have ended."""
         failed = False
-        while self._workers:
-            ready = wait([sign for worker in self._workers for sign in worker.signs])
+        while self._workers or self._missing:
+            sentinels = [sentinel for worker in self._workers for sentinel in worker.sentinels]
+            due = min([self._kill_at, *self._missing.values()])
+            ready = wait(sentinels, None if due == math.inf else max(0.0, due - time.monotonic()))
             for worker in list(self._workers):
                 if not worker.is_up and worker.told in ready:
                     self._hear(worker)
                 if worker.process.sentinel in ready:
                     failed |= self._bury(worker)
+            self._replace()
         if failed:
-            raise WorkerFailed("a process that serves did not end well; what it said is above")
+            raise WorkerFailed("a process of the server failed; its message is above")
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._kill_at < math.inf
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -120,36 +136,66 @@ class _Crew:
             worker.process.join()
             return
         worker.is_up = True
+        self._failures.pop(worker.number, None)
         if not self._is_told and all(one.is_up for one in self._workers):
             self._is_told = True
             self._tell(names, self._plan.http, self._plan.grpc)
 
     def _bury(self, worker: _Worker) -> bool:
-        """Take note of a process that has ended, and return whether it ended badly."""
+        """Take note of a process that has ended, and return whether the server ends badly for that."""
         worker.process.join()
         worker.told.close()
         self._workers.remove(worker)
         code = worker.process.exitcode
-        if self._ending:
+        if self._is_ending:
             return worker.is_up and code != 0
-        if not worker.is_up:
+        if not self._is_told:
             self._pass_on(signal.SIGINT, None)
             return True
-        _LOG.error("process %d of the server has ended with %s; another one takes its place", worker.number, code)
-        self._workers.append(_Worker(self._plan, self._folder, worker.number))
-        if self._ending:  # it was told after the last look
-            self._pass_on(signal.SIGTERM, None)
+        self._miss(worker.number, f"ended with {code}", 0 if worker.is_up else 1)
         return False
 
+    def _miss(self, number: int, why: str, failures: int) -> None:
+        self._failures[number] += failures
+        pause_s = min(2.0 ** self._failures[number] - 1, _LONGEST_PAUSE_S)
+        _LOG.error("process %d of the server %s; another one takes its place in %g s", number, why, pause_s)
+        self._missing[number] = time.monotonic() + pause_s
+
+    def _replace(self) -> None:
+        """Start the processes whose turn it is; end those that do not end."""
+        now = time.monotonic()
+        if self._is_ending:
+            self._missing.clear()
+        if now >= self._kill_at:
+            for worker in self._workers:
+                worker.process.kill()
+        for number in [number for number, due in self._missing.items() if due <= now]:
+            del self._missing[number]
+            try:
+                self._workers.append(_Worker(self._plan, self._folder, number))
+            except OSError as error:
+                self._miss(number, f"cannot start ({error})", 1)
+        if self._is_ending:  # those that have started since
+            self._signal(signal.SIGTERM, [worker for worker in self._workers if not worker.is_up])
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._ending |= number != signal.SIGHUP
-        for worker in self._workers:
+        if number == signal.SIGHUP:
+            self._signal(number, [worker for worker in self._workers if worker.is_up])
+            return
+        if not self._is_ending:
+            options = self._plan.options
+            self._kill_at = time.monotonic() + options.ready_delay_s + options.drain_s + _GRACE_S
+        self._signal(number, self._workers)
+
+    def _signal(self, number: int, workers: Iterable[_Worker]) -> None:
+        for worker in workers:
             if worker.process.pid is not None and worker.process.is_alive():
                 os.kill(worker.process.pid, number)
 
 
 def _work(plan: Plan, folder: Path, number: int, told: Connection) -> None:
     """Be one of the processes."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.setsid()  # a signal of the terminal is for the process that looks after this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(console.run("tnn-runtime", partial(_serve, plan, folder, number, told), [], extra="serve"))

@@ -98,7 +98,7 @@ class TestConnections:
             answer = b"".join(iter(lambda: connection.recv(10_000), b""))
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
-        assert body == b"" if sent.startswith(b"HEAD") else body.startswith(b'{"error": "got what is no HTTP/1.1')
+        assert body == b"" if sent.startswith(b"HEAD") else body.startswith(b'{"error": "the request is not valid')
 
     @pytest.mark.parametrize(
         ("method", "path", "status"), [("GET", "/v3", 404), ("GET", "/v2/", 404), ("PUT", "/v2", 405)]
@@ -218,6 +218,20 @@ class TestWorkers:
             until(lambda: served.log.read_text().count("runs on cpu") == 3)
             assert served.end() == 0
 
+    def test_one_that_cannot_start_again_leaves_the_others(self, tmp_path: Path, image: bytes) -> None:
+        bundle = tmp_path / "photos"
+        shutil.copytree(BUNDLE, bundle)
+        with serving(tmp_path, bundle, "--device", "cpu", "--workers", "2", *NO_DELAY) as served:
+            (bundle / "manifest.json").rename(tmp_path / "away.json")
+            first = int(served.log.read_text().partition("tnn-runtime[")[2].partition("]")[0])
+            os.kill(first, signal.SIGKILL)
+            served.process.send_signal(signal.SIGHUP)
+            until(lambda: "another one takes its place in 1 s" in served.log.read_text())
+            assert served.post("/predict", content=image).status_code == 200
+            (tmp_path / "away.json").rename(bundle / "manifest.json")
+            until(lambda: served.log.read_text().count("runs on cpu") == 3)
+            assert served.end() == 0
+
 
 class TestTokenAndTls:
     def test_a_token_is_asked_for(self, tmp_path: Path, image: bytes) -> None:
@@ -293,8 +307,8 @@ class TestArguments:
             (["{bundle}", "--http", "{taken}", "--workers", "2"], "cannot listen on {taken} (Address already in use)"),
             (["{bundle}", "{bundle}"], "got two models bundle-v5 of version 1"),
             (["a=nothing", "--http", "127.0.0.1:0"], "nothing"),
-            (["nothing", "--http", "127.0.0.1:0", "--workers", "2"], "a process that serves did not end well"),
-            (["{odd}"], "is no name for a model"),
+            (["nothing", "--http", "127.0.0.1:0", "--workers", "2"], "a process of the server failed"),
+            (["{odd}"], "is not a valid name for a model"),
             (["{bundle}", "--workers", "0"], "argument --workers: got '0'; expected an integer of at least 1"),
             (["{bundle}", "--drain-s", "-1"], "--drain-s is -1.0; expected a number of seconds"),
             (["{bundle}", "--drain-s", "nan"], "--drain-s is nan"),
@@ -304,9 +318,14 @@ class TestArguments:
                 "cannot be used",
             ),
             (["{bundle}", "--tls-key", "gone.pem", "--tls-certificate", "gone.pem"], "gone.pem"),
-            (["{bundle}", "--token-file", "{empty}"], "has no token"),
+            (["{bundle}", "--token-file", "{empty}"], "has no valid token"),
             (["{bundle}", "--token-file", "gone"], "gone"),
             (["{bundle}", "--device", "gpu", "--http", "127.0.0.1:0"], "gpu"),
+            (["{bundle}", "--threads", "1000000", "--http", "127.0.0.1:0"], "threads is 1000000; expected an integer"),
+            (["{bundle}", "--timeout-s", "0"], "--timeout-s is 0; expected a number of seconds above 0"),
+            (["{bundle}", "--grpc", "127.0.0.1:8000"], "got --http and --grpc 127.0.0.1:8000; give each a port"),
+            (["photos="], "expected the folder of a bundle after ="),
+            (["stats={bundle}"], "stats is not a valid name for a model"),
         ],
     )
     def test_what_cannot_be_served_is_one_line(
@@ -320,6 +339,19 @@ class TestArguments:
             assert __main__.main(["serve", *(one.format(**words) for one in arguments)]) == 1
         lines = capfd.readouterr().err.strip().splitlines()
         assert message.format(**words) in lines[-1]
+
+    def test_a_hangup_does_not_end_a_server_that_starts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = []
+        before = signal.getsignal(signal.SIGHUP)
+        monkeypatch.setattr("tnn_runtime.server.plan.run", lambda *args: found.append(signal.getsignal(signal.SIGHUP)))
+        assert __main__.main(["serve", str(BUNDLE)]) == 0
+        assert found == [signal.SIG_IGN]
+        assert signal.getsignal(signal.SIGHUP) is before
+
+    def test_a_link_has_the_name_that_it_is_given(self, tmp_path: Path) -> None:
+        (tmp_path / "photos").symlink_to(BUNDLE)
+        with serving(tmp_path, tmp_path / "photos", "--device", "cpu", *NO_DELAY) as served:
+            assert served.get("/v2/models/photos").status_code == 200
 
     def test_versions(self, tmp_path: Path, image: bytes) -> None:
         with serving(tmp_path, f"p:2={OTHER}", f"p:10={BUNDLE}", "--device", "cpu", *NO_DELAY) as served:
