@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from tnn_export import ExportOptions, export_bundle
 from tnn_export.proof import running
+from tnn_runtime import Deployment
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION, BatchBounds
+from tnn_runtime.server.models import Model, Models
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data, train
 from tnn_train.model.backbones import BACKBONES
 from tnn_train.training.loop import TrainResult
@@ -242,3 +244,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr("torch.hub.download_url_to_file", no_internet)
     return folder
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    """A bundle with a Tversky head, two classes, a threshold and exemplars, for images of 8 x 8 pixels."""
+    with Deployment(FIXTURES / "bundle-v5", "cpu", threads=1) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def models(deployment: Deployment) -> Models:
+    """That bundle alone, as ``p``."""
+    return Models([Model("p", 1, deployment)])

@@ -168,7 +168,7 @@ def test_a_screen_reader_is_told_what_is_there(look: Look) -> None:
     [
         (IMAGE[:200], "the file ends early"),
         (b"hello", "it is a text file"),
-        (b"", "it has 0 bytes"),
+        (b"", "The file is empty. Choose an image file."),
         (bytes(2 << 20), "expected at most 1048576 bytes"),
     ],
     ids=["cut off", "text", "empty", "too large"],
