@@ -18,12 +18,12 @@ from tnn_runtime.options import seconds
 from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.names import named
+from tnn_runtime.server.options import MAX_BODY_BYTES, MAX_IMAGES, MEBIBYTE, HttpOptions, ServeOptions
 from tnn_runtime.text import printable
 
 __all__ = ["add_serve"]
 
 _HTTP = "127.0.0.1:8000"
-_MEBIBYTE = 1 << 20
 _TOKEN = "TNN_TOKEN"  # noqa: S105
 
 _EPILOG = """examples:
@@ -69,16 +69,26 @@ def add_serve(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument(
         "--timeout-s", type=float, default=30.0, metavar="S", help="how long an image may wait for its batch to begin"
     )
-    parser.add_argument("--max-images", type=positive_int, default=1024, metavar="N", help="most images per request")
-    parser.add_argument("--max-body-mb", type=positive_int, default=64, metavar="MB", help="largest request, in MiB")
+    parser.add_argument(
+        "--max-images", type=positive_int, default=MAX_IMAGES, metavar="N", help="most images per request"
+    )
+    parser.add_argument(
+        "--max-body-mb",
+        type=positive_int,
+        default=MAX_BODY_BYTES // MEBIBYTE,
+        metavar="MB",
+        help="largest request, in MiB",
+    )
     parser.add_argument(
         "--ready-delay-s",
         type=float,
-        default=5.0,
+        default=ServeOptions.ready_delay_s,
         metavar="S",
         help="time to go on answering when no longer ready",
     )
-    parser.add_argument("--drain-s", type=float, default=30.0, metavar="S", help="time to finish accepted requests")
+    parser.add_argument(
+        "--drain-s", type=float, default=ServeOptions.drain_s, metavar="S", help="time to finish accepted requests"
+    )
     parser.add_argument("--allow-load", action="store_true", help="allow clients to reload bundles")
     parser.add_argument("--tls-certificate", type=Path, metavar="PEM", help="certificate with its chain, for TLS")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="private key of the certificate")
@@ -100,7 +110,6 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _start(options: argparse.Namespace) -> None:
-    from tnn_runtime.server.options import HttpOptions, ServeOptions
     from tnn_runtime.server.plan import Plan, run
     from tnn_runtime.server.workers import supervise
 
@@ -125,7 +134,7 @@ def _start(options: argparse.Namespace) -> None:
             "public_key": options.public_key,
         },
         ServeOptions(
-            HttpOptions(options.max_body_mb * _MEBIBYTE, token=_token(options.token_file)),
+            HttpOptions(options.max_body_mb * MEBIBYTE, token=_token(options.token_file)),
             seconds(options.ready_delay_s, "--ready-delay-s"),
             seconds(options.drain_s, "--drain-s"),
             _tls(options.tls_certificate, options.tls_key),
@@ -135,11 +144,10 @@ def _start(options: argparse.Namespace) -> None:
     )
 
     def is_up(names: list[str], http: Address, grpc: Address | None) -> None:
-        say(
-            *names, f"{'http' if plan.options.tls is None else 'https'}://{http} has a page, /predict, /v2 and /metrics"
-        )
+        secure = "" if plan.options.tls is None else "s"
+        say(*names, f"http{secure}://{http} has a page, /predict, /v2 and /metrics")
         if grpc is not None:
-            say(f"{'grpc' if plan.options.tls is None else 'grpcs'}://{grpc}")
+            say(f"grpc{secure}://{grpc}")
         sys.stdout.flush()
 
     if options.workers == 1:

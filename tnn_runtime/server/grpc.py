@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from tnn_runtime.errors import ResourcesExhausted, TnnError, UsageError
+from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.installation import install_command
 from tnn_runtime.server.budget import Budget
 from tnn_runtime.server.models import Model, Models, server_metadata
 from tnn_runtime.server.options import MAX_BODY_BYTES
 from tnn_runtime.server.requests import Given, Images, InferRequest, read_request
-from tnn_runtime.server.statuses import BadRequest, Status, UnknownModel, message_of, status_of
+from tnn_runtime.server.statuses import BadRequest, Status, UnknownModel, client_error, message_of, status_of
 from tnn_runtime.server.tensors import bytes_as_given, bytes_from_raw, pixels_from_json, pixels_from_raw
 from tnn_runtime.server.threads import LARGE, off_loop
 from tnn_runtime.server.tokens import check_token, hidden
@@ -37,7 +36,6 @@ except (ImportError, RuntimeError) as error:  # the generated code refuses older
 
 __all__ = ["GrpcApi", "Reading", "Servicer", "refusal"]
 
-_LOG = logging.getLogger(__name__)
 _OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 _RETRY_AFTER_MS = "1000"
 
@@ -204,12 +202,8 @@ def _read(message: Any) -> Any:
 
 def refusal(error: Exception) -> tuple[Status, str]:
     """Return the status and the message that a call with this error gets; what nobody foresaw is logged."""
-    if isinstance(error, MemoryError):
-        error = ResourcesExhausted("this server has no memory left for the request; send it again later")
-    if isinstance(error, TnnError):
-        return status_of(error), message_of(error)
-    _LOG.error("a call failed", exc_info=error)
-    return status_of(TnnError()), "the server failed; its log tells why"
+    told = client_error(error, "a call")
+    return status_of(told), message_of(told)
 
 
 async def _refuse(request: Any, context: Any) -> None:

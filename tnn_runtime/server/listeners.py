@@ -78,9 +78,10 @@ class _Protocol(H11Protocol):
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
         is_busy = self.cycle is not None and not self.cycle.response_complete
-        if timer is None or is_busy or self.timeout_keep_alive_task is not None:
-            if timer is not None:
-                timer.cancel()
+        if timer is None:
+            return
+        if is_busy or self.timeout_keep_alive_task is not None:
+            timer.cancel()
         else:  # a part of a head, or the rest of a body that was refused, gets no more time
             self.timeout_keep_alive_task = timer
 

@@ -15,6 +15,7 @@ from tnn_runtime.deployment import Deployment
 from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.options import shown
 from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
+from tnn_runtime.server.options import MAX_IMAGES
 from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
 from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
@@ -23,13 +24,10 @@ from tnn_runtime.server.tensors import Tensor
 from tnn_runtime.server.threads import off_loop
 from tnn_runtime.version import __version__
 
-__all__ = ["MAX_IMAGES", "Counted", "Model", "Models", "Peers", "server_metadata"]
+__all__ = ["Counted", "Model", "Models", "Peers", "server_metadata"]
 
 _LOG = logging.getLogger(__name__)
 _PLATFORM = "tnn"
-
-MAX_IMAGES = 1024
-"""Images that a request may have if nothing is said."""
 
 
 def server_metadata() -> dict[str, Any]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["MAX_BODY_BYTES", "HttpOptions", "ServeOptions"]
+__all__ = ["MAX_BODY_BYTES", "MAX_IMAGES", "MEBIBYTE", "HttpOptions", "ServeOptions"]
 
-MAX_BODY_BYTES = 64 << 20
+MEBIBYTE = 1 << 20
+
+MAX_BODY_BYTES = 64 * MEBIBYTE
 """How large a request may be if nothing is said."""
+
+MAX_IMAGES = 1024
+"""How many images it may have."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from tnn_runtime.deployment import Deployment
 from tnn_runtime.server.addresses import Address
-from tnn_runtime.server.models import MAX_IMAGES, Model, Models
-from tnn_runtime.server.options import ServeOptions
+from tnn_runtime.server.models import Model, Models
+from tnn_runtime.server.options import MAX_IMAGES, ServeOptions
 from tnn_runtime.server.running import serve
 from tnn_runtime.server.siblings import Siblings
 

@@ -43,18 +43,17 @@ with needs_ray():
 
     from tnn_runtime.server.grpc import GrpcApi, Servicer
     from tnn_runtime.server.http import HttpOptions, http_app
-    from tnn_runtime.server.web import json_response
+    from tnn_runtime.server.web import RETRY_AFTER_S, json_response
 
 from tnn_runtime.server.models import Model, Models
 from tnn_runtime.server.names import named
+from tnn_runtime.server.options import MEBIBYTE
 from tnn_runtime.server.statuses import RequestTooLarge
 
 __all__ = ["Replica", "add_servicer", "build", "proxy_middleware"]
 
 _LOG = logging.getLogger(__name__)
-_MEBIBYTE = 1 << 20
 _BATCH = 64
-_RETRY_AFTER_S = "1"
 _SHOWN = 200
 _GRACE_S = 60.0
 _LONGEST_US = (1 << 31) - 1
@@ -133,7 +132,7 @@ class Replica:
         self._deployments: dict[tuple[str, int], Deployment] = {}
         self._exchanging = threading.Lock()
         self._options = {"timeout_s": 30.0, **allotted(), **options}
-        self._http = HttpOptions(max_body_mb * _MEBIBYTE)
+        self._http = HttpOptions(max_body_mb * MEBIBYTE)
         self._app: ASGIApp = Starlette()
         self._servicer: Any = None
 
@@ -336,7 +335,7 @@ class _Proxy:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
-        started, retry_after, told = False, _RETRY_AFTER_S, ""
+        started, retry_after, told = False, RETRY_AFTER_S, ""
 
         async def sending(message: Message) -> None:
             nonlocal started, retry_after, told

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
-from tnn_runtime.errors import InputError, NotAnswered, TnnError, UsageError
+from tnn_runtime.errors import InputError, NotAnswered, ResourcesExhausted, TnnError, UsageError
 from tnn_runtime.text import one_line
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "UnknownModel",
     "UnsupportedBody",
     "WrongToken",
+    "client_error",
     "message_of",
     "status_of",
 ]
 
+_LOG = logging.getLogger(__name__)
 _LONGEST = 500
 
 
@@ -90,6 +93,21 @@ _STATUSES: dict[type[TnnError], Status] = {
     TnnError: Status(500, "INTERNAL"),
 }
 """A kind of error that is not in here has the status of the nearest one that it derives from."""
+
+
+def client_error(error: Exception, what: str) -> TnnError:
+    """Return the error that a client is told of; what nobody foresaw is logged, with what has failed.
+
+    Args:
+        error: What happened.
+        what: What has failed, for the log.
+    """
+    if isinstance(error, TnnError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourcesExhausted("this server has no memory left for the request; send it again later")
+    _LOG.error("%s failed", what, exc_info=error)
+    return TnnError("the server failed; its log tells why")
 
 
 def status_of(error: TnnError) -> Status:

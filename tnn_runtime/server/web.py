@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,14 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tnn_runtime.errors import ResourcesExhausted, TnnError
-from tnn_runtime.server.statuses import RequestTimeout, WrongToken, message_of, status_of
+from tnn_runtime.errors import TnnError
+from tnn_runtime.server.statuses import RequestTimeout, WrongToken, client_error, message_of, status_of
 from tnn_runtime.server.tokens import check_token
 
-__all__ = ["Endpoint", "header", "json_response", "refuse_path", "route", "unless_gone"]
+__all__ = ["RETRY_AFTER_S", "Endpoint", "header", "json_response", "refuse_path", "route", "unless_gone"]
 
-_LOG = logging.getLogger(__name__)
-_RETRY_AFTER_S = "1"
+RETRY_AFTER_S = "1"
 _GONE = 499
 
 T = TypeVar("T")
@@ -51,15 +49,10 @@ def route(path: str, endpoint: Endpoint, methods: Iterable[str] = ("GET",), toke
         try:
             check_token(token, request.headers.get("authorization"))
             return await endpoint(request)
-        except TnnError as error:
-            return _refusal(error)
         except ClientDisconnect:
             return Response(status_code=_GONE)
-        except MemoryError:
-            return _refusal(ResourcesExhausted("this server has no memory left for the request; send it again later"))
-        except Exception:
-            _LOG.exception("%s failed", _asked(request))
-            return json_response({"error": "the server failed; its log tells why"}, 500)
+        except Exception as error:
+            return _refusal(client_error(error, _asked(request)))
 
     return Route(path, answer, methods=list(methods))
 
@@ -103,7 +96,7 @@ def _refusal(error: TnnError) -> Response:
     status = status_of(error).http
     headers = {}
     if status == 503:
-        headers["Retry-After"] = _RETRY_AFTER_S
+        headers["Retry-After"] = RETRY_AFTER_S
     if isinstance(error, WrongToken):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RequestTimeout):
