@@ -16,7 +16,7 @@ __all__ = ["MOST_THREADS", "at_least_one", "device_list", "environment", "enviro
 
 _MANY = 1 << 20
 MOST_THREADS = 1 << 10
-"""More threads than this are a mistake: each costs memory, and a library may take minutes to make them."""
+"""More threads or processes than this are a mistake: each costs memory, and a library may take minutes to make them."""
 _LONGEST_S = threading.TIMEOUT_MAX / 2
 _SHOWN = 80
 

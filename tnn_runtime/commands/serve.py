@@ -14,7 +14,7 @@ from pathlib import Path
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.console import Parser, logs, positive_int, say
 from tnn_runtime.errors import UsageError
-from tnn_runtime.options import seconds
+from tnn_runtime.options import MOST_THREADS, at_least_one, seconds
 from tnn_runtime.queue.cores import usable_cores
 from tnn_runtime.server.addresses import Address
 from tnn_runtime.server.names import named
@@ -113,6 +113,7 @@ def _start(options: argparse.Namespace) -> None:
     from tnn_runtime.server.plan import Plan, run
     from tnn_runtime.server.workers import supervise
 
+    at_least_one(MOST_THREADS, workers=options.workers)
     if options.timeout_s <= 0:
         raise UsageError(f"--timeout-s is {options.timeout_s:g}; expected a number of seconds above 0")
     if options.grpc == options.http and not options.http.endswith(":0"):
