@@ -19,7 +19,7 @@ from tnn_runtime.bundle.storage import FolderKind, new_folder, write_json
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import BASELINE, HEADS
-from tnn_train.model.backbones import check_image_size
+from tnn_train.model.backbones import check_image_size, embedding_size
 from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
@@ -107,6 +107,7 @@ def make_pair(config: ModelConfig, size: int = 224, seed: int = 0) -> dict[str, 
         raise UsageError(f"the seed is {seed}; expected an integer of at least 0 and below {_MOST}")
     channels = config.in_channels
     preprocessing = Preprocessing(size, size, channels, (0.5,) * channels, (0.25,) * channels)
+    config = config.for_size(size, size)
     check_image_size(config, size, size)
     none = np.zeros((0, *preprocessing.shape), np.uint8)
     names = tuple(f"class {index}" for index in range(config.num_classes))
@@ -146,7 +147,8 @@ def heads_of(config: ModelConfig) -> tuple[str, str]:
 def _untrained(config: ModelConfig, head: str, class_names: Sequence[str]) -> ImageModel:
     """Build a model with one of the heads, in the form in which a training from scratch would leave it."""
     config = config.with_head(head)
-    options = HEADS[head].resolve(config.options, class_names, is_frozen=False)
+    in_features = embedding_size(config, HEADS[head].takes)
+    options = HEADS[head].resolve(config.options, class_names, in_features, is_frozen=False)
     return build_model(config.with_options(options), is_training=True).in_final_form()
 
 

@@ -81,7 +81,7 @@ class Head(nn.Module):
     # Training
 
     @classmethod
-    def resolve(cls, options: Any, class_names: Sequence[str], *, is_frozen: bool) -> Any:
+    def resolve(cls, options: Any, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> Any:
         """Return the options with what the data and the recipe decide; by default as they are.
 
         To resolve them again changes nothing.
@@ -89,10 +89,11 @@ class Head(nn.Module):
         Args:
             options: As for `from_config`.
             class_names: The classes.
+            in_features: As for `from_config`.
             is_frozen: Whether the head alone is trained, on the embeddings of a frozen backbone.
 
         Raises:
-            UsageError: If they contradict each other, or do not suit the classes.
+            UsageError: If they contradict each other, or do not suit the classes or the backbone.
         """
         return options
 
@@ -142,7 +143,7 @@ class Head(nn.Module):
         """
         return ()
 
-    def loss(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    def loss(self, x: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch, a scalar; by default the cross-entropy in nats.
 
         With weights and classes as targets it is the weighted mean: the sum over the images, each times the weight of
@@ -151,7 +152,8 @@ class Head(nn.Module):
         `torch.nn.functional.cross_entropy`.
 
         Args:
-            logits: Of the head, float32 ``[n, C]``.
+            x: What the head took, float32.
+            logits: What it gave, float32 ``[n, C]``.
             targets: Classes, int64 ``[n]``, or where images are blended the shares of classes, float ``[n, C]``.
             weight: How much images of each class count, ``[C]``; ``None`` for all alike.
             label_smoothing: The probability to spread over all classes, 0 to below 1.
@@ -161,6 +163,14 @@ class Head(nn.Module):
     def penalty(self) -> Tensor | float:
         """Return what is added to the loss of each batch, such as a norm of parameters; by default nothing."""
         return 0.0
+
+    def rates(self) -> Mapping[str, float]:
+        """Return what the learning rate of some parameters is multiplied by, by their names; by default 1."""
+        return {}
+
+    def undecayed(self) -> Collection[str]:
+        """Return the names of matrices without weight decay; by default none. Vectors and scalars never have any."""
+        return ()
 
     def start(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Set parameters that follow from the training data, before the first step; by default none.
@@ -172,6 +182,24 @@ class Head(nn.Module):
         Raises:
             TrainingError: If the data does not suit the head.
         """
+
+    def finish(self, batches: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        """Set parameters that follow from the training data, after the last step; by default none.
+
+        The trainer calls it on the head of the best epoch. The backbone is as it will be exported.
+
+        Args:
+            batches: Embeddings and classes, int64 ``[n]``, of all training images in their order, without
+                augmentations. Each iteration computes them anew; a head that does not iterate costs nothing. Gradients
+                are off.
+
+        Returns:
+            Whether anything has changed.
+
+        Raises:
+            TrainingError: If the data does not suit the head.
+        """
+        return False
 
     # Parameters that follow from learned images
 

@@ -1,7 +1,8 @@
-"""Backbones: torchvision's classifiers of images without their last layer."""
+"""Backbones: torchvision's classifiers of images without their last layer, and the pixels themselves."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -12,9 +13,9 @@ import torchvision
 from torch import nn
 
 from tnn_runtime.errors import UsageError
-from tnn_train.model.config import ModelConfig
+from tnn_train.model.config import PIXELS, ModelConfig
 
-__all__ = ["BACKBONES", "build_backbone", "check_backbone", "check_image_size", "has_resnet_stem"]
+__all__ = ["BACKBONES", "build_backbone", "check_backbone", "check_image_size", "embedding_size", "has_resnet_stem"]
 
 _AUXILIARY = "its auxiliary classifiers make it return several outputs"
 _CONVOLUTION = "its last layer is a convolution, and only a linear one can be exchanged for a head"
@@ -41,16 +42,16 @@ def check_backbone(name: str) -> None:
     Raises:
         UsageError: If not, with the nearest names or the reason why torchvision's model cannot be used.
     """
-    if name in BACKBONES:
+    if name in BACKBONES or name == PIXELS:
         return
     if name in _UNUSABLE:
         raise UsageError(f"backbone {name} cannot be used: {_UNUSABLE[name]}; choose another, such as resnet18")
     if name in torchvision.models.list_models():
         raise UsageError(f"{name} is quantised or does not classify single images; choose another, such as resnet18")
-    near = get_close_matches(str(name), BACKBONES)
+    near = get_close_matches(str(name), [PIXELS, *BACKBONES])
     raise UsageError(
         f"unknown backbone {name!r}; "
-        + (f"the nearest are {', '.join(near)}" if near else "choose a classifier of torchvision, such as resnet18")
+        + (f"the nearest are {', '.join(near)}" if near else f"choose {PIXELS} or a classifier of torchvision")
     )
 
 
@@ -58,7 +59,8 @@ def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Mo
     """Build an untrained backbone.
 
     Its embedding is what the classifier's last layer got, and its map what this is the mean of over all places. One
-    that takes grey images computes what the RGB one would from three equal channels.
+    that takes grey images computes what the RGB one would from three equal channels. The embedding of `PIXELS` is the
+    values of all pixels, channel by channel and row by row, and its map the image.
 
     Args:
         config: The backbone, its stem and its channels.
@@ -71,6 +73,8 @@ def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Mo
         UsageError: If there is no such backbone, it cannot have the stem, or it has no map.
     """
     check_backbone(config.backbone)
+    if config.backbone == PIXELS:
+        return _pixels(config, takes)
     backbone = BACKBONES[config.backbone]()
     name, last = list(backbone.named_modules())[-1]
     _, convolution = _first_convolution(backbone)
@@ -92,13 +96,26 @@ def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Mo
     return _unpooled(backbone, config.backbone) if takes == "map" else backbone, last.in_features
 
 
+def embedding_size(config: ModelConfig, takes: str = "embedding") -> int:
+    """Return D, the size of the embeddings of a backbone, or of its maps at each place.
+
+    Args:
+        config: As for `build_backbone`.
+        takes: As for `build_backbone`.
+
+    Raises:
+        UsageError: As `build_backbone`.
+    """
+    return _on_meta(config, takes)[1]
+
+
 def has_resnet_stem(name: str) -> bool:
     """Return whether a backbone starts with ``conv1`` and ``maxpool``, so that it can have the stem ``"small"``.
 
     Raises:
         UsageError: If there is no such backbone.
     """
-    return _resnet_stem(_on_meta(ModelConfig(name, stem="imagenet")))
+    return name != PIXELS and _resnet_stem(_on_meta(ModelConfig(name, stem="imagenet"))[0])
 
 
 def check_image_size(config: ModelConfig, height: int, width: int) -> None:
@@ -112,7 +129,9 @@ def check_image_size(config: ModelConfig, height: int, width: int) -> None:
     Raises:
         UsageError: If it does not, with the size that it takes; and as `build_backbone`.
     """
-    backbone = _on_meta(config).eval()
+    if config.backbone == PIXELS:
+        return
+    backbone = _on_meta(config)[0].eval()
     failure = _failure(backbone, config.in_channels, height, width)
     if failure is None:
         return
@@ -123,6 +142,16 @@ def check_image_size(config: ModelConfig, height: int, width: int) -> None:
         f"backbone {config.backbone} does not take images of {height}x{width} pixels; expected {expected}: choose "
         "another --image-size (image_size=) or backbone"
     )
+
+
+def _pixels(config: ModelConfig, takes: str) -> tuple[nn.Module, int]:
+    if config.stem == "small":
+        raise UsageError(f"backbone {PIXELS} has no stem; leave --stem (stem=) out")
+    if takes == "map":
+        return nn.Identity(), config.in_channels
+    if not config.image_size:
+        raise UsageError(f"backbone {PIXELS} has an embedding for each image size; give image_size=, rows and columns")
+    return nn.Flatten(), config.in_channels * math.prod(config.image_size)
 
 
 def _unpooled(backbone: nn.Module, name: str) -> nn.Module:
@@ -149,13 +178,15 @@ def _failure(backbone: nn.Module, channels: int, height: int, width: int) -> Exc
     return None
 
 
-def _on_meta(config: ModelConfig) -> nn.Module:
+def _on_meta(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Module, int]:
+    """Return what `build_backbone` does, without data."""
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):
-                return build_backbone(config)[0]
+                return build_backbone(config, takes)
         except NotImplementedError:  # RegNets find the widths of their layers with tensors, which need data.
-            return build_backbone(config)[0].to("meta")
+            backbone, size = build_backbone(config, takes)
+            return backbone.to("meta"), size
 
 
 def _resnet_stem(backbone: nn.Module) -> bool:

@@ -11,7 +11,10 @@ from tnn_train.fields import Field, FieldError, at_least, one_of
 from tnn_train.heads import DEFAULT, HEADS, TverskyHead
 from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
 
-__all__ = ["ModelConfig", "options_field"]
+__all__ = ["PIXELS", "ModelConfig", "options_field"]
+
+PIXELS = "pixels"
+"""The backbone without weights: its embedding is the normalised pixels, its map the image."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,15 @@ class ModelConfig:
     """A backbone and a head; each head family with options has a field, of the family's name.
 
     Args:
-        backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0.
+        backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0;
+            or pixels, where the head takes the image itself.
         head: The family of the head, a key of `tnn_train.heads.HEADS`.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).
         stem: How a ResNet begins: small, a 3x3 convolution with stride 1 and no pooling; imagenet, torchvision's 7x7
             convolution with stride 2 and pooling; auto, small for images below 96 pixels unless weights decide.
-        image_size: Rows and columns of the images that the head's prototypes and features are learned as; empty where
-            they are not learned as images.
+        image_size: Rows and columns of the images where the model depends on them: its backbone is pixels, or its
+            head's prototypes and features are learned as images; else empty.
         tversky: The form of the head if it is tversky.
     """
 
@@ -58,6 +62,15 @@ class ModelConfig:
     def options(self) -> Any:
         """The options of the head that it has; ``None`` if its family has none."""
         return getattr(self, options_field(self.head), None)
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether a model for images of another size is another model."""
+        return self.backbone == PIXELS or HEADS[self.head].learns_images(self.options)
+
+    def for_size(self, height: int, width: int) -> ModelConfig:
+        """Return the configuration for images of that size, which it notes if the model depends on it."""
+        return replace(self, image_size=(height, width) if self.depends_on_size else ())
 
     def with_head(self, head: str) -> ModelConfig:
         """Return the configuration with another head; nothing is learned as images where it cannot be."""

@@ -311,7 +311,7 @@ def _on_record(checkpoint: Checkpoint, edit: Edit, head: Head, images: LearnedIm
     return dataclasses.replace(
         checkpoint,
         model=ImageModel(checkpoint.model.backbone, head, images).eval(),
-        config=config if images is not None else dataclasses.replace(config, image_size=()),
+        config=config.for_size(checkpoint.preprocessing.height, checkpoint.preprocessing.width),
         metrics={name: value for name, value in measured.items() if value},
         training={**checkpoint.training, EDITS: edits},
     )

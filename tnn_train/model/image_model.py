@@ -42,8 +42,12 @@ class ImageModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[N, classes]``."""
-        logits: Tensor = self.head(self.backbone(x))
-        return logits
+        return self.answer(x)[0]
+
+    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``[N, classes]``, and what the head made them of: embeddings ``[N, D]``, or maps."""
+        embeddings = self.backbone(x)
+        return self.head(embeddings), embeddings
 
     def in_final_form(self) -> "ImageModel":
         """Return the model with its head in the form in which it is saved: itself if that is so already."""
@@ -81,8 +85,8 @@ class LearningModel(ImageModel):
         for name in self.images.counts:
             self.head.get_parameter(name).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[N, classes]``.
+    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``[N, classes]`` and embeddings ``[N, D]``.
 
         In training, images that are like the data are embedded as these are, with the statistics of their batch: they
         learn faster so. For others these would differ too much from the running ones, which the export has.
@@ -90,8 +94,7 @@ class LearningModel(ImageModel):
         embeddings = self.backbone(x)
         own_statistics = self.training and self.head.start_images == SAMPLES
         parameters = self.head.from_images(self.images(self.backbone, own_statistics=own_statistics))
-        logits: Tensor = functional_call(self.head, parameters, (embeddings,))
-        return logits
+        return functional_call(self.head, parameters, (embeddings,)), embeddings
 
     def in_final_form(self) -> ImageModel:
         """Return the model as it is saved and exported: `settled`."""
@@ -139,7 +142,7 @@ def build_model(config: ModelConfig, *, is_training: bool = False) -> ImageModel
     choose("head", config.head, HEADS)
     backbone, features = build_backbone(config, HEADS[config.head].takes)
     head = build_head(config.head, features, config.num_classes, config.options, is_training=is_training)
-    if not config.image_size:
+    if not HEADS[config.head].learns_images(config.options):
         return ImageModel(backbone, head)
     height, width = config.image_size
     return ImageModel(backbone, head, LearnedImages(head.image_counts, (config.in_channels, height, width)))

@@ -60,7 +60,7 @@ def with_kept_head(
     size = (preprocessing.height, preprocessing.width)
     if theirs.image_size not in ((), size):
         raise UsageError(
-            f"the head of {source} is to be kept, which is learned as images of {_size(theirs.image_size)} pixels, and "
+            f"the head of {source} is to be kept, which depends on images of {_size(theirs.image_size)} pixels, and "
             f"the images have {_size(size)}; give images of that size (--image-size, image_size=)"
         )
     return config.with_options(theirs.options)

@@ -59,7 +59,7 @@ def load_weights(model: ImageModel, config: ModelConfig, source: str) -> Statist
     found, statistics = _read(config, source)
     last = last_layer(backbone)
     found = {name: value for name, value in found.items() if name.rpartition(".")[0] != last}
-    first = next(f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d))
+    first = next((f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Conv2d)), "")
     channels = found[first].shape[1:2] if first in found else (3,)
     if config.in_channels == 1 and channels == (3,):
         found[first] = found[first].float().sum(1, keepdim=True)

@@ -24,7 +24,7 @@ from tnn_train.evaluation.metrics import Evaluation
 from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import HEADS
 from tnn_train.messages import is_first
-from tnn_train.model.backbones import check_image_size
+from tnn_train.model.backbones import check_image_size, embedding_size
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.kept_head import keep_head, with_kept_head
@@ -133,8 +133,9 @@ def _train(
                     run.save(is_urgent=trainer.is_finished or stop.received)
                     logs.epoch()
             processes.wait()
-            test = trainer.evaluate(run.load_best(), "test")
-            run.finish(test)
+            best = run.finished_best()
+            test = trainer.evaluate(best.model, "test")
+            run.finish(test, best.metrics)
         run.add_exemplars()
     return TrainResult(folder, folder / BEST, trainer.history, test)
 
@@ -149,20 +150,22 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     height, width, channels = data.preprocessing.shape
     stem = resolve_stem(model, height, width, None if config is None else config.weights)
     model = dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
+    model = model.for_size(height, width)
     check_image_size(model, height, width)
     choose("head", model.head, HEADS)
+    size = embedding_size(model, HEADS[model.head].takes)
     is_frozen = config is not None and config.freeze_backbone
     if config is not None and config.weights is not None and config.keep_head:
         model = with_kept_head(model, config.weights, data.class_names, data.preprocessing)
     else:
-        model = model.with_options(HEADS[model.head].resolve(model.options, data.class_names, is_frozen=is_frozen))
-    learns_images = HEADS[model.head].learns_images(model.options)
-    if learns_images and is_frozen:
+        options = HEADS[model.head].resolve(model.options, data.class_names, size, is_frozen=is_frozen)
+        model = model.with_options(options)
+    if HEADS[model.head].learns_images(model.options) and is_frozen:
         raise FieldError(
             *("the head learns images, which the backbone embeds at each step, and ",),
             *(Field(TrainConfig, "freeze_backbone"), " embeds but once; leave it out, or choose the domain embedding"),
         )
-    return dataclasses.replace(model, image_size=(height, width) if learns_images else ())
+    return model.for_size(height, width)
 
 
 def check_machine(config: TrainConfig) -> None:

@@ -31,7 +31,7 @@ _START = 1e-2
 """The share of the learning rate at which a warm-up starts."""
 
 
-def build_optimizer(model: nn.Module, head: nn.Module, config: TrainConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, head: Head, config: TrainConfig) -> Optimizer:
     """Build the optimizer of all parameters of ``model`` that want a gradient.
 
     Args:
@@ -98,17 +98,20 @@ def _inherited(name: str, value: Any, matrix: Tensor) -> Any:
     return matrix.square().to(value) @ value if name == "exp_avg_sq" else value.clone()
 
 
-def _groups(model: nn.Module, head: nn.Module, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:
+def _groups(model: nn.Module, head: Head, config: TrainConfig) -> dict[tuple[float, float], list[nn.Parameter]]:
     """Return the parameters that want a gradient, by their learning rate and weight decay."""
     images = [module for module in model.modules() if isinstance(module, LearnedImages)]
     of_images = {id(parameter) for module in images for parameter in module.parameters()}
     of_head = {id(parameter) for parameter in head.parameters()} | of_images
+    factors = {id(head.get_parameter(name)): factor for name, factor in head.rates().items()}
+    undecayed = of_images | {id(head.get_parameter(name)) for name in head.undecayed()}
     head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             rate = head_rate if id(parameter) in of_head else config.learning_rate
-            decay = config.weight_decay if parameter.ndim > 1 and id(parameter) not in of_images else 0.0
+            rate *= factors.get(id(parameter), 1.0)
+            decay = config.weight_decay if parameter.ndim > 1 and id(parameter) not in undecayed else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return groups
 

@@ -49,6 +49,8 @@ class Results:
         unusable: What is wrong with each of them, by its path.
         normalization: The ``mean`` and ``std`` that images are normalised with, and their ``origin`` in words; empty in
             runs of versions that did not tell.
+        unfinished_val_accuracy: The validation accuracy before the head set what follows from all training images,
+            such as prototypes that become patches of them; ``None`` for heads that do not.
     """
 
     config: dict[str, Any]
@@ -70,6 +72,7 @@ class Results:
     unusable_files: int = 0
     unusable: dict[str, str] = field(default_factory=dict)
     normalization: dict[str, Any] = field(default_factory=dict)
+    unfinished_val_accuracy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from tnn_train.training.results import Results, write_results
 from tnn_train.training.trainer import Trainer
 
 __all__ = ["RunFolder", "check_run_folder"]
+
+UNFINISHED = "unfinished_val_accuracy"
+"""The metric of a checkpoint that `Head.finish` has changed."""
 
 _SECONDS_BETWEEN = 5.0
 """Epochs shorter than this, as those on embeddings are, are not saved each."""
@@ -100,16 +104,37 @@ class RunFolder:
             raise UsageError(f"{self.folder} has lost its {BEST} and cannot be resumed; train again with --overwrite")
         self._write_metrics()
 
-    def load_best(self) -> ImageModel:
-        """Return the model of the best epoch, on the trainer's device."""
-        return load_checkpoint(self.folder / BEST).model.to(self.trainer.device)
+    def finished_best(self) -> Checkpoint:
+        """Return the checkpoint of the best epoch, on the trainer's device, after `Head.finish`.
 
-    def finish(self, test: Evaluation) -> None:
-        """Write ``results.json``."""
+        Its metrics then have ``unfinished_val_accuracy``, the validation accuracy from before that.
+        """
+        trainer = self.trainer
+        best = load_checkpoint(self.folder / BEST)
+        model = best.model.to(trainer.device)
+        if UNFINISHED in best.metrics or (val := trainer.finish(model)) is None:
+            return best
+        metrics = {**best.metrics, "val_loss": val.loss, "val_accuracy": val.accuracy}
+        metrics[UNFINISHED] = best.metrics["val_accuracy"]
+        best = dataclasses.replace(
+            best, model=model, config=best.config.with_options(model.head.options), metrics=metrics
+        )
+        trainer.processes.wait()
+        if trainer.processes.is_first:
+            save_checkpoint(self.folder / BEST, best, overwrite=True)
+        return best
+
+    def finish(self, test: Evaluation, best: Mapping[str, Any]) -> None:
+        """Write ``results.json``.
+
+        Args:
+            test: The best epoch on the test set.
+            best: The metrics of its checkpoint.
+        """
         trainer = self.trainer
         if not trainer.processes.is_first:
             return
-        data, best = trainer.data, trainer.best_row
+        data = trainer.data
         seconds = sum(row["seconds"] for row in trainer.history)
         seen = sum(row["seconds"] * row["images_per_second"] for row in trainer.history)
         results = Results(
@@ -122,6 +147,7 @@ class RunFolder:
             confusion=tuple(map(tuple, test.confusions.tolist())),
             best_epoch=best["epoch"],
             val_accuracy=best["val_accuracy"],
+            unfinished_val_accuracy=best.get(UNFINISHED),
             parameters=_num_parameters(trainer.model),
             seconds=seconds,
             images_per_second=seen / seconds,

@@ -16,7 +16,7 @@ from tnn_train.model.image_model import ImageModel, LearningModel, Normalize
 from tnn_train.training.embeddings import cache_folder, embed
 from tnn_train.training.recipe import TrainConfig
 
-__all__ = ["Stage", "set_stage"]
+__all__ = ["Answering", "Stage", "set_stage"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,24 @@ class Stage:
         """Return the stage with another head in the model."""
         model = ImageModel(self.model.backbone, head)
         return replace(self, model=model, learner=model if self.learner is self.model else head)
+
+
+class Answering(nn.Module):
+    """The forward pass of a training step: inputs of a learner to logits, and to what the head made them of.
+
+    Args:
+        learner: A model, or its head.
+    """
+
+    def __init__(self, learner: nn.Module) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``[N, C]``, and embeddings ``[N, D]`` or maps ``[N, D, h, w]``."""
+        if isinstance(self.learner, ImageModel):
+            return self.learner.answer(inputs)
+        return self.learner(inputs), inputs
 
 
 def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: torch.device) -> Stage:

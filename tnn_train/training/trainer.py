@@ -7,15 +7,16 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tnn_train.data import ImageData
+from tnn_train.data import ImageData, ImageSet
 from tnn_train.data.augment import derived_seed, mixing
-from tnn_train.data.loader import EpochBatches, training_loader
+from tnn_train.data.loader import EpochBatches, evaluation_loader, training_loader
 from tnn_train.distributed import Processes
 from tnn_train.errors import TrainingError
 from tnn_train.evaluation.metrics import Evaluation, best_epoch
@@ -29,12 +30,13 @@ from tnn_train.training.image_start import start_images
 from tnn_train.training.optim import Schedule, build_optimizer, exchange_parameters
 from tnn_train.training.recipe import TrainConfig, speed_unit
 from tnn_train.training.shares import Shares, balanced_weights
-from tnn_train.training.stage import Stage
+from tnn_train.training.stage import Answering, Stage
 from tnn_train.training.tally import Tally, diverged
 
 __all__ = ["Trainer"]
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BATCH = 64
 _LOWEST_SCALE = 1e-4
 """Below this scale of the loss, gradients in fp16 are infinite for another reason than the scale."""
 
@@ -196,6 +198,21 @@ class Trainer:
         self.batch, self.seconds = 0, 0.0
         self._tally = Tally(self.device)
 
+    def finish(self, model: ImageModel) -> Evaluation | None:
+        """Let the head of a model set what follows from the training images after the last step, if it wants to.
+
+        Args:
+            model: Made by `Stage.whole`; its head may be changed.
+
+        Returns:
+            The model on the validation set; ``None`` if nothing has changed.
+        """
+        model.eval()
+        passes = _Passes(self.stage, model, self.data.train, self.config.workers, self.device)
+        with torch.no_grad():
+            has_changed = model.head.finish(passes)
+        return self.evaluate(model, "val") if has_changed else None
+
     def evaluate(self, model: ImageModel, part: str) -> Evaluation:
         """Evaluate a model made by `Stage.whole` on the part ``"val"`` or ``"test"`` of the data."""
         learner = model if self.stage.learner is self.stage.model else model.head
@@ -291,8 +308,8 @@ class Trainer:
         self._forward = self._prepared()
 
     def _prepared(self) -> nn.Module:
-        """Return the learner, compiled and together with other processes as the recipe asks."""
-        forward = self.processes.wrap(self.stage.learner)
+        """Return the forward pass of a step, compiled and together with other processes as the recipe asks."""
+        forward = self.processes.wrap(Answering(self.stage.learner))
         if self.config.compile:
             forward.compile()
         return forward
@@ -324,9 +341,9 @@ class Trainer:
         if self.processes.rank:
             self._seed(self.processes.rank)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            logits = self._forward(inputs)
-        head = self.stage.model.head
-        loss = head.loss(logits.float(), targets, self._class_weights, self.config.label_smoothing) + head.penalty()
+            logits, taken = self._forward(inputs)
+        head, smoothing = self.stage.model.head, self.config.label_smoothing
+        loss = head.loss(taken.float(), logits.float(), targets, self._class_weights, smoothing) + head.penalty()
         # Gradients are averaged over the processes.
         whole = loss * (share.of_step * self.processes.count)
         self._scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
@@ -369,6 +386,24 @@ class Trainer:
         """Return sums over the running epoch and all processes: of losses, right answers and images."""
         self._tally.look()
         return self.processes.sum(self._tally.sums.clone()).cpu()
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """What the head of a model takes of the training images; each iteration is a pass over all of them, in order."""
+
+    stage: Stage
+    model: ImageModel
+    images: ImageSet
+    workers: int | None
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        is_whole = self.stage.learner is self.stage.model
+        loader = evaluation_loader(self.images if is_whole else self.stage.train, _BATCH, workers=self.workers)
+        for batch, labels in tqdm(loader, desc="end of the head", unit="batch", disable=None, leave=False, delay=2):
+            inputs = self.stage.prepare(batch.to(self.device))
+            yield (self.model.backbone(inputs) if is_whole else inputs), labels
 
 
 def _right(logits: Tensor, targets: Tensor) -> Tensor:

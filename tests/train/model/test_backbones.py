@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import RECIPE
 from shallow import SHALLOW
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,8 +15,16 @@ from torch.nn import functional
 from tnn_export import export_bundle
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
-from tnn_train.model.backbones import BACKBONES, build_backbone, check_backbone, check_image_size, has_resnet_stem
+from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, load_data, save_checkpoint, train
+from tnn_train.model.backbones import (
+    BACKBONES,
+    build_backbone,
+    check_backbone,
+    check_image_size,
+    embedding_size,
+    has_resnet_stem,
+)
+from tnn_train.model.image_model import Normalize
 
 FAMILIES = {
     "alexnet": 4096,
@@ -50,6 +61,45 @@ def test_every_family_gives_embeddings_of_grey_and_colour(name: str, channels: i
     with torch.inference_mode():
         assert backbone.eval()(images).shape == (2, features)
     assert features == FAMILIES[name]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_an_embedding_and_a_map(channels: int) -> None:
+    config = ModelConfig("pixels", in_channels=channels).for_size(6, 5)
+    images = torch.randn(2, channels, 6, 5)
+    backbone, features = build_backbone(config)
+    assert torch.equal(backbone(images), images.flatten(1))
+    assert features == embedding_size(config) == channels * 30
+    backbone, features = build_backbone(config, "map")
+    assert torch.equal(backbone(images), images)
+    assert features == channels
+
+
+def test_pixels_are_trained_on_and_served(photos: Path, tmp_path: Path) -> None:
+    train(str(photos), tmp_path / "run", ModelConfig("pixels", head="linear"), RECIPE)
+    assert load_checkpoint(tmp_path / "run" / "best").config.image_size == (16, 16)
+    images = load_data(str(photos)).test.sample(8)
+    export_bundle(tmp_path / "run" / "best", tmp_path / "bundle")
+    with Classifier.load(tmp_path / "bundle") as classifier:
+        served = classifier.logits(list(images))
+    model = load_checkpoint(tmp_path / "run" / "best")
+    with torch.inference_mode():
+        expected = model.model(Normalize(model.preprocessing)(torch.from_numpy(images)))
+    np.testing.assert_allclose(served, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model": ModelConfig("pixels", stem="small")}, "backbone pixels has no stem"),
+        ({"weights": "imagenet"}, "torchvision has no weights for backbone pixels"),
+    ],
+)
+def test_what_pixels_do_not_have(options: dict[str, Any], reason: str, photos: Path, tmp_path: Path) -> None:
+    model = options.pop("model", ModelConfig("pixels"))
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        train(str(photos), tmp_path / "run", model, replace(RECIPE, **options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_torchvisions_classifiers_are_there_but_for_those_that_cannot_be_used() -> None:
@@ -146,7 +196,7 @@ class TestRefusals:
             ("r3d_18", "r3d_18 is quantised or does not classify single images"),
             ("eficientnet_b0", "unknown backbone 'eficientnet_b0'; the nearest are efficientnet_b0"),
             ("mnasnet", "unknown backbone 'mnasnet'; the nearest are mnasnet"),
-            ("gpt", "unknown backbone 'gpt'; choose a classifier of torchvision, such as resnet18$"),
+            ("gpt", "unknown backbone 'gpt'; choose pixels or a classifier of torchvision$"),
         ],
     )
     def test_names(self, name: str, reason: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from tnn_train import ModelConfig, TrainConfig, TverskyConfig, build_model
+from tnn_train import LinearHead, ModelConfig, TrainConfig, TverskyConfig, TverskyHead, build_model
 from tnn_train.training.optim import Schedule, build_optimizer
 from tnn_train.training.recipe import OPTIMIZERS, SCHEDULES
 
@@ -18,7 +18,7 @@ from tnn_train.training.recipe import OPTIMIZERS, SCHEDULES
 def rates(epochs: int = 4, steps: int = 5, losses: tuple[float, ...] = (1.0,) * 99, **options: object) -> list[float]:
     """Return the learning rate of every step."""
     config = TrainConfig(epochs=epochs, learning_rate=0.1, **options)  # type: ignore[arg-type]
-    model = nn.Linear(2, 2)
+    model = LinearHead(2, 2)
     optimizer = build_optimizer(model, model, config)
     schedule = Schedule(optimizer, config, steps)
     seen = []
@@ -48,6 +48,20 @@ def test_only_matrices_and_kernels_decay_and_the_head_has_its_own_rate() -> None
         assert found[f"head.{name}"] == (0.3, 0.0)
 
 
+def test_a_head_has_parameters_with_rates_of_their_own_and_without_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TverskyHead, "rates", lambda head: {"prototypes": 0.1, "raw_alpha": 2.0})
+    monkeypatch.setattr(TverskyHead, "undecayed", lambda head: ["feature_bank"])
+    model = build_model(ModelConfig(tversky=TverskyConfig(model="ratio")))
+    optimizer = build_optimizer(model, model.head, TrainConfig(learning_rate=0.1, head_learning_rate=0.3))
+    found = {
+        id(parameter): (pytest.approx(group["lr"]), group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {"prototypes": (0.03, 0.05), "raw_alpha": (0.6, 0.0), "feature_bank": (0.3, 0.0), "raw_beta": (0.3, 0.0)}
+    assert {name: found[id(model.head.get_parameter(name))] for name in expected} == expected
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = build_model(ModelConfig())
     model.backbone.requires_grad_(False)
@@ -57,7 +71,7 @@ def test_frozen_parameters_are_left_out() -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_moves(name: str) -> None:
-    model = nn.Linear(2, 2)
+    model = LinearHead(2, 2)
     before = copy.deepcopy(model.weight)
     optimizer = build_optimizer(model, model, TrainConfig(optimizer=name))
     model(torch.ones(1, 2)).square().sum().backward()
@@ -121,7 +135,7 @@ def test_a_warm_up_begins_below_the_peak_and_gets_there(epochs: int, steps: int,
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_schedule_leaves_the_momentum_alone(name: str, momentum: float, schedule: str) -> None:
     config = TrainConfig(optimizer=name, momentum=momentum, schedule=schedule)
-    model = nn.Linear(2, 2)
+    model = LinearHead(2, 2)
     optimizer = build_optimizer(model, model, config)
     steps = Schedule(optimizer, config, 5)
     for _ in range(20):
@@ -134,7 +148,7 @@ def test_a_schedule_leaves_the_momentum_alone(name: str, momentum: float, schedu
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_whose_momentum_was_cycled_goes_on_with_that(name: str) -> None:
     """Older versions did so, and what they have begun is to end as they would have ended it."""
-    model = nn.Linear(2, 2)
+    model = LinearHead(2, 2)
     config = TrainConfig(epochs=4, optimizer=name)
 
     def momenta(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[float]:
@@ -167,7 +181,7 @@ def test_a_run_whose_momentum_was_cycled_goes_on_with_that(name: str) -> None:
 @pytest.mark.parametrize("skipped", [1, 3])
 def test_momentum_starts_from_0_where_the_first_steps_are_skipped(skipped: int, momentum: float) -> None:
     """Freed memory is full of other numbers, which a buffer that was never written would have."""
-    model, plain = nn.Linear(64, 64), nn.Linear(64, 64)
+    model, plain = LinearHead(64, 64), nn.Linear(64, 64)
     plain.load_state_dict(model.state_dict())
     config = TrainConfig(optimizer="sgd", momentum=momentum, weight_decay=0.0, learning_rate=0.1)
     optimizer = build_optimizer(model, model, config)
@@ -200,7 +214,7 @@ def test_a_restored_schedule_goes_on(schedule: str, warmup: float) -> None:
     if schedule == "one-cycle" and warmup:
         return
     config = TrainConfig(epochs=3, schedule=schedule, warmup_epochs=warmup, decay_epochs=1)
-    model = nn.Linear(2, 2)
+    model = LinearHead(2, 2)
 
     def start() -> tuple[torch.optim.Optimizer, Schedule]:
         optimizer = build_optimizer(model, model, config)

@@ -68,7 +68,9 @@ class TverskyHead(TverskyProjection, Head):
         return self.config
 
     @classmethod
-    def resolve(cls, options: TverskyConfig, class_names: Sequence[str], *, is_frozen: bool) -> TverskyConfig:
+    def resolve(
+        cls, options: TverskyConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+    ) -> TverskyConfig:
         """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
         return resolve_start(options, class_names, is_frozen=is_frozen)
 

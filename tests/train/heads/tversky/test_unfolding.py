@@ -133,7 +133,7 @@ def test_gradients_follow_from_those_of_the_layer(classes: int, code: str) -> No
     head = linear.final_form()
     x, labels = torch.randn(64, D) + 1, torch.randint(classes, (64,))
     for model in (linear, head):
-        model.loss(model(x), labels, None, 0.1).backward()
+        model.loss(x, model(x), labels, None, 0.1).backward()
     inherited = linear.inherited(head)
     assert [new for new, *_ in inherited] == [head.feature_bank, head.thresholds]
     for new, old, matrix in inherited:
