@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.answers.reject import ALL_SCORES
 from tnn_runtime.bench import timing
 from tnn_runtime.explain import EXPLAINERS
 from tnn_runtime.images.preprocess import Preprocessing
@@ -322,8 +322,8 @@ class TestReject:
         reject.command([str(checkpoint), str(checkpoint), *arguments])
         lines = capsys.readouterr().out.splitlines()
         rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
-        covered = [f"{score}, coverage {coverage}" for score in SCORES for coverage in (0.95, 0.99)]
-        assert rows == ["score", *SCORES, "share rejected", *covered]
+        covered = [f"{score}, coverage {coverage}" for score in ALL_SCORES for coverage in (0.95, 0.99)]
+        assert rows == ["score", *ALL_SCORES, "share rejected", *covered]
         kinds = ["wrong", "the folder", "noise", "inverted", "turned around"]
         assert [cell.strip() for cell in lines[1].split("|")[2:-1]] == kinds
         assert all(0 <= float(cell.split()[0]) <= 1 for line in lines[3:7] for cell in line.split("|")[2:-1])

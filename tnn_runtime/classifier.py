@@ -19,12 +19,14 @@ from typing import Any, Literal, Self, TypeGuard, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.density import Density
 from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.reject import check_score
 from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
+from tnn_runtime.bundle.density import read_density
 from tnn_runtime.bundle.golden import replay_golden_samples
-from tnn_runtime.bundle.manifest import EXEMPLARS_FILE, Manifest
+from tnn_runtime.bundle.manifest import DENSITY_FILE, EXEMPLARS_FILE, Manifest
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, RunError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
@@ -103,6 +105,7 @@ class Classifier:
         explainer: Explainer | None,
         *,
         exemplars: bytes | None = None,
+        density: Density | None = None,
         digest: str = "",
         limits: Limits | None = None,
         decoders: int = 1,
@@ -120,6 +123,7 @@ class Classifier:
             metrics: Where the replicas count.
             explainer: What explains the logits; ``None`` if the bundle cannot be explained.
             exemplars: The content of ``exemplars.npz``; ``None`` if the bundle has none.
+            density: What the reject score needs; ``None`` if it needs none.
             digest: SHA-256 of the manifest, which has the hashes of all files.
             limits: What an image may be; by default the default limits.
             decoders: As for `load`.
@@ -144,7 +148,11 @@ class Classifier:
         self._timeout_s = timeout_s
         self._tracer = tracer
         self._make_answers = partial(
-            Answers, class_names=manifest.class_names, rule=manifest.reject, temperature=manifest.temperature
+            Answers,
+            class_names=manifest.class_names,
+            rule=manifest.reject,
+            temperature=manifest.temperature,
+            density=density,
         )
         self._lifecycle = Lifecycle()
         self._decoders = Decoders(manifest.preprocessing, self._limits, decoders, metrics)
@@ -233,6 +241,7 @@ class Classifier:
         opened = open_bundle(bundle, public_key)
         manifest, folder = opened.manifest, opened.folder
         explainer = open_explainer(opened)
+        density = read_density(manifest, folder, opened.contents.get(DENSITY_FILE))
         max_batch_size = min(max_batch_size, manifest.batch.largest or max_batch_size)
         options = BackendOptions(
             threads=threads,
@@ -269,6 +278,7 @@ class Classifier:
             metrics,
             explainer,
             exemplars=opened.contents.get(EXEMPLARS_FILE),
+            density=density,
             digest=opened.digest,
             limits=limits,
             decoders=decoders,
@@ -319,7 +329,8 @@ class Classifier:
         Raises:
             UsageError: If the bundle does not say which score to use.
         """
-        return check_score(self._manifest.reject).scores(self.logits(images))
+        check_score(self._manifest.reject)
+        return self._make_answers(self._run(images)).reject_scores
 
     def explain(
         self,

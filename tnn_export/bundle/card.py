@@ -54,6 +54,9 @@ _SCORES = {
     "probability": "the largest softmax of its logits, without a temperature",
     "logit": "its largest logit",
     "energy": "log(sum(exp(logits)))",
+    "distance": "minus the distance of its embedding to the nearest prototype",
+    "confidence": "how much nearer its embedding is to the nearest prototype than to that of any other class",
+    "vmf": "the logarithm of the density of training images at its embedding",
 }
 
 

@@ -9,7 +9,7 @@ from tnn_export.errors import ExportError
 from tnn_export.formats import check_formats
 from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
-from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.answers.reject import ALL_SCORES
 from tnn_runtime.bundle.manifest import MOST_IMAGES, BatchBounds
 from tnn_train.fields import choose
 
@@ -30,7 +30,7 @@ class ExportOptions:
         outputs: What artifacts return beside logits and embedding, of `tnn_export.lowering.graph.extra_outputs`.
         batch: The batch sizes that they take.
         opset: The version of ONNX's operators.
-        reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.answers.reject.SCORES`;
+        reject_score: What tells how sure the model is of an image, a name of `tnn_runtime.answers.reject.ALL_SCORES`;
             ``None`` for what suits the head.
         coverage: The share of images like those of the proof that reaches the threshold of this score.
         proof_images: How many images the proof is made on, and the bundle keeps for it, at most; ``None`` for as many
@@ -60,7 +60,7 @@ class ExportOptions:
         object.__setattr__(self, "formats", tuple(check_formats(self.formats, self.precision)))
         choose("opset", self.opset, OPSETS)
         if self.reject_score is not None:
-            choose("reject score", self.reject_score, SCORES)
+            choose("reject score", self.reject_score, ALL_SCORES)
         if not 0 < self.coverage < 1:
             raise ExportError(f"got a coverage of {self.coverage:g}; expected a share between 0 and 1, such as 0.99")
         if self.proof_images is not None and self.proof_images < 1:

@@ -34,8 +34,18 @@ from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import LOWERED, ParityError, ParityReport
 from tnn_export.proof.running import fresh_process
 from tnn_export.proof.samples import Samples, make_samples
-from tnn_runtime.answers.reject import Reject, calibrate
-from tnn_runtime.bundle.manifest import BUNDLE, CARD_FILE, EXEMPLARS_FILE, FEATURE_MAPS, ONNX_FILE, Manifest, TensorSpec
+from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.answers.reject import DENSITY_SCORES, SCORES, Reject, calibrate
+from tnn_runtime.bundle.manifest import (
+    BUNDLE,
+    CARD_FILE,
+    DENSITY_FILE,
+    EXEMPLARS_FILE,
+    FEATURE_MAPS,
+    ONNX_FILE,
+    Manifest,
+    TensorSpec,
+)
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.bundle.storage import describe_files, new_folder
 from tnn_runtime.classifier import Classifier
@@ -107,6 +117,13 @@ def export_bundle(
             f"the checkpoint has two classes called {name!r}, and a bundle tells classes by their names; give each a "
             f"name of its own: class_names in its {CONFIG_FILE}"
         )
+    score = options.reject_score or checkpoint.model.head.reject_score
+    if score in DENSITY_SCORES and checkpoint.density is None:
+        raise ExportError(
+            f"the reject score {score} needs to know where the embeddings of training images lie, and the checkpoint "
+            "was made without it; give training images with --density FOLDER, or choose one "
+            f"of {', '.join(SCORES)}"
+        )
     job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
     samples, notes = _samples(checkpoint, images, labels, options, job)
     notes += [
@@ -143,6 +160,9 @@ def export_bundle(
             raise ParityError(report)
         write_head(checkpoint.model.head, folder)
         write_proof(reference, folder)
+        reject = _reject(reference, options, checkpoint)
+        if reject is not None and reject.needs_density and checkpoint.density is not None:
+            np.savez(folder / DENSITY_FILE, **dataclasses.asdict(checkpoint.density))
         if options.exemplars and checkpoint.exemplars is not None:
             checkpoint.exemplars.write(folder / EXEMPLARS_FILE)
         tolerance = write_golden(reference, report, options.precision, folder)
@@ -162,7 +182,7 @@ def export_bundle(
             training=without_paths(checkpoint.training),
             metrics={**checkpoint.metrics, **scaling.metrics},
             unproven=unproven,
-            reject=_reject(reference, options),
+            reject=reject,
             optional=optional_files([*files, CARD_FILE]),
             notes=report.notes,
             temperature=scaling.temperature,
@@ -241,10 +261,13 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
     return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
 
 
-def _reject(reference: Reference, options: ExportOptions) -> Reject | None:
+def _reject(reference: Reference, options: ExportOptions, checkpoint: Checkpoint) -> Reject | None:
     is_real = reference.samples.is_real
+    if not is_real.any():
+        return None
     score = options.reject_score or reference.head.reject_score
-    return calibrate(reference.logits[is_real], score, options.coverage) if is_real.any() else None
+    outputs = Outputs(reference.logits[is_real], reference.embeddings[torch.from_numpy(is_real)].numpy())
+    return calibrate(outputs, score, options.coverage, checkpoint.density)
 
 
 def _scaling(reference: Reference, options: ExportOptions) -> Scaling:

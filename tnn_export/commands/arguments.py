@@ -10,7 +10,7 @@ from tnn_export.formats import FORMATS
 from tnn_export.formats.opsets import OPSETS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import extra_outputs
-from tnn_runtime.answers.reject import SCORES
+from tnn_runtime.answers.reject import ALL_SCORES
 from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_runtime.console import Parser, positive_int
 from tnn_train.heads import HEADS
@@ -40,7 +40,7 @@ def add_export_options(parser: Parser) -> None:
     add(
         "--reject-score",
         metavar="NAME",
-        help=f"what to reject by: {', '.join(SCORES)}; if not given, what suits the head ("
+        help=f"what to reject by: {', '.join(ALL_SCORES)}; if not given, what suits the head ("
         + ", ".join(f"{name}: {head.reject_score}" for name, head in HEADS.items())
         + ")",
     )

@@ -16,6 +16,7 @@ from tnn_export.commands import edit, importing, pair, slim, triton
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
+from tnn_runtime.answers.reject import DENSITY_SCORES
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.outputs import check_file, refuse_among_images
@@ -23,12 +24,15 @@ from tnn_runtime.bundle.storage import refuse_existing, stands, write_json
 from tnn_runtime.console import Parser, notes, say
 from tnn_runtime.errors import UsageError
 from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.density import find_density
 from tnn_train.model.exemplars import LOOKED_AT, find_exemplars
 from tnn_train.model.samples import open_folder, read_calibration, read_held_out, read_training
 
 __all__ = ["COMMANDS", "EXPORT", "command"]
 
 _logger = logging.getLogger(__name__)
+
+_SCORES = " or ".join(DENSITY_SCORES)
 
 _EPILOG = """examples:
   tnn-export runs/photos/best -o runs/photos-bundle
@@ -101,6 +105,13 @@ def _export_parser() -> Parser:
         "is used; if not given, the exemplars in the checkpoint",
     )
     parser.add_argument(
+        "--density",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder of training images with a subfolder for each class, for a reject score of {_SCORES}: where their "
+        "embeddings lie; if it is split, train is used; if not given, what the checkpoint has",
+    )
+    parser.add_argument(
         "--twin", type=Path, metavar="CHECKPOINT", help="another head on the same data, for the metrics in the card"
     )
     parser.add_argument("--sign", type=Path, metavar="PEM", help="sign the bundle with this Ed25519 private key")
@@ -111,7 +122,7 @@ def _export_parser() -> Parser:
 def _export(options: argparse.Namespace) -> None:
     how = export_options(options)
     refuse_existing(options.out, BUNDLE, overwrite=options.overwrite)
-    refuse_among_images(options.out, options.images, options.calibration, options.exemplars)
+    refuse_among_images(options.out, options.images, options.calibration, options.exemplars, options.density)
     checkpoint = load_with_results(options.checkpoint)
     images, labels, calibration = None, None, None
     if options.images is not None:
@@ -124,6 +135,8 @@ def _export(options: argparse.Namespace) -> None:
         raise UsageError("got both --exemplars and --no-exemplars; give the one that you mean")
     if options.exemplars is not None:
         checkpoint = _with_exemplars(checkpoint, options.exemplars)
+    if options.density is not None:
+        checkpoint = _with_density(checkpoint, options.density)
     report = export_bundle(
         checkpoint,
         options.out,
@@ -152,6 +165,16 @@ def _with_exemplars(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             "--exemplars out"
         )
     return dataclasses.replace(checkpoint, exemplars=found)
+
+
+def _with_density(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """Return a checkpoint that knows where the embeddings of a folder of training images lie."""
+    preprocessing, names = checkpoint.preprocessing, checkpoint.class_names
+    images, labels = read_training(open_folder(folder), preprocessing, names, LOOKED_AT)
+    density = find_density(checkpoint.model, preprocessing, images.__getitem__, labels)
+    if density is None:
+        raise UsageError(f"for some images in {folder} the model gives no finite numbers; leave --density out")
+    return dataclasses.replace(checkpoint, density=density)
 
 
 def _check_parser() -> Parser:

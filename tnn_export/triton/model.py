@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs, not_finite
 from tnn_runtime.answers.results import Answers
-from tnn_runtime.bundle.manifest import BUNDLE, Manifest
+from tnn_runtime.bundle.density import read_density
+from tnn_runtime.bundle.manifest import BUNDLE, DENSITY_FILE, Manifest
 from tnn_runtime.bundle.reading import OpenFolder
 from tnn_runtime.errors import InputError, TnnError
 from tnn_runtime.images.limits import Limits
@@ -88,8 +89,13 @@ def _decode_step(manifest: Manifest, config: Mapping[str, Any]) -> Callable[[Any
 
 def _rank_step(manifest: Manifest, config: Mapping[str, Any]) -> Callable[[Any], list[Any]]:
     (top_k,) = (int(output["dims"][0]) for output in config["output"] if output["name"] == "labels")
+    file = _FOLDER / DENSITY_FILE
     make_answers = partial(
-        Answers, class_names=manifest.class_names, rule=manifest.reject, temperature=manifest.temperature
+        Answers,
+        class_names=manifest.class_names,
+        rule=manifest.reject,
+        temperature=manifest.temperature,
+        density=read_density(manifest, _FOLDER, file.read_bytes() if file.exists() else None),
     )
 
     def rank(request: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from tnn_export.triton.configs import DECODE, LABELS_FILE, NETWORK, RANK, TENSOR
 from tnn_export.triton.options import TritonOptions
 from tnn_runtime import errors
 from tnn_runtime.bundle.claim import claimed
-from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE
+from tnn_runtime.bundle.manifest import DENSITY_FILE, MANIFEST_FILE, ONNX_FILE
 from tnn_runtime.bundle.opened import Bundle, open_bundle
 from tnn_runtime.bundle.outputs import PARTIAL, check_folder, refuse_unwritable
 from tnn_runtime.bundle.reading import read_json
@@ -131,9 +131,10 @@ def export_triton(
 def _models(opened: Bundle, configs: Configs) -> dict[str, _Model]:
     """Return the models, by how their names go on; they are put in place from the last to the first."""
     network = {name: opened.contents[name] for name in (ONNX_FILE, *opened.weights)}
+    of_rank = {name: opened.contents[name] for name in (DENSITY_FILE,) if name in opened.contents}
     found = {
         "": _Model(configs.ensemble(), labels=True),
-        RANK: _Model(configs.rank(), is_python=True),
+        RANK: _Model(configs.rank(), of_rank, is_python=True),
         DECODE: _Model(configs.decode(), is_python=True),
         NETWORK: _Model(configs.onnx(ONNX_FILE), network, labels=True),
     }

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.density import Density
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.answers.reject import Reject, check_score, check_threshold
@@ -65,6 +66,7 @@ class Answers:
         class_names: One name for each logit.
         rule: Which images may be rejected, if the bundle tells.
         temperature: What logits are divided by for scores; ``None`` for nothing.
+        density: Of the embeddings of the training images, if the rule needs it.
     """
 
     def __init__(
@@ -73,17 +75,19 @@ class Answers:
         class_names: Sequence[str],
         rule: Reject | None = None,
         temperature: float | None = None,
+        density: Density | None = None,
     ) -> None:
         self.outputs = outputs
         self.logits, self.embedding, self.maps = outputs
         self.class_names = tuple(class_names)
         self._rule = rule
         self._temperature = temperature
+        self._density = density
         self._ranked: dict[int, NDArray[np.int64]] = {}
 
     def only(self, row: int) -> Answers:
         """Return the answers for one image, without the batch that it was in."""
-        return Answers(self.outputs.rows([row]), self.class_names, self._rule, self._temperature)
+        return Answers(self.outputs.rows([row]), self.class_names, self._rule, self._temperature, self._density)
 
     def predictions(self, row: int, top_k: int, reject: bool = False) -> Predictions:
         """Return the ``top_k`` best classes of an image, best first; none if images may be rejected and it is."""
@@ -98,7 +102,7 @@ class Answers:
     @cached_property
     def reject_scores(self) -> NDArray[np.float32]:
         """How sure the model is of each image, float32 ``[N]``; see `Classifier.reject_scores`."""
-        return check_score(self._rule).scores(self.logits)
+        return check_score(self._rule).scores(self.outputs, self._density)
 
     @cached_property
     def rejected(self) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tnn_runtime.answers.reject import SCORES, Reject
+from tnn_runtime.answers.reject import ALL_SCORES, Reject
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.reading import OpenFolder, read_folder, read_json
 from tnn_runtime.bundle.storage import FolderKind, write_json
@@ -17,6 +17,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 __all__ = [
     "BUNDLE",
     "CARD_FILE",
+    "DENSITY_FILE",
     "EXEMPLARS_FILE",
     "FEATURE_MAPS",
     "GOLDEN_FILE",
@@ -47,12 +48,13 @@ GOLDEN_FILE = "golden.npz"
 PROOF_FILE = "proof.npz"
 CARD_FILE = "README.md"
 EXEMPLARS_FILE = "exemplars.npz"
+DENSITY_FILE = "density.npz"
 FEATURE_MAPS = "feature_maps"
 
 BUNDLE = FolderKind(
     "bundle",
     MANIFEST_FILE,
-    (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE, EXEMPLARS_FILE),
+    (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE, EXEMPLARS_FILE, DENSITY_FILE),
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 16
@@ -225,12 +227,16 @@ class Manifest:
                 f"has batches from {low} to {high} images, expected at least 1 to {MOST_IMAGES} and no fewer at the end"
             )
         if self.reject is not None and (
-            self.reject.score not in SCORES or not 0 < self.reject.coverage < 1 or self.reject.samples < 0
+            self.reject.score not in ALL_SCORES or not 0 < self.reject.coverage < 1 or self.reject.samples < 0
         ):
-            return f"has a reject score that is none of {', '.join(SCORES)}, or a coverage that is not between 0 and 1"
+            return (
+                f"has a reject score that is none of {', '.join(ALL_SCORES)}, or a coverage that is not between 0 and 1"
+            )
         if self.temperature is not None and self.temperature <= 0:
             return f"has the temperature {self.temperature:g}, expected a number above 0"
         needed = set(self.files) - set(self.optional)
+        if self.reject is not None and self.reject.needs_density and DENSITY_FILE not in needed:
+            return f"rejects by {self.reject.score} and does not list {DENSITY_FILE}"
         if not {ONNX_FILE, TORCHSCRIPT_FILE, PT2_FILE} & needed:
             return "lists no model file"
         if GOLDEN_FILE not in needed:

@@ -9,14 +9,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tnn_runtime.bundle.manifest import BUNDLE, EXEMPLARS_FILE, GOLDEN_FILE, HEAD_FILE, ONNX_FILE, Manifest, check_path
+from tnn_runtime.bundle.manifest import (
+    BUNDLE,
+    DENSITY_FILE,
+    EXEMPLARS_FILE,
+    GOLDEN_FILE,
+    HEAD_FILE,
+    ONNX_FILE,
+    Manifest,
+    check_path,
+)
 from tnn_runtime.bundle.onnx_file import external_files
 from tnn_runtime.bundle.reading import OpenFolder, read_folder
 from tnn_runtime.errors import ArtifactError
 
 __all__ = ["Bundle", "open_bundle"]
 
-_SERVED = (ONNX_FILE, HEAD_FILE, GOLDEN_FILE, EXEMPLARS_FILE)
+_SERVED = (ONNX_FILE, HEAD_FILE, GOLDEN_FILE, EXEMPLARS_FILE, DENSITY_FILE)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from tnn_runtime.answers.density import Density
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
 from tnn_runtime.bundle.storage import FolderKind, describe_files, new_folder, write_json
@@ -46,9 +47,12 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.npz"
 EXEMPLARS_FILE = "exemplars.npz"
+DENSITY_FILE = "density.npz"
 STATE_FILE = "trainer_state.pt"
 
-CHECKPOINT = FolderKind("checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, EXEMPLARS_FILE, STATE_FILE))
+CHECKPOINT = FolderKind(
+    "checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, EXEMPLARS_FILE, DENSITY_FILE, STATE_FILE)
+)
 
 _OPTIONAL = ("labels", "calibration")
 
@@ -85,6 +89,7 @@ class Checkpoint:
         exemplars: Training images that show what its features and prototypes are; ``None`` where there are none.
         digest: SHA-256 of the ``config.json`` that it was read from, which has those of the other files; empty if it
             was not read.
+        density: Where the embeddings of training images lie; ``None`` where that is not known.
     """
 
     model: ImageModel
@@ -98,6 +103,7 @@ class Checkpoint:
     calibration: NDArray[np.uint8] | None = None
     exemplars: Gallery | None = None
     digest: str = ""
+    density: Density | None = None
 
 
 def save_checkpoint(
@@ -124,6 +130,9 @@ def save_checkpoint(
         if checkpoint.exemplars is not None:
             checkpoint.exemplars.write(path / EXEMPLARS_FILE)
             names.append(EXEMPLARS_FILE)
+        if checkpoint.density is not None:
+            np.savez(path / DENSITY_FILE, **dataclasses.asdict(checkpoint.density))
+            names.append(DENSITY_FILE)
         if trainer_state is not None:
             buffer = io.BytesIO()
             torch.save(trainer_state, buffer)
@@ -158,7 +167,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: If a file is missing, truncated, altered, or of a newer schema, or a weight is no finite number.
     """
-    path, raw, digest, contents = _read(folder, SAMPLES_FILE, WEIGHTS_FILE, optional=(EXEMPLARS_FILE,))
+    path, raw, digest, contents = _read(folder, SAMPLES_FILE, WEIGHTS_FILE, optional=(EXEMPLARS_FILE, DENSITY_FILE))
     samples, weights = contents[SAMPLES_FILE], contents[WEIGHTS_FILE]
     arrays = read_arrays(path / SAMPLES_FILE, "images", optional=_OPTIONAL, content=samples)
     images, labels, calibration = arrays["images"], arrays.get("labels"), arrays.get("calibration")
@@ -199,7 +208,18 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         calibration,
         None if exemplars is None else Gallery.read(path / EXEMPLARS_FILE, exemplars),
         digest,
+        _density(path / DENSITY_FILE, contents.get(DENSITY_FILE), len(content.class_names)),
     )
+
+
+def _density(path: Path, content: bytes | None, classes: int) -> Density | None:
+    if content is None:
+        return None
+    arrays = read_arrays(path, *Density.names(), content=content)
+    try:
+        return Density.of(arrays, arrays["prototypes"].shape[-1], classes)
+    except (ValueError, IndexError) as error:
+        raise ArtifactError(f"{path} does not belong to the model ({error}); copy the checkpoint again") from error
 
 
 def load_trainer_state(folder: str | Path) -> dict[str, Any]:

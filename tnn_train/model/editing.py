@@ -21,6 +21,7 @@ from tnn_runtime.images.folders import alike_names
 from tnn_runtime.text import why_not_utf8
 from tnn_train.heads import Head
 from tnn_train.model.checkpoint import Checkpoint
+from tnn_train.model.density import density_with_class
 from tnn_train.model.image_model import ImageModel, embed
 from tnn_train.model.learned_images import LearnedImages
 
@@ -194,6 +195,7 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
         labels=None if moved is None else np.concatenate([moved, np.full(len(held_out), place, np.int64)]),
         calibration=None if checkpoint.calibration is None else np.concatenate([checkpoint.calibration, made]),
         exemplars=None if checkpoint.exemplars is None else _with_class(checkpoint.exemplars, model.head, head),
+        density=None if checkpoint.density is None else density_with_class(checkpoint.density, x.numpy(), place),
     )
     return _on_record(larger, edit, head, None)
 

@@ -136,7 +136,7 @@ def _train(
             best = run.finished_best()
             test = trainer.evaluate(best.model, "test")
             run.finish(test, best.metrics)
-        run.add_exemplars()
+        run.look_at_training_images()
     return TrainResult(folder, folder / BEST, trainer.history, test)
 
 

@@ -29,6 +29,7 @@ from tnn_train.model.checkpoint import (
     save_checkpoint,
     versions,
 )
+from tnn_train.model.density import find_density
 from tnn_train.model.exemplars import find_exemplars
 from tnn_train.model.image_model import ImageModel
 from tnn_train.run_files import BEST, LAST, METRICS_FILE, RUN
@@ -165,8 +166,8 @@ class RunFolder:
         )
         write_results(self.folder, results)
 
-    def add_exemplars(self) -> None:
-        """Put exemplars into the best checkpoint if they are wanted, and take out what a run before has left if not."""
+    def look_at_training_images(self) -> None:
+        """Put into the best checkpoint where embeddings of training images lie, and exemplars if they are wanted."""
         count, train = self.trainer.config.exemplars, self.trainer.data.train
         if not self.trainer.processes.is_first:
             return
@@ -175,11 +176,12 @@ class RunFolder:
             return np.stack([train.decoded(place) for place in places.tolist()])
 
         best, found = load_checkpoint(self.folder / BEST), None
+        model = best.model.to(self.trainer.device)
+        density = find_density(model, best.preprocessing, read, train.labels)
         if count:
-            model = best.model.to(self.trainer.device)
             found = find_exemplars(model, best.preprocessing, read, train.labels, best.class_names, count)
-        if found is not best.exemplars:
-            save_checkpoint(self.folder / BEST, dataclasses.replace(best, exemplars=found), overwrite=True)
+        completed = dataclasses.replace(best, exemplars=found, density=density)
+        save_checkpoint(self.folder / BEST, completed, overwrite=True)
 
     def _write_metrics(self) -> None:
         rows = "".join(json.dumps(row) + "\n" for row in self.trainer.history)

@@ -18,11 +18,16 @@ from waiting import FOREVER
 
 from tnn_runtime import Classifier, UsageError
 from tnn_runtime.__main__ import main
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.reject import SCORES, Reject, calibrate, fewest_samples
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 
 BUNDLE = FIXTURES / f"bundle-v{SCHEMA_VERSION}"
 LOGITS = np.random.default_rng(0).normal(0, 3, (500, 5)).astype(np.float32)
+
+
+def of(logits: np.ndarray) -> Outputs:
+    return Outputs(logits, np.zeros((len(logits), 1), np.float32))
 
 
 def set_rule(bundle: Path, **changes: object) -> None:
@@ -63,11 +68,11 @@ def test_scores_are_exactly_those_that_thresholds_in_released_bundles_were_found
 @pytest.mark.parametrize("score", SCORES)
 @given(count=st.integers(1, 400), coverage=st.sampled_from([0.5, 0.75, 0.9, 0.95, 0.99, 0.999]))
 def test_at_most_the_stated_share_of_the_samples_is_rejected(score: str, count: int, coverage: float) -> None:
-    rule = calibrate(LOGITS[:count], score, coverage)
+    rule = calibrate(of(LOGITS[:count]), score, coverage)
     assert (rule.score, rule.coverage, rule.samples) == (score, coverage, count)
     assert (rule.threshold is None) == (count < fewest_samples(coverage))
     if rule.threshold is not None:
-        rejected = int(rule.rejects(rule.scores(LOGITS[:count])).sum())
+        rejected = int(rule.rejects(rule.scores(of(LOGITS[:count]))).sum())
         assert rejected < (count + 1) * (1 - coverage) + 1e-9
         assert rejected >= (count + 1) * (1 - coverage) - 2
 
@@ -78,8 +83,8 @@ def test_unseen_images_of_the_same_kind_are_covered() -> None:
     shares = []
     for _ in range(300):
         logits = random.normal(0, 3, (1199, 5)).astype(np.float32)
-        rule = calibrate(logits[:199], "energy", 0.95)
-        shares.append(rule.rejects(rule.scores(logits[199:])).mean())
+        rule = calibrate(of(logits[:199]), "energy", 0.95)
+        shares.append(rule.rejects(rule.scores(of(logits[199:]))).mean())
     assert np.mean(shares) == pytest.approx(0.05 - 0.05 / 200, abs=0.004)
 
 
@@ -87,7 +92,7 @@ def test_what_is_no_number_is_rejected() -> None:
     logits = np.array([[np.nan, 1], [1, 2], [np.inf, np.inf], [3e38, 3e38]], np.float32)
     for score in SCORES:
         rule = Reject(score, -1e30, 0.9, 10)
-        rejected = rule.rejects(rule.scores(logits))
+        rejected = rule.rejects(rule.scores(of(logits)))
         assert rejected[:2].tolist() == [True, False]
         assert rejected.shape == (4,)
 
@@ -158,5 +163,5 @@ def test_a_bundle_that_cannot_reject_says_why(small_bundle: Path, capsys: pytest
 
 
 def test_the_rule_is_a_plain_value() -> None:
-    rule = calibrate(LOGITS, "logit", 0.99)
+    rule = calibrate(of(LOGITS), "logit", 0.99)
     assert Reject(**json.loads(json.dumps(dataclasses.asdict(rule)))) == rule
