@@ -107,6 +107,27 @@ def test_the_cost_of_the_head(
 
 
 @pytest.mark.slow
+def test_heads_where_they_are_served(
+    runs: dict[str, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = load("heads/served")
+    words = [str(runs[head].folder) for head in ("linear", "tversky")]
+    options = ["--out", str(tmp_path), "--processes", "2", "--blocks", "2", "--batch", "2"]
+    assert served.run("served", served.command, [*words, *options]) == 0
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
+    assert header == ["head", "seeds", "accuracy in %", "ECE", "KiB", "difference in points", "latency, batch 2"]
+    assert [row[0] for row in rows] == ["linear on tiny", "tversky on tiny"]
+    assert [float(row[2]) for row in rows] == [
+        pytest.approx(100 * runs[head].test.accuracy, abs=0.01) for head in ("linear", "tversky")
+    ]
+    assert rows[0][5:] == ["", ""]
+    assert " (control " in rows[1][6]
+    assert served.run("served", served.command, [words[1], *options]) == 1
+    assert "none of the 1 runs has a linear head; give one to compare with" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_the_broadcast_head_is_the_same_head() -> None:
     benchmark = load("benchmark_head")
     for config in benchmark.FORMS.values():
