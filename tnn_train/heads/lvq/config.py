@@ -112,7 +112,9 @@ class LvqConfig:
         for name in ("rank", "latent"):
             if getattr(self, name) is not None:
                 at_least(self, 1, name)
-        if not isinstance(self.hidden, tuple | list) or not all(type(size) is int and size >= 1 for size in self.hidden):
+        if not isinstance(self.hidden, tuple | list) or not all(
+            type(size) is int and size >= 1 for size in self.hidden
+        ):
             raise FieldError(_field("hidden"), f" is {self.hidden!r}; expected sizes of layers, integers of at least 1")
         for name in ("hidden", "owners", "dropped"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -123,7 +125,12 @@ class LvqConfig:
             )
         if self.loss == GLVQ and self.pooling == MIXTURE:
             raise FieldError(
-                *(_field("pooling"), f" is {MIXTURE}, and ", _field("loss"), f" is {GLVQ}, which looks at the nearest "),
+                *(
+                    _field("pooling"),
+                    f" is {MIXTURE}, and ",
+                    _field("loss"),
+                    f" is {GLVQ}, which looks at the nearest ",
+                ),
                 *(f"prototypes alone; choose {CROSS_ENTROPY}, or leave ", _field("pooling"), " out"),
             )
         if self.rank is not None and self.relevances != MATRIX:

@@ -45,7 +45,7 @@ class LvqHead(Head):
 
     ``d_p = |Omega (x - w_p)|^2`` is the squared distance of an embedding ``x`` to the prototype ``w_p``. Omega is the
     identity in GLVQ (Sato and Yamada 1996, NIPS 8), diagonal in GRLVQ (Hammer and Villmann 2002, Neural Networks 15),
-    and any matrix in GMLVQ (Schneider, Biehl and Hammer 2009, Neural Computation 21). In LVQMLN (Villmann et al. 2018,
+    and any matrix in GMLVQ (Schneider, Biehl and Hammer 2009, Neural Computation 21). In LVQMLN (Saralajew et al. 2018,
     arXiv 1812.01214) ``x`` is what a network makes of the embedding: the latent values.
 
     ``|Omega (x - s)|^2``, with s the mean of the prototypes, is the same for all classes. What is left is linear in x:
@@ -158,9 +158,7 @@ class LvqHead(Head):
     # Training
 
     @classmethod
-    def resolve(
-        cls, options: LvqConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
-    ) -> LvqConfig:
+    def resolve(cls, options: LvqConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> LvqConfig:
         """Return the form with its start decided.
 
         Raises:
@@ -168,13 +166,19 @@ class LvqHead(Head):
         """
         if options.latent is not None and options.latent > in_features:
             raise FieldError(
-                *(_field("latent"), f" is {options.latent}, and embeddings have {in_features} values; expected at most "),
+                *(
+                    _field("latent"),
+                    f" is {options.latent}, and embeddings have {in_features} values; expected at most ",
+                ),
                 "as many",
             )
         size = options.latent or in_features
         if options.rank is not None and options.rank > size:
             raise FieldError(
-                *(_field("rank"), f" is {options.rank}, and prototypes have {size} values; expected at most as many",)
+                *(
+                    _field("rank"),
+                    f" is {options.rank}, and prototypes have {size} values; expected at most as many",
+                )
             )
         start = CLASS_MEANS if options.prototypes == 1 else KMEANS
         return dataclasses.replace(options, start=start if options.start == AUTO else options.start)

@@ -38,7 +38,7 @@ def relative_differences(distances: Tensor) -> Tensor:
 def glvq_loss(
     distances: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float, config: LvqConfig
 ) -> Tensor:
-    """Return the mean of ``f((d+ - d-) / (d+ + d-) + margin)`` over a batch (Sato and Yamada 1996, NIPS 8, eq. 5).
+    """Return the mean of ``f((d+ - d-) / (d+ + d-) + margin)`` over a batch (Sato and Yamada 1996, NIPS 8).
 
     With shares of classes as targets, an image counts for each class by its share, as if it were of this class. Label
     smoothing gives all classes such shares, as in the cross-entropy. So do weights: what is summed is divided by the

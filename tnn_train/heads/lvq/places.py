@@ -39,7 +39,9 @@ def places_of(owners: Sequence[int], num_classes: int) -> Places:
     owned: list[list[int]] = [[] for _ in range(num_classes)]
     for place, owner in enumerate(owners):
         if not 0 <= owner < num_classes or (place and owner < owners[place - 1]):
-            raise UsageError(f"got owners {list(owners)} of prototypes; expected classes below {num_classes}, ascending")
+            raise UsageError(
+                f"got owners {list(owners)} of prototypes; expected classes below {num_classes}, ascending"
+            )
         owned[owner].append(place)
     if [] in owned:
         raise UsageError(f"got owners {list(owners)} of prototypes; class {owned.index([])} has none: give it one")

@@ -36,7 +36,7 @@ def sections(head: LvqHead, sample: Sample | None) -> list[Section]:
 def relevances(head: LvqHead) -> Tensor:
     """Return the diagonal of Lambda, ``[L]``, which sums to 1: how much each feature counts in the distances.
 
-    Bunte et al. (2012, Neural Networks 26), "Limited rank matrix learning".
+    As Schneider, Biehl and Hammer (2009, Neural Computation 21) read it.
     """
     omega = torch.ones(head.size) if head.omega is None else head.omega.detach().double().cpu()
     diagonal = omega.square() if omega.ndim == 1 else omega.square().sum(0)
