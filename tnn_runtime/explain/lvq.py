@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class LvqExplainer(Explainer):
         if options["latent"] is not None:
             # Letters of no use elsewhere stand for the sizes of hidden layers.
             sizes = ["D", *(chr(0x3B1 + place) for place in range(len(options["hidden"]))), "L"]
-            for place, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            for place, (before, after) in enumerate(pairwise(sizes)):
                 shapes |= {f"weight_{place}": after + before, f"bias_{place}": after}
             self._layers = len(sizes) - 1
         else:
