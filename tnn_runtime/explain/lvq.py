@@ -194,10 +194,9 @@ class LvqExplainer(Explainer):
             if self._is_mixture:
                 rivals = [self._owners[others] == label for label in np.unique(self._owners[others])]
                 ahead = [self._pooled(leads[own]) - self._pooled(leads[others[some]]) for some in rivals]
-                radius = min(_ratio(lead, steepest[:, some].max()) for lead, some in zip(ahead, rivals, strict=True))
+                radius = _lasting(np.array(ahead), np.array([steepest[:, some].max() for some in rivals])).min()
             else:
-                ahead_of = leads[own, None] - leads[others]
-                radius = max(min(map(_ratio, *pair)) for pair in zip(ahead_of.tolist(), steepest.tolist(), strict=True))
+                radius = _lasting(leads[own, None] - leads[others], steepest).min(1).max()
             radii[norm] = float(radius / self._stretch(order))
         method = _GRADIENT if self._is_mixture else _MARGINS
         return Certificate("embedding", method + _NETWORK * bool(self._layers), radii)
@@ -288,6 +287,6 @@ class LvqExplainer(Explainer):
         )
 
 
-def _ratio(lead: float, steepest: float) -> float:
-    """Return how far a lead lasts; none if the prototypes are at the same place."""
-    return max(lead, 0.0) / steepest if steepest > 0 else 0.0
+def _lasting(ahead: Values, steepest: Values) -> Values:
+    """Return how far leads last, of any shape; not at all where the prototypes are at the same place."""
+    return np.asarray(np.divide(np.maximum(ahead, 0), steepest, out=np.zeros_like(ahead), where=steepest > 0))

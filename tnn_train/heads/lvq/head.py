@@ -263,8 +263,8 @@ class LvqHead(Head):
         tensors = {
             "prototypes": self.prototypes,
             "owners": self.owners,
-            "centre": self.centre,
-            "temperature": self.temperature,
+            "centre": self.own_centre if self.config.has_centre else self.prototypes.double().mean(0),
+            "temperature": self.log_temperature.double().exp(),
         }
         if self.omega is not None:
             tensors["omega"] = self.omega

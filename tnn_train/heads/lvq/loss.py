@@ -23,7 +23,7 @@ _TINY = 1e-12
 
 
 def relative_differences(distances: Tensor) -> Tensor:
-    """Return for each class ``(d+ - d-) / (d+ + d-)``, ``[N, C]``, between -1 and 1: below 0 where the class is nearest.
+    """Return for each class ``(d+ - d-) / (d+ + d-)``, ``[N, C]``, -1 to 1: below 0 where the class is nearest.
 
     Args:
         distances: To the nearest prototype of each class, ``[N, C]``: d+ is that of the class, d- the smallest of the

@@ -39,12 +39,10 @@ def places_of(owners: Sequence[int], num_classes: int) -> Places:
     owned: list[list[int]] = [[] for _ in range(num_classes)]
     for place, owner in enumerate(owners):
         if not 0 <= owner < num_classes or (place and owner < owners[place - 1]):
-            raise UsageError(
-                f"got owners {list(owners)} of prototypes; expected classes below {num_classes}, ascending"
-            )
+            raise UsageError(f"got owners {list(owners)}; expected a class below {num_classes} a prototype, ascending")
         owned[owner].append(place)
     if [] in owned:
-        raise UsageError(f"got owners {list(owners)} of prototypes; class {owned.index([])} has none: give it one")
+        raise UsageError(f"got owners {list(owners)}; class {owned.index([])} has no prototype: give it one")
     most = max(map(len, owned))
     rows = [[own[turn % len(own)] for turn in range(most)] for own in owned]
     copies = [[row.count(place) for place in row] for row in rows]

@@ -51,8 +51,8 @@ def _relevances(head: LvqHead) -> list[Block]:
     half = int((shares[order].cumsum(0) < _HALF).sum()) + 1
     blocks: list[Block] = [
         Text(
-            f"Each {what} counts in the distances by its relevance, an entry of the diagonal of Λ. They sum to 100%; at "
-            f"{100 / len(shares):.2g}% each, all would count alike. Half of the sum is in {half} of {len(shares)}."
+            f"Each {what} counts in the distances by its relevance, an entry of the diagonal of Λ. They sum to 100%; "
+            f"at {100 / len(shares):.2g}% each, all would count alike. Half of the sum is in {half} of {len(shares)}."
         ),
         Table([(f"feature {k}", f"{100 * shares[k].item():.2f}%") for k in most], ("", "relevance")),
     ]
