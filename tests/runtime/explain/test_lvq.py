@@ -172,7 +172,7 @@ def test_prototypes_at_one_place_certify_nothing(tmp_path: Path) -> None:
     head, x = random_head(LvqConfig())
     with torch.no_grad():
         head.prototypes[:] = head.prototypes[:1]
-    for (e, *_) in explained(head, x, tmp_path):
+    for e, *_ in explained(head, x, tmp_path):
         assert e.certificate is not None
         assert set(e.certificate.radii.values()) == {0.0}
 
