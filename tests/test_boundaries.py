@@ -22,6 +22,7 @@ OTHERS = {
     "tnn_runtime": set(),
     "tnn_train": {
         "tnn_runtime.answers.calibration",
+        "tnn_runtime.answers.reject",
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.manifest",
@@ -163,6 +164,8 @@ def test_public_names() -> None:
         "DataConfig",
         "ImageData",
         "LinearHead",
+        "LvqConfig",
+        "LvqHead",
         "ModelConfig",
         "TrainConfig",
         "TverskyConfig",

@@ -120,7 +120,8 @@ class _Classes(nn.Module):
         if self.has_copies:
             grouped = grouped - self.log_copies
         most = grouped.amax(2, keepdim=True)
-        return (grouped - most).exp().sum(2).log() + most.squeeze(2)
+        pooled: Tensor = (grouped - most).exp().sum(2).log() + most.squeeze(2)
+        return pooled
 
 
 class _Logits(nn.Module):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tnn_runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    from tnn_train.heads.lvq.head import LvqHead
+from tnn_train.heads.lvq.layer import LvqLayer
 
 __all__ = ["with_class", "without"]
 
-H = TypeVar("H", bound="LvqHead")
+H = TypeVar("H", bound=LvqLayer)
 
 
 def without(head: H, features: Collection[int], prototypes: Collection[int]) -> H:

@@ -29,7 +29,7 @@ def relative_differences(distances: Tensor) -> Tensor:
         distances: To the nearest prototype of each class, ``[N, C]``: d+ is that of the class, d- the smallest of the
             others.
     """
-    best, second = distances.topk(2, dim=1, largest=False).values.split(1, dim=1)
+    best, second = distances.topk(2, dim=1, largest=False).values.chunk(2, dim=1)
     is_best = functional.one_hot(distances.argmin(1), distances.shape[1]).bool()
     others = torch.where(is_best, second, best)
     return (distances - others) / (distances + others).clamp_min(_TINY)

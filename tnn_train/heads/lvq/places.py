@@ -17,12 +17,12 @@ class Places(NamedTuple):
     """The prototypes of each class as a rectangle: classes with fewer than others have some of theirs again.
 
     Args:
-        index: Positions of prototypes, int64 ``[C, K]``.
+        prototypes: Their positions, int64 ``[C, K]``.
         log_copies: The logarithm of how often each of them is there, ``[C, K]``: less it, a log-sum-exp over the row is
             that over the prototypes of the class.
     """
 
-    index: Tensor
+    prototypes: Tensor
     log_copies: Tensor
 
 

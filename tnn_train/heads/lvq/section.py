@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tnn_train.heads.description import Block, Card, Cards, Image, Sample, Section, Table, Text
-
-if TYPE_CHECKING:
-    from tnn_train.heads.lvq.head import LvqHead
+from tnn_train.heads.lvq.layer import LvqLayer
 
 __all__ = ["relevances", "sections"]
 
@@ -21,7 +18,7 @@ _IMAGES = 5
 _HALF = 0.5
 
 
-def sections(head: LvqHead, sample: Sample | None) -> list[Section]:
+def sections(head: LvqLayer, sample: Sample | None) -> list[Section]:
     """Return the sections on the relevances and on the prototypes.
 
     Args:
@@ -33,7 +30,7 @@ def sections(head: LvqHead, sample: Sample | None) -> list[Section]:
 
 
 @torch.no_grad()
-def relevances(head: LvqHead) -> Tensor:
+def relevances(head: LvqLayer) -> Tensor:
     """Return the diagonal of Lambda, ``[L]``, which sums to 1: how much each feature counts in the distances.
 
     As Schneider, Biehl and Hammer (2009, Neural Computation 21) read it.
@@ -43,7 +40,7 @@ def relevances(head: LvqHead) -> Tensor:
     return diagonal / diagonal.sum()
 
 
-def _relevances(head: LvqHead) -> list[Block]:
+def _relevances(head: LvqLayer) -> list[Block]:
     shares = relevances(head)
     order = shares.argsort(descending=True)
     what = "latent value" if head.network is not None else "value of the embedding"
@@ -69,7 +66,7 @@ def _relevances(head: LvqHead) -> list[Block]:
     return blocks
 
 
-def _prototypes(head: LvqHead, sample: Sample | None) -> list[Block]:
+def _prototypes(head: LvqLayer, sample: Sample | None) -> list[Block]:
     config = head.config
     about = Text(
         f"The head has {head.num_prototypes} prototypes in a space of {head.size} dimensions"
@@ -94,7 +91,7 @@ def _prototypes(head: LvqHead, sample: Sample | None) -> list[Block]:
     return [about, Text(aside, is_aside=True), Cards(cards)]
 
 
-def _card(head: LvqHead, place: int, distances: Tensor, labels: Tensor, sample: Sample) -> Card:
+def _card(head: LvqLayer, place: int, distances: Tensor, labels: Tensor, sample: Sample) -> Card:
     names: Sequence[str] = sample.class_names
     owner, count = int(head.owners[place]), len(labels)
     images = [

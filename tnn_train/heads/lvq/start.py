@@ -85,7 +85,7 @@ class _Kept:
         for vectors, labels in batches:
             x, y = vectors.detach().float().cpu(), labels.cpu()
             most = min(max(_MOST_VALUES // (len(self.rows) * x.shape[1]), self._fewest), max(_MOST_ROWS, self._fewest))
-            for label in y.unique().tolist():
+            for label in set(y.tolist()):
                 some = x[y == label][: most - self._counts[label]]
                 self._counts[label] += len(some)
                 self.rows[label].append(some)
@@ -107,4 +107,5 @@ def _centres(rows: Tensor, count: int, label: int, generator: torch.Generator) -
 
 def _axes(rows: Tensor) -> Tensor:
     centred = rows.double() - rows.double().mean(0)
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors.T.flip(0).float()
+    axes: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return axes.T.flip(0).float()
