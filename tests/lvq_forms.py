@@ -95,3 +95,18 @@ def random_head(config: LvqConfig, seed: int = 0) -> tuple[LvqHead, Tensor]:
     if config.has_centre:
         nn.init.normal_(head.own_centre)
     return head, 2 * torch.randn(7, SIZE)
+
+
+class TogetherWithParts(nn.Module):
+    """All outputs of several heads, as one list."""
+
+    def __init__(self, heads: list[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for head in self.heads:
+            outputs: dict[str, Tensor] = head(x)
+            found += [outputs["logits"], outputs["distances"], outputs["nearest"], outputs["confidence"]]
+        return found

@@ -61,7 +61,7 @@ def _network(head: LvqHead) -> nn.Sequential:
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight = nn.Parameter(weight.cpu().float().clone())
+    layer.weight = nn.Parameter(weight.cpu().float().clone(memory_format=torch.contiguous_format))
     layer.bias = nn.Parameter(bias.cpu().float().clone())
     return layer
 
@@ -135,7 +135,8 @@ class _Logits(nn.Module):
         self.classes = _Classes(head)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classes(self.leads(self.network(x)))
+        logits: Tensor = self.classes(self.leads(self.network(x)))
+        return logits
 
 
 class _WithDistances(nn.Module):
@@ -147,7 +148,7 @@ class _WithDistances(nn.Module):
         folded = _Folded(head)
         self.logits = _Logits(head)
         self.map = _linear(folded.omega, -folded.omega @ folded.centre)
-        self.register_buffer("prototypes", (-2 * folded.prototypes.T).float())
+        self.register_buffer("prototypes", (-2 * folded.prototypes.T).float().contiguous())
         self.register_buffer("lengths", folded.prototypes.square().sum(1).float())
         self.smallest = torch.finfo(torch.float32).tiny
 

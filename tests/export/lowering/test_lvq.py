@@ -12,9 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from forms import Together, to_onnx
-from lvq_forms import SIZE, each_form, forms, name, random_head
+from lvq_forms import SIZE, TogetherWithParts, each_form, forms, name, random_head
 from oracles import lvq as oracle
-from torch import nn
 
 from tnn_export import ExportError, lower_head
 from tnn_export.lowering import lower_maps
@@ -34,21 +33,6 @@ def test_lowered_equals_the_definition_in_float64(config: LvqConfig) -> None:
     np.testing.assert_allclose(found["distances"].numpy(), distances, rtol=1e-4, atol=2e-5 * distances.max())
     np.testing.assert_array_equal(found["nearest"].numpy()[:, 0], distances.argmin(1))
     np.testing.assert_allclose(found["confidence"].numpy()[:, 0], oracle.confidence(head, inputs), atol=1e-4)
-
-
-class TogetherWithParts(nn.Module):
-    """All outputs of several heads, as one list."""
-
-    def __init__(self, heads: list[nn.Module]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = []
-        for head in self.heads:
-            outputs: dict[str, torch.Tensor] = head(x)
-            found += [outputs["logits"], outputs["distances"], outputs["nearest"], outputs["confidence"]]
-        return found
 
 
 @pytest.mark.slow
