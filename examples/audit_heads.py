@@ -24,8 +24,8 @@ from tnn_train.commands.audit import audit_runs
 from tnn_train.commands.sweep import command as sweep
 from tnn_train.heads import HEADS, Head
 from tnn_train.heads.base import PrototypeView
+from tnn_train.heads.class_means import class_means
 from tnn_train.heads.precision import full_precision, precise
-from tnn_train.heads.tversky.inits import class_means
 
 SECTIONS = ("prototypes", "seeds")
 RATES = ("0.01", "0.1")

@@ -22,8 +22,8 @@ from tnn_runtime.console import Parser, run
 from tnn_runtime.errors import UsageError
 from tnn_train import LinearHead, TverskyConfig, TverskyHead, load_checkpoint, load_data
 from tnn_train.data import ImageSet
+from tnn_train.heads.class_means import class_means
 from tnn_train.heads.tversky.config import CLASS_MEANS
-from tnn_train.heads.tversky.inits import class_means
 from tnn_train.training.embeddings import EmbeddingSet, embed
 from tnn_train.training.loop import pick_device
 

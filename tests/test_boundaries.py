@@ -23,6 +23,7 @@ OTHERS = {
     "tnn_train": {
         "tnn_runtime.answers.calibration",
         "tnn_runtime.answers.density",
+        "tnn_runtime.answers.reject",
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.manifest",
@@ -164,6 +165,8 @@ def test_public_names() -> None:
         "DataConfig",
         "ImageData",
         "LinearHead",
+        "LvqConfig",
+        "LvqHead",
         "ModelConfig",
         "TrainConfig",
         "TverskyConfig",

@@ -8,6 +8,7 @@ from typing import Any
 
 from tnn_export.importers import IMPORTERS, LINEAR, SOURCES, import_state_dict
 from tnn_export.importers.linear import LINEAR_OPTIONS
+from tnn_export.importers.prosemble import PROSEMBLE, PROSEMBLE_OPTIONS
 from tnn_export.importers.source import REQUIRED
 from tnn_runtime.bundle.outputs import refuse_among_images
 from tnn_runtime.bundle.storage import refuse_existing
@@ -25,6 +26,8 @@ _EPILOG = """examples:
   tnn-export import net.pth --from tversky --model contrast --intersection product --difference ignorematch \\
       --backbone resnet18 --images photos -o runs/imported
   tnn-export import net.pth --from linear --backbone resnet18 --images photos -o runs/imported
+  tnn-export import gmlvq.npz --from prosemble --backbone pixels --image-size 8 --mean 0 --std 1 --images photos \\
+      -o runs/imported
   tnn-export runs/imported -o runs/imported-bundle
 
 The checkpoint is written only if its logits on the images are those of the layer's own formula; of the images, up to
@@ -41,9 +44,14 @@ _HELP = {
     "normalize_features": "the feature bank was scaled to unit norm",
     "normalize_prototypes": "inputs and prototypes were scaled to unit norm",
     "code": "the attributes of the classes: classes, hierarchy or a CSV file",
+    "channels": "how RGB pixels became a vector: first, channel by channel, or last, pixel by pixel",
 }
 
-_OPTIONS = {**{name: source.options for name, source in IMPORTERS.items()}, LINEAR: LINEAR_OPTIONS}
+_OPTIONS = {
+    **{name: source.options for name, source in IMPORTERS.items()},
+    LINEAR: LINEAR_OPTIONS,
+    PROSEMBLE: PROSEMBLE_OPTIONS,
+}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -74,8 +82,9 @@ def run(options: argparse.Namespace) -> None:
     if options.source == LINEAR:
         say(*describe_unfolding(checkpoint))
     elif metrics := checkpoint.metrics:
+        layer = IMPORTERS[options.source].layer if options.source in IMPORTERS else options.source
         say(
-            f"on {metrics['import_samples']} images the logits differ from those of {IMPORTERS[options.source].layer} "
+            f"on {metrics['import_samples']} images the logits differ from those of {layer} "
             f"by at most {metrics['import_max_abs_diff']:.1e}"
         )
     say(f"wrote {options.out}")
@@ -86,13 +95,13 @@ def make_parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(
         "tnn-export import",
-        "Turn a classifier trained with a public Tversky layer, or a linear one, into a checkpoint.",
+        "Turn a classifier trained with a public Tversky layer, a linear one, or prosemble, into a checkpoint.",
         _EPILOG,
     )
     add = parser.add_argument
-    add("state_dict", type=Path, help="file with the classifier's state dict: .pth, .pt or .safetensors")
+    add("state_dict", type=Path, help="file with the classifier's state dict: .pth, .pt or .safetensors; or .npz")
     add("--from", dest="source", required=True, metavar="LAYER", help=", ".join(SOURCES))
-    add("--backbone", required=True, metavar="NAME", help="torchvision's name of the classifier, such as resnet18")
+    add("--backbone", required=True, metavar="NAME", help="torchvision's name of it, such as resnet18; or pixels")
     add("--images", type=Path, required=True, metavar="FOLDER", help="folder of images as the classifier is to see")
     add("-o", "--out", type=Path, required=True, metavar="FOLDER", help="checkpoint folder to make")
     add_file_options(parser, "layer")
@@ -114,6 +123,10 @@ def _defaults(name: str) -> str:
     """Say which sources have an option, and what is its default."""
     values = {source: options[name] for source, options in _OPTIONS.items() if name in options}
     return ", ".join(
-        f"{source}: required" if value is REQUIRED else source if value is False else f"{source}: {value}"
+        f"{source}: required"
+        if value is REQUIRED
+        else source
+        if value is False or value is None
+        else f"{source}: {value}"
         for source, value in values.items()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tnn_export.errors import ExportError
-from tnn_export.importers.linear import LINEAR, import_linear
 from tnn_export.importers.parts import LinearMap, take_layer, take_linear
-from tnn_export.importers.registry import IMPORTERS, SOURCES
+from tnn_export.importers.proving import prove_import
+from tnn_export.importers.registry import IMPORTERS, SOURCES, WHOLE
 from tnn_export.importers.source import REQUIRED, Converted, Options, Source
-from tnn_export.proof.parity import compare
-from tnn_export.proof.reference import Reference
-from tnn_export.proof.report import StageParity
-from tnn_export.proof.running import Ran
-from tnn_export.proof.samples import Samples, make_samples
+from tnn_export.proof.samples import make_samples
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.images.preprocess import Preprocessing
@@ -33,7 +28,7 @@ from tnn_train.model.backbones import build_backbone, check_image_size
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.class_names import check_class_names
 from tnn_train.model.config import ModelConfig
-from tnn_train.model.image_model import ImageModel, Normalize, build_model
+from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.state_dicts import (
     last_layer,
     load_tensors,
@@ -44,8 +39,6 @@ from tnn_train.model.state_dicts import (
 )
 
 __all__ = ["import_state_dict"]
-
-_BATCH = 16
 
 
 def import_state_dict(
@@ -63,7 +56,7 @@ def import_state_dict(
     logit_scale: float = 1.0,
     options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """Turn a classifier that was trained with a public Tversky layer, or a linear one, into a checkpoint.
+    """Turn a classifier that was trained with a public Tversky layer, a linear one, or prosemble, into a checkpoint.
 
     Its logits on the samples are compared with the layer's own formula, in float64, as an export is compared with eager
     PyTorch; the comparison is in the checkpoint's metrics. A linear layer is unfolded, and compared as
@@ -71,9 +64,10 @@ def import_state_dict(
 
     Args:
         path: A state dict (``.pth``, ``.pt`` or ``.safetensors``) of a classifier of torchvision whose last layer was
-            replaced by the Tversky layer, with or without a linear map behind it; or as it is.
+            replaced by the Tversky layer, with or without a linear map behind it; or as it is. Of prosemble, the
+            archive that a model saved.
         source: One of `SOURCES`.
-        backbone: torchvision's name of the classifier.
+        backbone: torchvision's name of the classifier; ``"pixels"`` for a model of prosemble that takes pixels.
         preprocessing: What turned image files into its inputs.
         class_names: One name for each logit.
         samples: Images, uint8 ``[n, H, W, C]`` of the preprocessing's shape: the import proves itself on them, and
@@ -84,7 +78,7 @@ def import_state_dict(
         backbone_weights: The state dict of the backbone if ``path`` holds the Tversky layer alone.
         logit_scale: What the layer's outputs were multiplied by.
         options: What the state dict does not tell: options of the `Source`, by default the layer's own; of a linear
-            layer, the ``code`` of its attributes.
+            layer, the ``code`` of its attributes; of prosemble, the ``channels`` of its pixels.
 
     Raises:
         UsageError: If the layer, the backbone, the class names or an option do not fit, or the form cannot be had.
@@ -97,8 +91,8 @@ def import_state_dict(
         raise UsageError(f"unknown source {source!r}{nearest(source, SOURCES)}; {choices}")
     if not (isinstance(logit_scale, int | float) and 0 < logit_scale < math.inf):
         raise UsageError(f"logit_scale is {logit_scale!r}; expected a positive number")
-    if source == LINEAR:
-        return import_linear(
+    if source in WHOLE:
+        return WHOLE[source](
             path,
             logit_scale=logit_scale,
             options=options,
@@ -154,7 +148,7 @@ def import_state_dict(
             values = logit_scale * torch.cat([similarities(row, layer, settings) for row in torch.split(x.double(), 1)])
             return values if linear is None else functional.linear(values, linear.weight, linear.bias)
 
-        parity = _prove(model, preprocessing, proof, logits, origin)
+        parity = prove_import(model, preprocessing, proof, logits, origin.layer, origin.left_out)
         metrics = {"import_samples": len(proof), "import_max_abs_diff": parity.max_abs_diff}
     training = {"imported": {"file": Path(path).name, "source": source, "logit_scale": logit_scale, **settings}}
     return Checkpoint(model, config, preprocessing, tuple(class_names), samples, metrics, training, labels)
@@ -228,36 +222,3 @@ def _fill(
     with torch.no_grad():
         for name, value in values.items():
             targets[name].copy_(value)
-
-
-def _prove(
-    model: ImageModel,
-    preprocessing: Preprocessing,
-    samples: Samples,
-    logits: Callable[[Tensor], Tensor],
-    source: Source,
-) -> StageParity:
-    """Compare a model with the formula of the layer that its head was made of.
-
-    Raises:
-        ExportError: If they differ.
-    """
-    normalize = Normalize(preprocessing)
-
-    def run(batches: Sequence[NDArray[Any]]) -> Ran:
-        outputs = []
-        for images in batches:
-            with torch.inference_mode():
-                x = model.backbone(normalize(torch.from_numpy(images)))
-                outputs.append({"embedding": x.numpy(), "logits": logits(x).float().numpy()})
-        return Ran(outputs)
-
-    reference = Reference.of(model, preprocessing, samples)
-    parity = compare(reference, run, "fp32", (_BATCH,))
-    if not parity.passed:
-        raise ExportError(
-            f"on {parity.failed} of {len(samples)} samples the head differs from {source.layer} (relative "
-            f"difference {parity.max_rel_diff:.1e}, allowed {parity.tolerance:.0e}): {source.left_out}; check that the "
-            "images, --mean and --std are those of the training"
-        )
-    return parity

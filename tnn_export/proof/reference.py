@@ -115,13 +115,23 @@ class Reference:
     def differences(self, rows: Tensor, outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Tensor:
         """Return the largest relative difference of each sample, ``[n]``.
 
+        Of an output that is the place of the smallest value in another one, `Head.evidence_places`, it is how much
+        larger the value at the place that was found is than the smallest one: 0 at the right place, and infinite where
+        there is no such place.
+
         Args:
             rows: Positions of the samples, ``[n]``.
             outputs: Of an artifact.
             expected: Of the eager head on whatever features.
         """
-        pairs = [(value, expected[name], self.outputs[name][rows]) for name, value in outputs.items()]
-        return torch.stack([largest(found - value) / _scale(eager) for found, value, eager in pairs]).amax(0)
+        found = []
+        for name, value in outputs.items():
+            searched = self.head.evidence_places.get(name)
+            if searched is None:
+                found.append(largest(value - expected[name]) / _scale(self.outputs[name][rows]))
+            else:
+                found.append(largest(_excess(value, expected[searched])) / _scale(self.outputs[searched][rows]))
+        return torch.stack(found).amax(0)
 
     def feature_differences(self, rows: Tensor, found: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far feature maps are from those of eager PyTorch, and their means from the features, ``[n]`` each.
@@ -211,6 +221,13 @@ class Reference:
 def largest(differences: Tensor) -> Tensor:
     """Return the largest magnitude in each row, infinite where there is no number."""
     return torch.nan_to_num(differences.abs(), nan=torch.inf, posinf=torch.inf).flatten(1).amax(1)
+
+
+def _excess(places: Tensor, values: Tensor) -> Tensor:
+    """Return how much larger than the smallest of values ``[n, K]`` are those at some places, ``[n, 1]`` each."""
+    is_place = (places >= 0) & (places < values.shape[1]) & (places == places.round())
+    chosen = values.gather(1, torch.where(is_place, places, 0).long())
+    return torch.where(is_place, chosen - values.amin(1, keepdim=True), torch.inf)
 
 
 def _moved(values: Tensor, signs: Tensor) -> Tensor:

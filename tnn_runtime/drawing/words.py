@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.drawing.item import NEGLIGIBLE, Item
 from tnn_runtime.explain.attributes import without_not
+from tnn_runtime.explain.certificate import Certificate
 from tnn_runtime.explain.result import Contrast, FeatureLead
 from tnn_runtime.text import one_line
 
@@ -79,10 +80,17 @@ def sentence(item: Item) -> Words:
         words: Words = [Name(explanation.summary), "."]
     else:
         words = [Name(explanation.label), " rather than ", Name(contrast.label), *_reasons(contrast), "."]
+    words += _certified(explanation.certificate)
     if not item.rejected:
         return words
     score = "" if item.reject_score is None else f" (reject score {item.reject_score:.3g})"
     return [f"Rejected, as the model is not sure enough{score}. Its best answer is ", *words]
+
+
+def _certified(certificate: Certificate | None) -> Words:
+    """Return within which radius the answer stays, if that is known and there is one."""
+    radius = certificate.radius() if certificate is not None else 0.0
+    return [f" Every embedding within {radius:.3g} (l2) of its own gets the same class."] if radius else []
 
 
 def _reasons(contrast: Contrast) -> Words:

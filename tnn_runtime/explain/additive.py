@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tnn_runtime.explain.base import Added, Counts, Explainer, Values, contrasts, pairs, strongest
 from tnn_runtime.explain.result import Explanation, FeatureParts, NearPrototype, Part
 
-__all__ = ["AdditiveExplainer"]
+__all__ = ["AdditiveExplainer", "sides", "single"]
 
 
 class AdditiveExplainer(Explainer):
@@ -47,13 +47,13 @@ class AdditiveExplainer(Explainer):
         classes = ranked[compared.places]
         added = self.terms(values, classes)
         biases = self.bias(classes)
-        apart = Added(added, biases, lambda one, other: _sides(added[one] - added[other]))
+        apart = Added(added, biases, lambda one, other: sides(added[one] - added[other]))
         found = []
         for place, contrast in enumerate(
             contrasts(compared, classes, apart, self.class_names, scores, counts.features)
         ):
             index, terms, bias = int(classes[place]), added[place], float(biases[place])
-            supporting, opposing = _sides(terms)
+            supporting, opposing = sides(terms)
             found.append(
                 Explanation(
                     label=self.class_names[index],
@@ -63,7 +63,7 @@ class AdditiveExplainer(Explainer):
                     parts=(supporting, opposing),
                     bias=bias,
                     features=tuple(
-                        FeatureParts(k, (_supporting(term) if term >= 0 else _opposing(-term),))
+                        FeatureParts(k, (single(term),))
                         for k, term in ((k, float(terms[k])) for k in strongest(terms, counts.features).tolist())
                     ),
                     prototypes=self.prototypes(values, ranked, index, counts.prototypes),
@@ -78,9 +78,14 @@ class AdditiveExplainer(Explainer):
         return np.concatenate([np.maximum(terms, 0), np.maximum(-terms, 0)])
 
 
-def _sides(terms: Values) -> tuple[Part, Part]:
+def sides(terms: Values) -> tuple[Part, Part]:
     """Return the sum of the terms above 0, and the size of that of the others."""
     return _supporting(float(terms[terms > 0].sum())), _opposing(float(np.abs(terms[terms < 0]).sum()))
+
+
+def single(term: float) -> Part:
+    """Return the part that one term is of."""
+    return _supporting(term) if term >= 0 else _opposing(-term)
 
 
 def _supporting(value: float) -> Part:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.explain.certificate import Certificate
 
 __all__ = [
     "Contrast",
@@ -213,6 +214,8 @@ class Explanation(Parted):
         contrast: What sets the class apart from another one: from the class that was asked for, and without one, or
             for that class itself, from the best of the others. ``None`` if there is no other class.
         maps: Where in the image all that comes from; ``None`` unless it was asked for.
+        certificate: How far the embedding may move before the answer can change; ``None`` for classes that are not the
+            answer, and in families that cannot tell.
     """
 
     label: str
@@ -225,6 +228,7 @@ class Explanation(Parted):
     prototypes: tuple[NearPrototype, ...] = ()
     contrast: Contrast | None = None
     maps: Maps | None = None
+    certificate: Certificate | None = None
 
     @property
     def rival(self) -> str | None:

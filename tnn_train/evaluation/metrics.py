@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnn_runtime.answers.calibration import Calibration
+from tnn_runtime.answers.reject import SCORES
 
-__all__ = ["ClassScores", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
+__all__ = ["ClassScores", "Coverage", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,36 @@ class ClassScores:
     recall: NDArray[np.float64]
     f1: NDArray[np.float64]
     support: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How accurate the surest answers are.
+
+    Args:
+        share: Of all answers, ascending, float64 ``[n]``: answers of equal scores come together.
+        accuracy: Of that share of them, those with the largest scores, float64 ``[n]``.
+    """
+
+    share: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.floating[Any]], is_right: NDArray[np.bool_]) -> Self:
+        """Sort answers by how sure they are.
+
+        Args:
+            scores: The larger, the surer, ``[N]``, N at least 1.
+            is_right: Which answers are right, ``[N]``.
+        """
+        order = np.argsort(-scores, kind="stable")
+        last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+        counts = last + 1.0
+        return cls(counts / len(order), np.cumsum(is_right[order])[last] / counts)
+
+    def at(self, share: float) -> float:
+        """Return the accuracy of the surest answers that make up at least this share of all."""
+        return float(self.accuracy[np.searchsorted(self.share, share - _ROUNDING)])
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,14 @@ class Evaluation:
     def calibration(self, bins: int = 15) -> Calibration:
         """Sort the answers by confidence into ``bins`` of equal width, ``((b - 1) / bins, b / bins]``."""
         return Calibration.of(self.confidence, self.predictions == self.labels, bins)
+
+    def coverage(self, score: str) -> Coverage:
+        """Return how accurate the surest answers are.
+
+        Args:
+            score: How sure they are: a name of `tnn_runtime.answers.reject.SCORES`.
+        """
+        return Coverage.of(SCORES[score](self.logits), self.predictions == self.labels)
 
     @property
     def _classes(self) -> NDArray[np.int64]:

@@ -47,12 +47,16 @@ class Head(nn.Module):
         family: What the family is called, on the command line and in configurations, checkpoints and manifests.
         takes: ``"embedding"``, or ``"map"`` for what the backbone has before it takes the mean over all places.
         evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
+        evidence_places: For each output of `evidence` that is the place of the smallest value in each row of another
+            one, ``[N, 1]`` as a float, that other one. Of values that differ by rounding alone, two right programs may
+            take either place.
         reject_score: The score of `tnn_runtime.answers.reject` that measures best how sure such a head is of an image.
     """
 
     family: ClassVar[str]
     takes: ClassVar[str] = "embedding"
     evidence_meanings: ClassVar[Mapping[str, str]] = {}
+    evidence_places: ClassVar[Mapping[str, str]] = {}
     reject_score: ClassVar[str] = "probability"
 
     @classmethod

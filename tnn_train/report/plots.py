@@ -12,10 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.calibration import Calibration
+from tnn_train.evaluation.metrics import Coverage
 
 __all__ = [
     "LABELLED_CLASSES",
     "plot_confusion",
+    "plot_coverage",
     "plot_curves",
     "plot_estimates",
     "plot_history",
@@ -122,6 +124,18 @@ def plot_reliability(calibration: Calibration) -> Figure:
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+    return figure
+
+
+def plot_coverage(coverage: Coverage) -> Figure:
+    """Draw how accurate the surest answers are, against the share of all that they make up."""
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.step(coverage.share, coverage.accuracy, where="pre")
+    axes.set_xlabel("coverage: share of the images that are answered")
+    axes.set_ylabel("accuracy of these answers")
+    axes.set_xlim(0, 1)
+    axes.grid(alpha=0.3)
     return figure
 
 

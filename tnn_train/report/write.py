@@ -18,7 +18,13 @@ from tnn_train.report.faces import faces
 from tnn_train.report.learned_images import learned_images_section
 from tnn_train.report.page import render
 from tnn_train.report.pictures import FEW_PIXELS, image_url
-from tnn_train.report.plots import LABELLED_CLASSES, plot_confusion, plot_history, plot_reliability
+from tnn_train.report.plots import (
+    LABELLED_CLASSES,
+    plot_confusion,
+    plot_coverage,
+    plot_history,
+    plot_reliability,
+)
 from tnn_train.report.summary import RunSummary
 from tnn_train.training.recipe import speed_unit
 from tnn_train.training.settings import flatten
@@ -27,6 +33,7 @@ __all__ = ["write_report"]
 
 _MISTAKES = 24
 _PAIRS = 15
+_COVERAGES = (0.8, 0.9, 0.95, 1.0)
 
 
 def write_report(path: Path, run: RunSummary) -> None:
@@ -38,6 +45,7 @@ def write_report(path: Path, run: RunSummary) -> None:
     """
     best = best_epoch(run.history)
     calibration = run.test.calibration()
+    coverage = run.test.coverage(run.head.reject_score)
     html = render(
         "report.html.jinja",
         run=run,
@@ -57,6 +65,8 @@ def write_report(path: Path, run: RunSummary) -> None:
         classes=_classes(run.test),
         rows_at_once=LABELLED_CLASSES,
         reliability=plot_reliability(calibration),
+        coverage=plot_coverage(coverage),
+        accuracies=[(share, coverage.at(share)) for share in _COVERAGES],
         mistakes=_mistakes(run),
         wrong=int((run.test.predictions != run.test.labels).sum()),
         described=_described(run),

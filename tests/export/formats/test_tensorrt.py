@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import lvq_forms
 import onnx
 import onnx.compose
 import pytest
 import torch
 from forms import SIZE, Together, each_batch_of_forms, name, random_head, to_onnx
+from lvq_forms import SIZE as LVQ_SIZE
 from torch import Tensor, nn
 
 from tnn_export import lower_head
@@ -66,6 +68,16 @@ def test_every_form_is_parsed_and_built_alone_and_behind_half_precision(
         record for record in caplog.records if record.name.startswith("tnn_") and record.levelno > logging.INFO
     ]
     assert not complaints, [name(config) for config in configs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [False, True])
+def test_learning_vector_quantisation_is_parsed_and_built(parts: bool, tmp_path: Path) -> None:
+    heads = [lower_head(lvq_forms.random_head(config)[0], parts=parts) for config in lvq_forms.forms()]
+    model = to_onnx(lvq_forms.TogetherWithParts(heads) if parts else Together(heads), tmp_path / "heads.onnx", LVQ_SIZE)
+    library = find_tensorrt("tensorrt_rtx")
+    engine = build_engine(model, tmp_path, input_name="x", shape=(LVQ_SIZE,), batch=(1, 8, 64), library=library)
+    assert engine.stat().st_size > 1000
 
 
 def test_a_head_of_many_classes_is_parsed_and_built(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch.nn import functional
 
-from tnn_train.evaluation.metrics import Evaluation, paired_difference, wilson_interval
+from tnn_train.evaluation.metrics import Coverage, Evaluation, paired_difference, wilson_interval
 
 
 def of_probabilities(rows: list[list[float]], labels: list[int]) -> Evaluation:
@@ -106,3 +106,15 @@ def test_the_paired_interval_of_equal_answers_has_a_width() -> None:
     value, low, high = paired_difference(right, right)
     assert value == 0
     assert low == -high < 0
+
+
+def test_coverage_is_the_accuracy_of_the_surest_answers(random_answers: Evaluation) -> None:
+    found = Coverage.of(np.array([0.2, 0.9, 0.5, 0.5, 0.7]), np.array([False, True, True, False, True]))
+    np.testing.assert_allclose(found.share, [0.2, 0.4, 0.8, 1.0])  # two equal scores come together
+    np.testing.assert_allclose(found.accuracy, [1, 1, 0.75, 0.6])
+    assert [found.at(share) for share in (0.2, 0.3, 0.4, 0.5, 1.0)] == [1, 1, 1, 0.75, 0.6]
+    whole = random_answers.coverage("probability")
+    assert whole.at(1.0) == pytest.approx(random_answers.accuracy)
+    surest = np.argsort(-random_answers.confidence)[:100]
+    right = (random_answers.predictions == random_answers.labels)[surest]
+    assert whole.at(0.5) == pytest.approx(right.mean(), abs=0.02)

@@ -30,7 +30,7 @@ from tnn_train.report.plots import plot_confusion, plot_curves
 from tnn_train.training.loop import TrainResult
 from tnn_train.training.settings import flatten
 
-SECTIONS = ["learning", "confusion", "classes", "calibration", "mistakes", "configuration"]
+SECTIONS = ["learning", "confusion", "classes", "calibration", "coverage", "mistakes", "configuration"]
 
 
 def summarize(run: TrainResult, data: ImageData) -> RunSummary:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter, functional
 
 from tnn_train.heads.base import Head, PrototypeView
+from tnn_train.heads.class_means import class_means
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.precision import precise
 from tnn_train.heads.tversky.config import CLASS_MEANS, IMAGE, LINEAR, SCALARS, TverskyConfig
 from tnn_train.heads.tversky.editing import names_of_features, renamed, with_class, without
-from tnn_train.heads.tversky.inits import class_means
 from tnn_train.heads.tversky.layer import SHORTEST
 from tnn_train.heads.tversky.projection import TverskyProjection
 from tnn_train.heads.tversky.start import resolve_start, unused

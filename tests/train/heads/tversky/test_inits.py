@@ -6,7 +6,7 @@ import torch
 from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, TverskyHead, load_checkpoint, train
 from tnn_train.data import EpochBatches
 from tnn_train.errors import TrainingError
-from tnn_train.heads.tversky.inits import class_means
+from tnn_train.heads.class_means import class_means
 from tnn_train.model.image_model import Normalize, build_model
 
 

@@ -1,0 +1,1 @@
+"""Learning vector quantisation: the class of the nearest prototype, by a learned distance."""
