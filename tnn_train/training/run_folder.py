@@ -177,7 +177,15 @@ class RunFolder:
         best, found = load_checkpoint(self.folder / BEST), None
         if count:
             model = best.model.to(self.trainer.device)
-            found = find_exemplars(model, best.preprocessing, read, train.labels, best.class_names, count)
+            found = find_exemplars(
+                model,
+                best.preprocessing,
+                read,
+                train.labels,
+                best.class_names,
+                count,
+                are_those_of_training=True,
+            )
         if found is not best.exemplars:
             save_checkpoint(self.folder / BEST, dataclasses.replace(best, exemplars=found), overwrite=True)
 
