@@ -43,8 +43,8 @@ MAPS: dict[str, Callable[..., nn.Module]] = {
 }
 """For each head family whose features have places what lowers `tnn_train.heads.base.Head.feature_maps`.
 
-Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]``, or again the maps for a head
-that takes these, to feature maps ``[N, F, h, w]``, float32, of the same kind as those of `LOWERINGS`.
+Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]``, or again the maps for a
+head that takes these, to feature maps ``[N, F, h, w]``, float32, of the same kind as those of `LOWERINGS`.
 """
 
 

@@ -1,10 +1,13 @@
 """Parts heads as convolutions, a reduction over all places and a linear layer."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from tnn_train.heads import PartsHead
-from tnn_train.heads.parts.channels import ChannelDetector
+from tnn_train.heads.parts.config import PIPNET, PROTOPNET
+from tnn_train.heads.parts.head import PartsHead
 from tnn_train.heads.parts.places import EachPlace
 
 __all__ = ["lower_parts", "lower_parts_maps"]
@@ -20,10 +23,6 @@ def lower_parts_maps(head: PartsHead) -> nn.Module:
     return _Maps(head)
 
 
-def _scores_of(head: PartsHead) -> nn.Module:
-    return (_Presences if isinstance(head.detector, ChannelDetector) else _Distances)(head)
-
-
 class _Distances(nn.Module):
     """ProtoPNet: ``-d`` at each place, so that the largest score is at the most similar one.
 
@@ -35,9 +34,8 @@ class _Distances(nn.Module):
 
     def __init__(self, head: PartsHead) -> None:
         super().__init__()
-        detector = head.detector
-        self.encode = nn.Sequential(*(_convolution(part) for part in detector.add_on))
-        prototypes = detector.prototypes.detach().cpu().double()
+        self.encode = nn.Sequential(*(_convolution(part) for part in head.detector.add_on))
+        prototypes = head.arrays()["prototypes"].detach().cpu().double()
         centre = prototypes.mean(0)
         apart = prototypes - centre
         self.register_buffer("centre", centre.float()[:, None, None])
@@ -72,12 +70,16 @@ class _Presences(nn.Module):
         return torch.relu((scores - self.least) / (1 - self.least))
 
 
+_SCORES: dict[str, Callable[[PartsHead], Any]] = {PROTOPNET: _Distances, PIPNET: _Presences}
+"""For each kind what gives scores ``[N, P, h, w]``, larger ones at more similar places, and has their similarity."""
+
+
 class _Logits(nn.Module):
     def __init__(self, head: PartsHead) -> None:
         super().__init__()
         arrays = {name: tensor.detach().cpu().float() for name, tensor in head.arrays().items()}
-        self.scores = _scores_of(head)
-        self.last = nn.Linear(*reversed(arrays["weight"].shape), device="meta")
+        self.scores = _SCORES[head.config.kind](head)
+        self.last = nn.Linear(head.num_prototypes, head.num_classes, device="meta")
         self.last.weight = nn.Parameter(arrays["weight"].clone())
         self.last.bias = nn.Parameter(arrays["bias"].clone())
 
@@ -101,7 +103,7 @@ class _WithSimilarities(nn.Module):
 class _Maps(nn.Module):
     def __init__(self, head: PartsHead) -> None:
         super().__init__()
-        self.scores = _scores_of(head)
+        self.scores = _SCORES[head.config.kind](head)
 
     def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:
         return self.scores.similarity(self.scores(maps))

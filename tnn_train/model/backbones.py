@@ -60,8 +60,9 @@ def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Mo
     """Build an untrained backbone.
 
     Its embedding is what the classifier's last layer got, and its map what this would be of each place alone, as
-    `tnn_train.model.pooling.at_each_place` has it. One that takes grey images computes what the RGB one would from three equal channels. The embedding of `PIXELS` is the
-    values of all pixels, channel by channel and row by row, and its map the image.
+    `tnn_train.model.pooling.at_each_place` has it. One that takes grey images computes what the RGB one would from
+    three equal channels. The embedding of `PIXELS` is the values of all pixels, channel by channel and row by row, and
+    its map the image.
 
     Args:
         config: The backbone, its stem and its channels.

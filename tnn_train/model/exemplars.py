@@ -75,9 +75,9 @@ def find_exemplars(
 ) -> Gallery | None:
     """Find the training images that have each feature most, and those most like each prototype.
 
-    Up to 5,000 images are looked at, spread evenly, and those that features are taken from
-    (`Head.training_sources`), which come first for these. An image counts as one that has a feature if its value is above
-    `Head.feature_floor`, and above the threshold that splits the values of all images best (Otsu 1979, "A threshold selection method from
+    Up to 5,000 images are looked at, spread evenly, and those that features are taken from (`Head.training_sources`),
+    which come first for these. An image counts as one that has a feature if its value is above `Head.feature_floor`,
+    and above the threshold that splits the values of all images best (Otsu 1979, "A threshold selection method from
     gray-level histograms"); as one of a prototype, if that is the nearest one. In a picture, a feature lies around the
     largest value of its map, as far as the values are among the largest tenth. The map of a prototype is the gradient
     of the similarity with respect to the embedding, times the map of that (Selvaraju et al. 2017, arXiv 1610.02391); in

@@ -110,7 +110,8 @@ def _ending(traced: GraphModule, kinds: Sequence[object]) -> tuple[object, list[
 
 
 def _output(graph: Graph) -> Node:
-    return next(iter(reversed(graph.nodes)))
+    output: Node = next(iter(reversed(graph.nodes)))
+    return output
 
 
 def _maps_before(traced: GraphModule, pooling: object, dimensions: set[int]) -> Node:
@@ -153,7 +154,8 @@ def _moved_before(traced: GraphModule, after: Sequence[Node], maps: Node, *, is_
 
 def _token_map(tokens: Tensor, patches: Tensor) -> Tensor:
     """Return tokens ``[N, 1 + h w, D]`` but the first as a map ``[N, D, h, w]``, as large as that of the patches."""
-    return tokens[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:])
+    rows, columns = patches.shape[2:]
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], rows, columns)
 
 
 def _ended(traced: GraphModule, maps: Node) -> GraphModule:

@@ -31,9 +31,9 @@ class PatchDetector(nn.Module):
     """How like each prototype each place of a map is, after Chen et al. (2019, arXiv 1806.10574).
 
     Of the map, through two 1x1 convolutions, ``z [N, K, h, w]``, and a prototype ``w [K]`` of a class,
-    ``d = mean((z - w)²)`` over the channels, and the similarity is ``log((d + 1) / (d + epsilon))`` or ``-d``. The paper
-    has the sum in place of the mean. With the mean, epsilon means the same for prototypes of any size, and is far above
-    the rounding errors of float32.
+    ``d = mean((z - w)²)`` over the channels, and the similarity is ``log((d + 1) / (d + epsilon))`` or ``-d``. The
+    paper has the sum in place of the mean. With the mean, epsilon means the same for prototypes of any size, and is far
+    above the rounding errors of float32.
 
     Args:
         in_features: D, the size of the map at each place.
@@ -85,7 +85,7 @@ class PatchDetector(nn.Module):
         z, w = (encoded - centre[:, None, None]).flatten(2), prototypes - centre
         size = prototypes.shape[1]
         apart = z.square().mean(1, keepdim=True) - (2 / size) * (w @ z) + w.square().mean(1)[:, None]
-        return apart.clamp_min(0).unflatten(2, encoded.shape[2:])
+        return apart.clamp_min(0).reshape(*apart.shape[:2], *encoded.shape[2:])
 
     def similarity(self, distances: Tensor) -> Tensor:
         """Return the similarities of distances."""

@@ -13,7 +13,7 @@ class EachPlace(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return maps ``[N, K, h, w]``."""
         found = self.weight.to(x.dtype) @ x.flatten(2) + self.bias.to(x.dtype)[:, None]
-        return found.unflatten(2, x.shape[2:])
+        return found.reshape(*found.shape[:2], *x.shape[2:])
 
 
 def largest(maps: Tensor) -> Tensor:

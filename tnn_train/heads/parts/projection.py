@@ -44,8 +44,8 @@ def start_patches(detector: PatchDetector, batches: Batches) -> Tensor:
                 found[label] += list(image.T[torch.randperm(patches.shape[2], generator=generator)[:count]])
     _refuse_too_few(needed.tolist(), {label: len(patches) for label, patches in found.items()})
     chosen = torch.empty_like(detector.prototypes)
-    for label, patches in found.items():
-        points = torch.stack(patches).numpy()
+    for label, candidates in found.items():
+        points = torch.stack(candidates).numpy()
         _, places = kmeans_plusplus(points, int(needed[label]), random_state=0)
         chosen[detector.owners == label] = torch.from_numpy(points[places]).to(chosen)
     return chosen
@@ -106,7 +106,7 @@ def changeable(detector: PatchDetector, layer: LastLayer, distances: Tensor, mov
     high = detector.similarity((lengths - moved).clamp_min(0).square())
     answers, weight = layer(detector.similarity(distances.double())).argmax(1), layer.weight.double()
     safe = torch.ones(len(answers), dtype=torch.bool, device=answers.device)
-    for label in answers.unique().tolist():
+    for label in range(len(weight)):
         rows = answers == label
         lead = weight[label] - weight
         least = low[rows] @ lead.clamp_min(0).T + high[rows] @ lead.clamp_max(0).T
