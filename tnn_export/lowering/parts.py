@@ -84,10 +84,12 @@ class _Logits(nn.Module):
         self.last.bias = nn.Parameter(arrays["bias"].clone())
 
     def similarities(self, maps: Tensor) -> Tensor:
-        return self.scores.similarity(self.scores(maps).amax((2, 3)))
+        similarities: Tensor = self.scores.similarity(self.scores(maps).amax((2, 3)))
+        return similarities
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.last(self.similarities(maps))
+        logits: Tensor = self.last(self.similarities(maps))
+        return logits
 
 
 class _WithSimilarities(nn.Module):
@@ -106,7 +108,8 @@ class _Maps(nn.Module):
         self.scores = _SCORES[head.config.kind](head)
 
     def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:
-        return self.scores.similarity(self.scores(maps))
+        similarities: Tensor = self.scores.similarity(self.scores(maps))
+        return similarities
 
 
 def _convolution(part: nn.Module) -> nn.Module:

@@ -139,7 +139,7 @@ def _moved_before(traced: GraphModule, after: Sequence[Node], maps: Node, *, is_
         kind = _kind(traced, node)
         if kind in _FLATTENS:
             is_flat = True
-        elif kind is not nn.Identity:
+        else:
             if is_flat and kind in _OF_CHANNELS and not is_last:
                 with graph.inserting_before(node):
                     value = graph.call_function(torch.permute, (value, (0, 2, 3, 1)))
