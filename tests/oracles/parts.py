@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from tnn_train.heads.parts.head import PartsHead
 
@@ -42,6 +43,6 @@ def _at_a_place(head: PartsHead, state: dict[str, Values], x: Values) -> Values:
         return np.maximum((shares / shares.sum() - config.fires_above) / (1 - config.fires_above), 0)
     if config.add_on:
         x = np.maximum(state["detector.add_on.0.weight"] @ x + state["detector.add_on.0.bias"], 0)
-        x = 1 / (1 + np.exp(-(state["detector.add_on.2.weight"] @ x + state["detector.add_on.2.bias"])))
+        x = expit(state["detector.add_on.2.weight"] @ x + state["detector.add_on.2.bias"])
     apart = np.array([np.mean((x - prototype) ** 2) for prototype in state["detector.prototypes"]])
     return -apart if config.similarity == "linear" else np.log((apart + 1) / (apart + config.epsilon))

@@ -53,7 +53,10 @@ def start_patches(detector: PatchDetector, batches: Batches) -> Tensor:
 
 @torch.no_grad()
 def project(detector: PatchDetector, batches: Batches) -> Projection:
-    """Move each prototype onto the nearest patch of the training images of its class.
+    """Move each prototype onto the nearest patch of the training images of its class, each onto another one.
+
+    Where several prototypes of a class have the same nearest patch, the nearest of them gets it. In the paper all of
+    them would, and be one prototype.
 
     Args:
         detector: The detector; its prototypes are changed.
@@ -63,9 +66,11 @@ def project(detector: PatchDetector, batches: Batches) -> Projection:
         TrainingError: If a class has fewer patches than prototypes.
     """
     prototypes, owners = detector.prototypes, detector.owners
-    nearest = torch.full((len(prototypes),), torch.inf, dtype=torch.float64, device=prototypes.device)
-    patches, sources = torch.empty_like(prototypes), prototypes.new_full((len(prototypes), 3), NOWHERE).long()
-    counts = dict.fromkeys(range(int(owners.max()) + 1), 0)
+    needed = torch.bincount(owners)
+    count, kept = len(prototypes), int(needed.max())
+    distances = prototypes.new_full((count, 0), torch.inf).double()
+    patches, sources = prototypes.new_empty((count, 0, prototypes.shape[1])), owners.new_empty((count, 0, 3))
+    there: dict[int, int] = {}
     seen = 0
     for x, labels in batches:
         encoded = detector.encode(x.double())
@@ -73,19 +78,39 @@ def project(detector: PatchDetector, batches: Batches) -> Projection:
         apart = detector.apart(encoded, prototypes)
         strangers = labels.to(owners.device)[:, None] != owners
         apart = apart.masked_fill(strangers[:, :, None, None], torch.inf).permute(1, 0, 2, 3).flatten(1)
-        distances, places = apart.min(1)
-        rows = torch.stack([places // (height * width), places // width % height, places % width], 1)
-        closer = (distances < nearest).nonzero().flatten()
-        image, row, column = rows[closer].unbind(1)
-        nearest[closer], sources[closer] = distances[closer], rows[closer]
-        patches[closer] = encoded[image, :, row, column].to(patches)
-        sources[closer, 0] += seen
+        near, places = apart.topk(min(kept, apart.shape[1]), dim=1, largest=False)
+        image, row, column = places // (height * width), places // width % height, places % width
+        distances = torch.cat([distances, near], 1)
+        patches = torch.cat([patches, encoded[image, :, row, column].to(patches)], 1)
+        sources = torch.cat([sources, torch.stack([seen + image, row, column], 2)], 1)
+        distances, best = distances.topk(min(kept, distances.shape[1]), dim=1, largest=False)
+        patches, sources = (torch.take_along_dim(rows, best[:, :, None], 1) for rows in (patches, sources))
         seen += len(labels)
         for label in labels.tolist():
-            counts[label] += height * width
-    _refuse_too_few(torch.bincount(owners).tolist(), counts)
-    prototypes.copy_(patches)
-    return Projection(sources, nearest.sqrt())
+            there[label] = there.get(label, 0) + height * width
+    _refuse_too_few(needed.tolist(), there)
+    chosen = _one_each(distances, sources)
+    rows = torch.arange(count, device=chosen.device)
+    prototypes.copy_(patches[rows, chosen])
+    return Projection(sources[rows, chosen], distances[rows, chosen].sqrt())
+
+
+def _one_each(distances: Tensor, sources: Tensor) -> Tensor:
+    """Return which of its candidates each prototype gets, int64 ``[P]``, so that no two get the same patch.
+
+    Args:
+        distances: Of each from its candidates, nearest first, ``[P, k]``.
+        sources: What these are, ``[P, k, 3]``.
+    """
+    count = distances.shape[1]
+    patches = [[tuple(one) for one in row] for row in sources.tolist()]
+    chosen, taken = torch.full((len(distances),), NOWHERE, device=distances.device), set()
+    for pair in distances.flatten().argsort(stable=True).tolist():
+        prototype, candidate = divmod(pair, count)
+        if chosen[prototype] == NOWHERE and patches[prototype][candidate] not in taken:
+            chosen[prototype] = candidate
+            taken.add(patches[prototype][candidate])
+    return chosen
 
 
 def changeable(detector: PatchDetector, layer: LastLayer, distances: Tensor, moved: Tensor) -> float:

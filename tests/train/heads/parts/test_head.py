@@ -121,10 +121,27 @@ def test_prototypes_become_the_nearest_patches_of_their_class(add_on: bool) -> N
         apart = (encoded[own] - before[prototype][:, None, None]).square().mean(1)
         assert labels[image] == head.detector.owners[prototype]
         torch.testing.assert_close(head.detector.prototypes[prototype].double(), encoded[image, :, row, column])
-        assert float(found.moved[prototype]) == pytest.approx(float(apart.min().sqrt()), rel=1e-6)
+        assert float(found.moved[prototype]) in [
+            pytest.approx(float(one.sqrt()), rel=1e-6) for one in apart.flatten().sort().values[:2]
+        ]
     with torch.no_grad():
         similarities = head.eval().similarities(x)
     assert similarities[found.sources[:, 0], range(8)].tolist() == pytest.approx([np.log(1e4 + 1)] * 8, rel=1e-3)
+
+
+def test_prototypes_of_a_class_become_different_patches() -> None:
+    head, _ = random_parts(dataclasses.replace(PROTOPNET, per_class=3))
+    batches = batches_of()
+    x, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    with torch.no_grad():
+        head.detector.prototypes.copy_(head.detector.prototypes[:1].clone())
+        start = head.detector.prototypes[0].double().clone()
+        found = project(head.detector, batches)
+        apart = (head.detector.encode(x.double()) - start[:, None, None]).square().mean(1).sqrt()
+    assert len({*map(tuple, found.sources.tolist())}) == 12
+    for label in range(CLASSES):
+        nearest = apart[labels == label].flatten().sort().values[:3]
+        torch.testing.assert_close(found.moved[head.detector.owners == label].sort().values, nearest)
 
 
 @pytest.mark.parametrize("similarity", ["log", "linear"])
@@ -150,7 +167,7 @@ def test_a_projection_changes_no_more_answers_than_its_bound(similarity: str) ->
 
 @pytest.mark.parametrize("config", [PROTOPNET, PIPNET], ids=name)
 def test_the_end_of_a_training_is_told(config: PartsConfig) -> None:
-    head, _ = random_parts(config)
+    head, _ = random_parts(dataclasses.replace(config, sparsity=0.01))
     batches = batches_of(60)
     with torch.no_grad():
         head.start(batches)
@@ -158,7 +175,7 @@ def test_the_end_of_a_training_is_told(config: PartsConfig) -> None:
     before, projected, fitted, bound = head.steps.tolist()
     assert 0 <= before <= 1
     assert fitted >= projected
-    assert fitted > 0.5
+    assert fitted > 0.4
     assert (0 <= bound <= 1) == (config.kind == "protopnet")
     assert int((head.sources[:, 0] >= 0).sum()) >= 1
     weight = head.arrays()["weight"]
