@@ -81,4 +81,8 @@ def fit_last_layer(
         if before - now <= _STEADY * max(abs(now), _STEADY):
             break
         before = now
-    return LastLayer(weight, None if bias is None else bias - weight @ middle)
+    if bias is None:
+        return LastLayer(weight, None)
+    bias = bias - weight @ middle
+    # What all logits have in common says nothing.
+    return LastLayer(weight, bias - bias.mean())

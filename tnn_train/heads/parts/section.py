@@ -15,6 +15,7 @@ __all__ = ["parts_section"]
 _MOST_PARTS = 50
 _NEAREST = 5
 _MOST_WEIGHTS = 3
+_SHOWN = 0.005
 
 _ABOUT = {
     PROTOPNET: "Each part is a patch of a training image of its class. An image is as much like a part as its most "
@@ -76,7 +77,8 @@ def _cards(head: PartsHead, weight: Tensor, sample: Sample) -> list[Block]:
     for part in busiest:
         values = similarities[:, part]
         nearest = values.topk(min(_NEAREST, len(values))).indices.tolist()
-        most = weight[:, part].abs().argsort(descending=True, stable=True)[:_MOST_WEIGHTS].tolist()
+        added = weight[:, part].tolist()
+        most = sorted(range(len(added)), key=lambda label: -abs(added[label]))[:_MOST_WEIGHTS]
         image, row, column = head.sources[part].tolist()
         source = f"From training image {image}, row {row} and column {column} of its map." if image != NOWHERE else ""
         cards.append(
@@ -85,7 +87,11 @@ def _cards(head: PartsHead, weight: Tensor, sample: Sample) -> list[Block]:
                 source,
                 [Image(place, (names[sample.labels[place]], f"{values[place]:.2f}")) for place in nearest],
                 "Its weights:",
-                [f"{weight[label, part]:+.2f} for {names[label]}" for label in most if weight[label, part]],
+                [
+                    f"{weight[label, part]:+.2f} for {names[label]}"
+                    for label in most
+                    if abs(weight[label, part]) >= _SHOWN
+                ],
                 "" if image != NOWHERE else "Taken from no training image.",
             )
         )
