@@ -18,6 +18,7 @@ from tnn_runtime import Classifier, UsageError
 from tnn_runtime.__main__ import main as tnn_runtime
 from tnn_train import ImageData, ModelConfig, PartsConfig, TrainConfig, evaluate, load_checkpoint, train
 from tnn_train.__main__ import main as tnn_train
+from tnn_train.heads.description import Sample
 from tnn_train.model.backbones import BACKBONES
 from tnn_train.model.exemplars import find_exemplars
 from tnn_train.model.image_model import Normalize
@@ -84,9 +85,14 @@ def test_it_learns_and_tells_what_its_end_did(kind: str, trained: dict[str, Path
     assert evaluate(checkpoint.model, data.val).accuracy == results["val_accuracy"]
     head = checkpoint.model.head
     assert head.steps[2] >= 0.8
-    page = (trained[kind] / "report.html").read_text(encoding="utf-8")
-    assert '<h2 id="parts">Parts</h2>' in page
-    assert "after the fit of the last layer alone" in page
+    with torch.no_grad():
+        embed = lambda: checkpoint.model.backbone(Normalize(data.preprocessing)(torch.from_numpy(data.train.sample(9))))  # noqa: E731
+        for sample in (None, Sample(data.train.labels[:9], data.class_names, embed)):
+            (section,) = head.describe(sample)
+            told = repr(section)
+            assert "after the fit of the last layer alone" in told
+            assert ("after each prototype became a patch" in told) == (kind != "pipnet")
+            assert ("From training image" in told) == (sample is not None)
 
 
 @pytest.mark.parametrize("kind", ["protopnet", "linear"])
@@ -204,7 +210,8 @@ def test_it_is_edited_and_audited(
     with Classifier.load(tmp_path / "bundle", "cpu") as classifier:
         assert classifier.class_names == ("cat", "dog", "wolf")
         assert len(classifier.explain([photos / "dog" / "0.png"])[0]) == 3
-    assert tnn_train(["audit", str(trained[kind]), "--data", str(photos)]) in (0, 1)
+    measures = ["features", "explanations", "shifts", "pixels", "prototypes"]
+    assert tnn_train(["audit", str(trained[kind]), "--measures", *measures, "--images", "6"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["protopnet", "pipnet"])

@@ -19,7 +19,6 @@ from tnn_export.lowering.tversky.maps import lower_tversky_maps
 from tnn_train.errors import NoMapsError
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel
-from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
@@ -125,14 +124,12 @@ def lower_model(model: ImageModel, *, parts: bool = False, maps: bool = False) -
         ExportError: As `lower_head` and `lower_maps`; if the backbone has no maps.
     """
     head = lower_head(model.head, parts=parts)
-    if maps and model.head.takes == "map":
-        lowered = LoweredModel(folded(model.backbone), head, lower_maps(model.head))
-    elif maps:
+    if maps:
         try:
-            trunk = unpooled(model.backbone)
+            trunk = model.trunk()
         except NoMapsError as error:
             raise ExportError(f"{error}; leave the output feature_maps out, or train one of these") from error
-        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head), takes_means=True)
+        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head), takes_means=model.head.takes != "map")
     else:
         lowered = LoweredModel(folded(model.backbone), head)
     return lowered.cpu().eval().requires_grad_(False)

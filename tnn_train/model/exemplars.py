@@ -22,7 +22,6 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import even_sample
 from tnn_train.errors import NoMapsError
 from tnn_train.model.image_model import ImageModel, Normalize
-from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOOKED_AT", "find_exemplars"]
 
@@ -297,9 +296,8 @@ def _locator(
     It takes numbers ``[K]``, places among the images ``[K, n]``, and `_Candidates.maps`, and returns boxes in pixels of
     pictures of that size, ``[K, n, 4]``.
     """
-    takes_maps = model.head.takes == "map"
     try:
-        trunk = model.backbone if takes_maps else unpooled(model.backbone)
+        trunk = model.trunk()
     except NoMapsError:
         return None
     with torch.inference_mode():
@@ -314,7 +312,7 @@ def _locator(
             some = there[start : start + _BATCH]
             with torch.no_grad():
                 maps = trunk(_inputs(model, normalize, images[pictures.ravel()[some]])).float()
-            found = find(maps, maps if takes_maps else maps.mean((2, 3)), torch.from_numpy(which[some]).to(maps.device))
+            found = find(maps, model.taken(maps), torch.from_numpy(which[some]).to(maps.device))
             boxes[some] = [_box(one, size) for one in found.detach().cpu().numpy()]
         return boxes.reshape(*pictures.shape, 4)
 
