@@ -45,7 +45,7 @@ class Head(nn.Module):
 
     Attributes:
         family: What the family is called, on the command line and in configurations, checkpoints and manifests.
-        takes: ``"embedding"``, or ``"map"`` for what the backbone has before it takes the mean over all places.
+        takes: ``"embedding"``, or ``"map"`` for what the backbone has at each place before it pools them.
         evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
         reject_score: The score of `tnn_runtime.answers.reject` that measures best how sure such a head is of an image.
     """
