@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tnn_train.heads import LvqHead as LvqHead
     from tnn_train.heads import TverskyHead as TverskyHead
     from tnn_train.heads.lvq.config import LvqConfig as LvqConfig
+    from tnn_train.heads.parts.config import PartsConfig as PartsConfig
     from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
     from tnn_train.heads.tversky.layer import TverskySimilarity as TverskySimilarity
     from tnn_train.model.checkpoint import Checkpoint as Checkpoint
@@ -36,6 +37,7 @@ else:
             "evaluation.scoring": ["evaluate"],
             "heads": ["LinearHead", "LvqHead", "TverskyHead"],
             "heads.lvq.config": ["LvqConfig"],
+            "heads.parts.config": ["PartsConfig"],
             "heads.tversky.config": ["TverskyConfig"],
             "heads.tversky.layer": ["TverskySimilarity"],
             "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],

@@ -209,8 +209,8 @@ class Wrong(nn.Module):
         ("none", None),
         ("turned", "the feature maps by up to"),
         ("transposed", "the feature maps by up to"),
-        ("moved", "the means of the feature maps, from the features by up to"),
-        ("scaled", "the means of the feature maps, from the features by up to"),
+        ("moved", "the feature maps, pooled, from the features by up to"),
+        ("scaled", "the feature maps, pooled, from the features by up to"),
     ],
 )
 @pytest.mark.parametrize("head", ["tversky", "linear"])

@@ -14,12 +14,12 @@ from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
 from tnn_export.lowering.lvq import lower_lvq, lower_lvq_maps
+from tnn_export.lowering.parts import lower_parts, lower_parts_maps
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
 from tnn_train.errors import NoMapsError
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel
-from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
@@ -27,6 +27,7 @@ LOWERINGS: dict[str, Callable[..., nn.Module]] = {
     "linear": lower_linear,
     "tversky": lower_tversky,
     "lvq": lower_lvq,
+    "parts": lower_parts,
 }
 """For each head family what lowers a trained head of it.
 
@@ -40,11 +41,12 @@ MAPS: dict[str, Callable[..., nn.Module]] = {
     "linear": lower_linear_maps,
     "tversky": lower_tversky_maps,
     "lvq": lower_lvq_maps,
+    "parts": lower_parts_maps,
 }
 """For each head family whose features have places what lowers `tnn_train.heads.base.Head.feature_maps`.
 
-Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]`` to feature maps
-``[N, F, h, w]``, float32, of the same kind as those of `LOWERINGS`.
+Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]``, or again the maps for a
+head that takes these, to feature maps ``[N, F, h, w]``, float32, of the same kind as those of `LOWERINGS`.
 """
 
 
@@ -52,21 +54,25 @@ class LoweredModel(nn.Module):
     """A model that is ready for export: normalised images, float32 ``[N, C, H, W]``, to what its head returns.
 
     Attributes:
-        backbone: Images to embeddings ``[N, D]``, or to the maps ``[N, D, h, w]`` that these are the means of.
-        head: Embeddings to logits, or with its parts to a dictionary; see `LOWERINGS`.
-        maps: Makes feature maps; see `MAPS`. ``None`` if the backbone gives embeddings.
+        backbone: Images to what the head takes, or to the maps ``[N, D, h, w]`` that this is the mean of.
+        head: What it takes to logits, or with its parts to a dictionary; see `LOWERINGS`.
+        maps: Makes feature maps; see `MAPS`. ``None`` if there shall be none.
+        takes_means: Whether the backbone gives maps, and the head takes their means over all places.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, maps: nn.Module | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, maps: nn.Module | None = None, *, takes_means: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.maps = maps
+        self.takes_means = takes_means
 
     def forward(self, x: Tensor) -> Any:
         """Return what the head makes of the embeddings."""
         x = self.backbone(x)
-        return self.head(x if self.maps is None else x.mean((2, 3)))
+        return self.head(x.mean((2, 3)) if self.takes_means else x)
 
 
 def lower_head(head: Head, *, parts: bool = False) -> nn.Module:
@@ -101,9 +107,9 @@ def lower_maps(head: Head) -> nn.Module:
     Raises:
         ExportError: If the features of the head have no places.
     """
-    if head.takes == "map" or head.family not in MAPS:
+    if head.family not in MAPS:
         raise ExportError(
-            f"a {head.family} head has no feature maps: none of its values is a mean over the places of an image; "
+            f"a {head.family} head has no feature maps: none of its values is found over the places of an image; "
             "leave the output feature_maps out"
         )
     return MAPS[head.family](head)
@@ -123,10 +129,10 @@ def lower_model(model: ImageModel, *, parts: bool = False, maps: bool = False) -
     head = lower_head(model.head, parts=parts)
     if maps:
         try:
-            trunk = unpooled(model.backbone)
+            trunk = model.trunk()
         except NoMapsError as error:
             raise ExportError(f"{error}; leave the output feature_maps out, or train one of these") from error
-        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head))
+        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head), takes_means=model.head.takes != "map")
     else:
         lowered = LoweredModel(folded(model.backbone), head)
     return lowered.cpu().eval().requires_grad_(False)

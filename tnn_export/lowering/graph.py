@@ -45,6 +45,7 @@ class ServingModel(nn.Module):
 
     has_parts: Final[bool]
     has_maps: Final[bool]
+    takes_means: Final[bool]
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class ServingModel(nn.Module):
         self.has_maps = FEATURE_MAPS in extra
         self.outputs = [*_ALWAYS, *(name for name in possible if name in extra)]
         lowered = lower_model(model, parts=self.has_parts, maps=self.has_maps)
+        self.takes_means = lowered.takes_means
         self.normalize = Normalize(preprocessing)
         self.backbone = lowered.backbone.to(dtype)
         self.head = lowered.head
@@ -79,7 +81,7 @@ class ServingModel(nn.Module):
         normalized = self.normalize(images).to(self.dtype).contiguous()
         embedding = self.backbone(normalized).to(torch.float32)
         places = embedding
-        if self.has_maps:
+        if self.takes_means:
             embedding = places.mean((2, 3))
         if self.has_parts:
             values: dict[str, Tensor] = self.head(embedding)

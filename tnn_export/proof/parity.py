@@ -4,8 +4,8 @@ Three things are compared for every sample: the embedding; the head's outputs wi
 the artifact's *own* embedding, which float32 rounding alone may separate in every precision; and the outputs with those
 of the eager model, which the precision may separate.
 
-Feature maps are compared twice: with those of eager PyTorch, which the precision may separate, and their means over all
-places with the features that the eager head finds in the artifact's own embedding, as the outputs on it.
+Feature maps are compared twice: with those of eager PyTorch, which the precision may separate, and pooled, for most
+heads by the mean over all places, with the features that the eager head finds in the artifact's own embedding.
 
 In int8 the ranges of activations are those of real images, so that made ones may saturate: their embeddings are bounded
 in the other precisions only, and where there are no real images. What real images say of all like them is decided in
@@ -148,7 +148,7 @@ def _judge(
         ("the outputs on its own embedding", of_head, HEAD_TOLERANCE),
         ("the outputs", relative, min(allowed, _LARGEST)),
         ("the feature maps", of_maps, min(allowed, _LARGEST)),
-        ("the means of the feature maps, from the features", of_means, HEAD_TOLERANCE),
+        ("the feature maps, pooled, from the features", of_means, HEAD_TOLERANCE),
     )
     known = samples.labels >= 0
     right, eager_right = (found[known] == samples.labels[known] for found in (best, eager_best))

@@ -43,7 +43,8 @@ class Reference:
         samples: The images.
         embeddings: Of eager PyTorch, float32 ``[N, D]``, or maps ``[N, D, h, w]``.
         parts: Whether to have what the logits are made of, too: `Head.evidence`.
-        maps: What the embeddings are the means of, float32 ``[N, D, h, w]``, if there shall be feature maps.
+        maps: What the embeddings are the means of, float32 ``[N, D, h, w]``, if there shall be feature maps; the
+            embeddings themselves for a head that takes maps.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class Reference:
         backbone = copy.deepcopy(model.backbone).cpu().eval()
         with torch.inference_mode():
             embeddings = torch.cat([backbone(normalize(batch)) for batch in batches])
-            trunk = unpooled(backbone) if maps else None
-            places = None if trunk is None else torch.cat([trunk(normalize(batch)) for batch in batches])
+            places = embeddings if maps else None
+            if maps and model.head.takes != "map":
+                trunk = unpooled(backbone)
+                places = torch.cat([trunk(normalize(batch)) for batch in batches])
         return cls(model.head, samples, embeddings, parts=parts, maps=places)
 
     @property
@@ -134,14 +137,15 @@ class Reference:
         return torch.stack(found).amax(0)
 
     def feature_differences(self, rows: Tensor, found: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far feature maps are from those of eager PyTorch, and their means from the features, ``[n]`` each.
+        """Return how far feature maps are from those of eager PyTorch, and pooled, from the features, ``[n]`` each.
 
-        Both are relative to the largest magnitude of the sample's maps or features, and at least to 1.
+        Maps are pooled by `Head.pool`, for most heads to their means. Both are relative to the largest magnitude of the
+        sample's maps or features, and at least to 1.
 
         Args:
             rows: Positions of the samples, ``[n]``.
             found: The maps of an artifact, ``[n, F, h, w]``.
-            embeddings: The artifact's, ``[n, D]``, from which its features follow.
+            embeddings: The artifact's, ``[n, D]`` or ``[n, D, h, w]``, from which its features follow.
 
         Raises:
             ExportError: If this reference has no maps.
@@ -152,8 +156,8 @@ class Reference:
                 "got feature maps for a reference without maps; make it with Reference.of(..., maps=True)"
             )
         expected = self.head.feature_maps(self.maps[rows], embeddings)
-        means = found.double().mean((2, 3)) - values
-        return largest(found - expected) / _scale(expected), largest(means) / _scale(values)
+        pooled = self.head.pool(found.double()) - values
+        return largest(found - expected) / _scale(expected), largest(pooled) / _scale(values)
 
     def head_outputs(self, embeddings: Tensor) -> dict[str, Tensor]:
         """Return what the eager head makes of embeddings ``[n, D]``."""

@@ -62,7 +62,7 @@ class StageParity:
         notes: What who runs the artifact should know, one line each.
         max_map_diff: Largest difference of a feature map from that of eager PyTorch, relative as in
             `Precision.tolerance`; ``None`` without feature maps.
-        max_mean_diff: The same of the mean of a feature map from the feature in the artifact's own embedding.
+        max_mean_diff: The same of a feature map, pooled, from the feature in the artifact's own embedding.
     """
 
     passed: bool
@@ -98,7 +98,7 @@ class StageParity:
         if self.max_map_diff is None or self.max_mean_diff is None:
             return (*self.undecided, *self.notes)
         maps = (
-            f"feature maps are those of eager PyTorch within {self.max_map_diff:.1e}, and their means the features "
+            f"feature maps are those of eager PyTorch within {self.max_map_diff:.1e}, and pooled, the features "
             f"within {self.max_mean_diff:.1e}"
         )
         return (maps, *self.undecided, *self.notes)

@@ -11,6 +11,7 @@ from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.base import Explainer
 from tnn_runtime.explain.linear import LinearExplainer
 from tnn_runtime.explain.lvq import LvqExplainer
+from tnn_runtime.explain.parts import PartsExplainer
 from tnn_runtime.explain.tversky import TverskyExplainer
 
 __all__ = ["EXPLAINERS", "Explainer", "open_explainer", "why_unexplained"]
@@ -19,6 +20,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "linear": LinearExplainer,
     "tversky": TverskyExplainer,
     "lvq": LvqExplainer,
+    "parts": PartsExplainer,
 }
 """The families by name."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ class AdditiveExplainer(Explainer):
     """Explains a head whose logit is one term a feature, and a bias: ``logit = supporting - opposing + bias``.
 
     ``supporting`` is the sum of the positive terms, ``opposing`` the size of the sum of the negative ones. A family
-    implements `shapes` and `terms`, and `bias` and `prototypes` where it has them.
+    implements `shapes` and `terms`, and `bias`, `names` and `prototypes` where it has them.
     """
 
     @abstractmethod
@@ -27,6 +28,11 @@ class AdditiveExplainer(Explainer):
     def bias(self, classes: NDArray[np.int64]) -> Values:
         """Return what is added to the logits of K classes whatever the input is, ``[K]``; by default nothing."""
         return np.zeros(len(classes))
+
+    @property
+    def names(self) -> Sequence[str | None] | None:
+        """The names of the features, ``None`` for those without one; by default none has a name."""
+        return None
 
     def prototypes(
         self, values: Values, ranked: NDArray[np.int64], index: int, count: int
@@ -46,8 +52,8 @@ class AdditiveExplainer(Explainer):
         compared = pairs(ranked, counts)
         classes = ranked[compared.places]
         added = self.terms(values, classes)
-        biases = self.bias(classes)
-        apart = Added(added, biases, lambda one, other: sides(added[one] - added[other]))
+        biases, names = self.bias(classes), self.names
+        apart = Added(added, biases, lambda one, other: sides(added[one] - added[other]), names=names)
         found = []
         for place, contrast in enumerate(
             contrasts(compared, classes, apart, self.class_names, scores, counts.features)
@@ -63,7 +69,7 @@ class AdditiveExplainer(Explainer):
                     parts=(supporting, opposing),
                     bias=bias,
                     features=tuple(
-                        FeatureParts(k, (single(term),))
+                        FeatureParts(k, (single(term),), names[k] if names else None)
                         for k, term in ((k, float(terms[k])) for k in strongest(terms, counts.features).tolist())
                     ),
                     prototypes=self.prototypes(values, ranked, index, counts.prototypes),

@@ -173,10 +173,10 @@ class Explainer(ABC):
         """Return where an explanation comes from, by feature values ``[F]`` and feature maps ``[F, h, w]``."""
         added = self.feature_parts(values, explanation.index)
         slopes = self.slopes(added, values, maps)
-        parts = spread(added, slopes, maps)
+        parts = self.placed(added, slopes, maps)
         signs = np.array([[part.sign] for part in explanation.parts])
         features = [
-            spread((signs * added)[:, [k]], (signs * slopes)[:, [k]], maps[[k]]).sum(0)
+            self.placed((signs * added)[:, [k]], (signs * slopes)[:, [k]], maps[[k]]).sum(0)
             for k in (feature.index for feature in explanation.features)
         ]
         logit = self.logit_map(explanation, parts)
@@ -224,7 +224,7 @@ class Explainer(ABC):
     def feature_parts(self, values: Values, index: int) -> Values:
         """Return what each feature adds to each part of the logit of a class, ``[parts, F]``.
 
-        This and the next two are asked for by families whose features have maps.
+        This and the next three are asked for by families whose features have maps.
 
         Args:
             values: As for `explain`, ``[F]``.
@@ -243,6 +243,18 @@ class Explainer(ABC):
             maps: Where the features lie, ``[F, h, w]``.
         """
         return proportions(added, values)
+
+    def placed(self, added: Values, slopes: Values, maps: Values) -> Values:
+        """Return what features add to each part at each place, ``[parts, h, w]``.
+
+        By default the mean over all places is what they add in all: `tnn_runtime.explain.places.spread`.
+
+        Args:
+            added: What features add, ``[parts, F]``.
+            slopes: As `slopes` returns them, ``[parts, F]``.
+            maps: Where the features lie, ``[F, h, w]``.
+        """
+        return spread(added, slopes, maps)
 
     def logit_map(self, explanation: Explanation, parts: Values) -> Values:
         """Return the map of the logit without the bias, ``[h, w]``, of those of its parts, ``[parts, h, w]``.

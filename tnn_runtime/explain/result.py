@@ -174,6 +174,8 @@ class Maps:
 
     Places are those of the last map of the backbone, row 0 at the top: each stands for the part of the image that lies
     there, and has seen some of what lies around it. The mean over all places of each map is the value that it explains.
+    In a parts head the largest value of a feature's map is the value that it explains, and the other maps are sums of
+    these maps.
     What the image has is spread in proportion to the map of the feature, and may be negative where the image speaks
     against the feature. What the image lacks lies nowhere: it is spread evenly.
 

@@ -25,7 +25,6 @@ from tnn_runtime.installation import install_command
 from tnn_train.audit.subject import Subject
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel, Normalize
-from tnn_train.model.pooling import unpooled
 
 __all__ = [
     "REFERENCES",
@@ -65,11 +64,11 @@ def margin_maps(subject: Subject) -> Relevance:
         UsageError: If the backbone has no feature maps.
     """
     model = subject.checkpoint.model
-    backbone, normalize = unpooled(model.backbone), Normalize(subject.checkpoint.preprocessing)
+    trunk, normalize = model.trunk(), Normalize(subject.checkpoint.preprocessing)
     found = []
     for images in torch.split(torch.from_numpy(subject.images), _BATCH):
-        maps = backbone(normalize(images))
-        embeddings = maps.mean((2, 3))
+        maps = trunk(normalize(images))
+        embeddings = model.taken(maps)
         features = model.head.feature_maps(maps, embeddings).numpy()
         logits = model.head(embeddings).numpy()
         for best, other in subject.explainer(embeddings.numpy(), logits, 2, 1, 0, maps=features):
@@ -240,6 +239,6 @@ def need_maps(model: ImageModel) -> None:
     if type(model.head).feature_maps is Head.feature_maps:
         raise UsageError(f"the features of a {model.head.family} head have no places; leave pixels out of --measures")
     try:
-        unpooled(model.backbone)
+        model.trunk()
     except UsageError as error:
         raise UsageError(f"{error}; leave pixels out of --measures") from error

@@ -16,7 +16,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.data.images import ImageSet
 from tnn_train.fields import choose
 
-__all__ = ["AUGMENTATIONS", "AugmentedSet", "check_augmentations", "derived_seed", "mixing", "seeded"]
+__all__ = ["AUGMENTATIONS", "MIXING", "AugmentedSet", "check_augmentations", "derived_seed", "mixing", "seeded"]
 
 _OF_AN_IMAGE: dict[str, Callable[[Preprocessing], Callable[[Tensor], Tensor]]] = {
     "crop": lambda seen: v2.RandomCrop((seen.height, seen.width), padding=max(1, min(seen.height, seen.width) // 8)),
@@ -33,7 +33,11 @@ _OF_A_BATCH: dict[str, Callable[[int], Callable[[Tensor, Tensor], tuple[Tensor, 
 }
 """Changes of a batch, with the parameters of the ImageNet recipes of torchvision."""
 
-AUGMENTATIONS = (*_OF_AN_IMAGE, *_OF_A_BATCH)
+_RECOLOURED = v2.Compose([v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.RandomAdjustSharpness(2), v2.RandomAutocontrast(0.2)])
+"""How views of an image differ: in brightness, contrast, colours and sharpness, never in where something is."""
+
+MIXING = tuple(_OF_A_BATCH)
+AUGMENTATIONS = (*_OF_AN_IMAGE, *MIXING)
 """``crop``: a shift by up to an eighth, with black at the edges; ``resized-crop``: a part of 8 to 100% of the area with
 another aspect ratio, scaled to the input's size; ``flip``: left and right swapped, half of the time; ``randaugment``:
 two of fourteen changes of shape and colour (arXiv 1909.13719); ``erase``: a rectangle gets the mean colour, half of the
@@ -50,19 +54,23 @@ class AugmentedSet(Dataset[tuple[Tensor, int]]):
 
     An item depends on seed, epoch and index only: not on the process that computes it, nor on what was computed before.
 
+    Several views of an image, uint8 ``[views, H, W, C]``, are that image with other colours each: places correspond.
+
     Args:
         images: The images as they are.
         names: Which of `AUGMENTATIONS` to apply; those of batches are left to `mixing`.
         seed: Decides the changes.
+        views: How many views of an image make an item; with one, an item is the image itself.
 
     Raises:
         UsageError: If a name is unknown.
     """
 
-    def __init__(self, images: ImageSet, names: tuple[str, ...], seed: int) -> None:
+    def __init__(self, images: ImageSet, names: tuple[str, ...], seed: int, views: int = 1) -> None:
         check_augmentations(names)
         self.images = images
         self.seed = seed
+        self._views = views
         self._steps = [make(images.preprocessing) for name, make in _OF_AN_IMAGE.items() if name in names]
 
     @property
@@ -82,7 +90,14 @@ class AugmentedSet(Dataset[tuple[Tensor, int]]):
                 for step in self._steps:
                     image = step(image)
             image = image.permute(1, 2, 0)
-        return image, label
+        return (image if self._views == 1 else self._recoloured(image, key)), label
+
+    def _recoloured(self, image: Tensor, key: tuple[int, int]) -> Tensor:
+        views = []
+        for view in range(self._views):
+            with seeded(self.seed, *key, view):
+                views.append(_RECOLOURED(image.permute(2, 0, 1)).permute(1, 2, 0))
+        return torch.stack(views)
 
 
 def check_augmentations(names: Sequence[str]) -> None:

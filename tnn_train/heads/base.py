@@ -45,7 +45,7 @@ class Head(nn.Module):
 
     Attributes:
         family: What the family is called, on the command line and in configurations, checkpoints and manifests.
-        takes: ``"embedding"``, or ``"map"`` for what the backbone has before it takes the mean over all places.
+        takes: ``"embedding"``, or ``"map"`` for what the backbone has at each place before it pools them.
         evidence_meanings: For each output of `evidence` what it means, in a few words for a model card.
         evidence_places: For each output of `evidence` that is the place of the smallest value in each row of another
             one, ``[N, 1]`` as a float, that other one. Of values that differ by rounding alone, two right programs may
@@ -238,6 +238,20 @@ class Head(nn.Module):
         """
         return {}
 
+    # Views of training images
+
+    @classmethod
+    def views(cls, options: Any) -> int:
+        """Return how many views of each training image the `loss` compares; by default one.
+
+        They differ in colours alone, so that places in their maps correspond. Of n images, `loss` gets ``views * n``
+        maps or embeddings: the first view of each image, then the second of each; targets likewise.
+
+        Args:
+            options: As for `from_config`.
+        """
+        return 1
+
     # Export and its proof
 
     def evidence(self, x: Tensor, switches: Tensor | None = None) -> dict[str, Tensor]:
@@ -253,18 +267,36 @@ class Head(nn.Module):
         """Return the values ``[N, F]`` of the features that explanations speak of; by default ``None``: it has none."""
         return None
 
+    @property
+    def feature_floor(self) -> float:
+        """The value of a feature that an image has to exceed to have it; by default 0."""
+        return 0.0
+
     def similarities(self, x: Tensor) -> Tensor | None:
         """Return how similar embeddings are to the prototypes, ``[N, P]``; by default ``None``: there are none."""
         return None
 
     def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
-        """Return where each feature lies, ``[N, F, h, w]``: the mean over all places is what `feature_values` returns.
+        """Return where each feature lies, ``[N, F, h, w]``: what `pool` makes of it is what `feature_values` returns.
 
         Args:
             maps: What the backbone has before it takes the mean over all places, ``[N, D, h, w]``.
-            x: The embeddings.
+            x: The embeddings; the maps for a head that takes these.
         """
         raise NotImplementedError
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Return the values ``[N, F]`` of features with maps ``[N, F, h, w]``; by default the means over all places."""
+        return maps.mean((2, 3))
+
+    def training_sources(self) -> Tensor | None:
+        """Return which training image each feature is taken from, and at which place; by default ``None``: from none.
+
+        Returns:
+            The number of the image in the order of `finish`, the row and the column in its map, int64 ``[F, 3]``; -1 in
+            rows of features that are taken from none.
+        """
+        return None
 
     def switches(self, x: Tensor) -> Tensor | None:
         """Return the values ``[N, K]`` whose sign decides, where logits jump as one of them crosses 0; else ``None``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
@@ -13,7 +12,9 @@ import torchvision
 from torch import nn
 
 from tnn_runtime.errors import UsageError
+from tnn_train.errors import NoMapsError
 from tnn_train.model.config import PIXELS, ModelConfig
+from tnn_train.model.pooling import at_each_place
 
 __all__ = ["BACKBONES", "build_backbone", "check_backbone", "check_image_size", "embedding_size", "has_resnet_stem"]
 
@@ -58,9 +59,10 @@ def check_backbone(name: str) -> None:
 def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Module, int]:
     """Build an untrained backbone.
 
-    Its embedding is what the classifier's last layer got, and its map what this is the mean of over all places. One
-    that takes grey images computes what the RGB one would from three equal channels. The embedding of `PIXELS` is the
-    values of all pixels, channel by channel and row by row, and its map the image.
+    Its embedding is what the classifier's last layer got, and its map what this would be of each place alone, as
+    `tnn_train.model.pooling.at_each_place` has it. One that takes grey images computes what the RGB one would from
+    three equal channels. The embedding of `PIXELS` is the values of all pixels, channel by channel and row by row, and
+    its map the image.
 
     Args:
         config: The backbone, its stem and its channels.
@@ -93,7 +95,7 @@ def build_backbone(config: ModelConfig, takes: str = "embedding") -> tuple[nn.Mo
     elif config.in_channels == 1:
         convolution.weight = nn.Parameter(convolution.weight.detach().sum(1, keepdim=True))
         convolution.in_channels = 1
-    return _unpooled(backbone, config.backbone) if takes == "map" else backbone, last.in_features
+    return _mapped(backbone, config.backbone) if takes == "map" else backbone, last.in_features
 
 
 def embedding_size(config: ModelConfig, takes: str = "embedding") -> int:
@@ -154,19 +156,15 @@ def _pixels(config: ModelConfig, takes: str) -> tuple[nn.Module, int]:
     return nn.Flatten(), config.in_channels * math.prod(config.image_size)
 
 
-def _unpooled(backbone: nn.Module, name: str) -> nn.Module:
-    """Return a backbone without its mean over all places; its last layer is gone, and weights keep their names."""
-    parts = OrderedDict(backbone.named_children())
-    after = list(parts)[list(parts).index("avgpool") + 1 :] if "avgpool" in parts else []
-    pooling = parts.pop("avgpool", None)
-    left = [layer for part in after for layer in parts[part].modules() if not isinstance(layer, nn.Sequential)]
-    is_mean = isinstance(pooling, nn.AdaptiveAvgPool2d) and pooling.output_size in (1, (1, 1))
-    if not is_mean or not all(isinstance(layer, nn.Identity | nn.Dropout) for layer in left):
+def _mapped(backbone: nn.Module, name: str) -> nn.Module:
+    """Return a backbone that gives maps; its last layer is gone, and weights keep their names."""
+    try:
+        return at_each_place(backbone)
+    except NoMapsError as error:
         raise UsageError(
-            f"the head takes maps, and backbone {name} has none whose mean over all places is its embedding; choose a "
-            "ResNet, a RegNet or an EfficientNet"
-        )
-    return nn.Sequential(parts)
+            f"the head takes maps, and backbone {name} has none ({error}); choose one that pools its places at the "
+            "end: a ResNet, RegNet, DenseNet, EfficientNet, MobileNet, ConvNeXt, Swin or vision transformer"
+        ) from error
 
 
 def _failure(backbone: nn.Module, channels: int, height: int, width: int) -> Exception | None:

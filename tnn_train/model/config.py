@@ -10,6 +10,7 @@ from tyro.conf import Suppress, arg
 from tnn_train.fields import Field, FieldError, at_least, one_of
 from tnn_train.heads import DEFAULT, HEADS, TverskyHead
 from tnn_train.heads.lvq.config import LvqConfig
+from tnn_train.heads.parts.config import PartsConfig
 from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
 
 __all__ = ["PIXELS", "ModelConfig", "options_field"]
@@ -34,6 +35,7 @@ class ModelConfig:
             head's prototypes and features are learned as images; else empty.
         tversky: The form of the head if it is tversky.
         lvq: The form of the head if it is lvq.
+        parts: The form of the head if it is parts.
     """
 
     backbone: str = "resnet18"
@@ -44,6 +46,7 @@ class ModelConfig:
     image_size: Annotated[tuple[int, ...], Suppress] = ()
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
     lvq: LvqConfig = field(default_factory=LvqConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")

@@ -22,7 +22,6 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import even_sample
 from tnn_train.errors import NoMapsError
 from tnn_train.model.image_model import ImageModel, Normalize
-from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOOKED_AT", "find_exemplars"]
 
@@ -70,14 +69,18 @@ def find_exemplars(
     class_names: Sequence[str],
     count: int = 4,
     most_bytes: int = _MOST_BYTES,
+    *,
+    are_those_of_training: bool = False,
 ) -> Gallery | None:
     """Find the training images that have each feature most, and those most like each prototype.
 
-    Up to 5,000 images are looked at, spread evenly. An image counts as one that has a feature if its value is above 0,
+    Up to 5,000 images are looked at, spread evenly, and those that features are taken from (`Head.training_sources`),
+    which come first for these. An image counts as one that has a feature if its value is above `Head.feature_floor`,
     and above the threshold that splits the values of all images best (Otsu 1979, "A threshold selection method from
     gray-level histograms"); as one of a prototype, if that is the nearest one. In a picture, a feature lies around the
     largest value of its map, as far as the values are among the largest tenth. The map of a prototype is the gradient
-    of the similarity with respect to the embedding, times the map of that (Selvaraju et al. 2017, arXiv 1610.02391).
+    of the similarity with respect to the embedding, times the map of that (Selvaraju et al. 2017, arXiv 1610.02391); in
+    a head that takes maps, it is the similarity at each place.
 
     Pictures have at most 64 pixels a side. They are made smaller, and fewer for each feature, until they fit into
     ``most_bytes``; if that is not enough, features that differ little between classes get none.
@@ -90,13 +93,19 @@ def find_exemplars(
         class_names: What they stand for.
         count: Pictures of each feature and prototype, at least 1.
         most_bytes: What all pictures may take, uncompressed; the shares of classes come on top.
+        are_those_of_training: Whether these are the images that the model was trained on, in their order.
 
     Returns:
         The exemplars; ``None`` if the head has no features, no image has any, or values are no finite numbers.
     """
-    places = even_sample(len(labels), LOOKED_AT)
+    sources = model.head.training_sources() if are_those_of_training else None
+    named = np.full(0, NOWHERE) if sources is None else sources[:, 0].cpu().numpy()
+    places = np.union1d(even_sample(len(labels), LOOKED_AT), named[named != NOWHERE])
     classes = labels[places]
-    kinds = _candidates(model, Normalize(preprocessing), lambda some: read(places[some]), classes, class_names, count)
+    first = np.where(named == NOWHERE, NOWHERE, np.searchsorted(places, named))
+    kinds = _candidates(
+        model, Normalize(preprocessing), lambda some: read(places[some]), classes, class_names, count, first
+    )
     if not kinds:
         return None
     size, per_row, num_rows = _fitting([kind.rows for kind in kinds.values()], preprocessing.shape, most_bytes)
@@ -141,11 +150,20 @@ def _candidates(
     classes: Places,
     class_names: Sequence[str],
     count: int,
+    first: Places,
 ) -> dict[str, _Candidates]:
-    """Return the candidates by the kinds that the head has; prototypes come first, as they are fewer."""
+    """Return the candidates by the kinds that the head has; prototypes come first, as they are fewer.
+
+    Args:
+        model: The model.
+        normalize: Its normalisation.
+        read: Returns some of the images.
+        classes: Of the images, ``[N]``.
+        class_names: What they stand for.
+        count: Rows of each feature and prototype.
+        first: The image that comes first for each feature, ``[F]`` or `NOWHERE`; empty for none.
+    """
     head = model.head
-    if head.takes == "map":
-        return {}
     starts = range(0, len(classes), _BATCH)
     found = []
     with torch.inference_mode():
@@ -160,6 +178,10 @@ def _candidates(
         _logger.warning("there are no exemplars: for some training images the model gives no finite numbers")
         return {}
     kinds = {}
+
+    def lie(maps: Tensor, x: Tensor, which: Tensor) -> Tensor:
+        return head.feature_maps(maps, x)[range(len(x)), which]
+
     if similarities is not None:
         nearest = similarities.argmax(1)[:, None] == np.arange(similarities.shape[1])
         shares = _shares(nearest, classes, len(class_names))
@@ -172,13 +194,15 @@ def _candidates(
             (slopes,) = torch.autograd.grad(similar.gather(1, which[:, None]).sum(), x)
             return (slopes[:, :, None, None] * maps).sum(1)
 
-        kinds["prototype"] = _Candidates(similarities, shares, numbers, _most(similarities, count), sensitivity)
-    shares = _shares(_has(features), classes, len(class_names))
+        # Of a head that takes maps, prototypes are features.
+        rows, maps = _most(similarities, count), sensitivity
+        if head.takes == "map":
+            rows, maps = _with_first(rows, first), lie
+        kinds["prototype"] = _Candidates(similarities, shares, numbers, rows, maps)
+    shares = _shares(_has(features, head.feature_floor), classes, len(class_names))
     numbers = np.argsort(-np.ptp(shares, axis=1), kind="stable")
-    rows = _most(features, count, above=0.0)[numbers]
-    kinds["feature"] = _Candidates(
-        features, shares, numbers, rows, lambda maps, x, which: head.feature_maps(maps, x)[range(len(x)), which]
-    )
+    rows = _with_first(_most(features, count, above=head.feature_floor), first)[numbers]
+    kinds["feature"] = _Candidates(features, shares, numbers, rows, lie)
     return kinds
 
 
@@ -194,9 +218,9 @@ def _joined(batches: Sequence[Tensor | None]) -> Floats | None:
     return torch.cat(there).numpy() if there else None
 
 
-def _has(values: Floats) -> NDArray[np.bool_]:
-    """Return which images have which features, ``[N, K]``: those above 0, and above Otsu's threshold."""
-    return np.stack([column > max(0.0, _threshold(column)) for column in values.T], axis=1)
+def _has(values: Floats, floor: float) -> NDArray[np.bool_]:
+    """Return which images have which features, ``[N, K]``: those above `Head.feature_floor`, and Otsu's threshold."""
+    return np.stack([column > max(floor, _threshold(column)) for column in values.T], axis=1)
 
 
 def _threshold(values: Floats) -> float:
@@ -224,6 +248,17 @@ def _most(scores: Floats, count: int, above: float = -np.inf) -> Places:
     values, places = torch.from_numpy(scores).T.topk(min(count, len(scores)))
     found = torch.where(values > above, places, NOWHERE).numpy()
     return np.pad(found, ((0, 0), (0, count - found.shape[1])), constant_values=NOWHERE)
+
+
+def _with_first(rows: Places, first: Places) -> Places:
+    """Return rows ``[K, n]`` that begin with some ``[K]``, unless these are `NOWHERE`; the others follow."""
+    if not len(first):
+        return rows
+    found = rows.copy()
+    for row, one in zip(found, first.tolist(), strict=True):
+        if one != NOWHERE:
+            row[:] = [one, *row[row != one]][: len(row)]
+    return found
 
 
 def _fitting(groups: Sequence[Places], shape: tuple[int, int, int], most_bytes: int) -> tuple[Size, int, int]:
@@ -262,7 +297,7 @@ def _locator(
     pictures of that size, ``[K, n, 4]``.
     """
     try:
-        trunk = unpooled(model.backbone)
+        trunk = model.trunk()
     except NoMapsError:
         return None
     with torch.inference_mode():
@@ -277,7 +312,7 @@ def _locator(
             some = there[start : start + _BATCH]
             with torch.no_grad():
                 maps = trunk(_inputs(model, normalize, images[pictures.ravel()[some]])).float()
-            found = find(maps, maps.mean((2, 3)), torch.from_numpy(which[some]).to(maps.device))
+            found = find(maps, model.taken(maps), torch.from_numpy(which[some]).to(maps.device))
             boxes[some] = [_box(one, size) for one in found.detach().cpu().numpy()]
         return boxes.reshape(*pictures.shape, 4)
 
@@ -287,7 +322,7 @@ def _locator(
 def _box(places: Floats, size: Size) -> tuple[int, int, int, int]:
     """Return the box around the largest value of a map ``[h, w]``, in pixels of a picture of that size."""
     least = np.sort(places, axis=None)[-math.ceil(_STRONGEST * places.size)]
-    regions, _ = ndimage.label(places >= max(least, _NOTABLE * places.max()))
+    regions, _ = ndimage.label(places >= max(least, min(_NOTABLE * places.max(), places.max())))
     rows, columns = np.nonzero(regions == regions[np.unravel_index(places.argmax(), places.shape)])
     (height, width), (h, w) = size, places.shape
     return (

@@ -19,6 +19,7 @@ from tnn_train.heads.base import SAMPLES
 from tnn_train.model.backbones import build_backbone
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.learned_images import LearnedImages
+from tnn_train.model.pooling import unpooled
 
 __all__ = ["ImageModel", "LearningModel", "Normalize", "build_model", "embed"]
 
@@ -48,6 +49,18 @@ class ImageModel(nn.Module):
         """Return logits ``[N, classes]``, and what the head made them of: embeddings ``[N, D]``, or maps."""
         embeddings = self.backbone(x)
         return self.head(embeddings), embeddings
+
+    def trunk(self) -> nn.Module:
+        """Return what gives maps ``[N, D, h, w]`` of images: the backbone, without its mean if it takes one.
+
+        Raises:
+            NoMapsError: If the head takes embeddings, and these are no means of maps.
+        """
+        return self.backbone if self.head.takes == "map" else unpooled(self.backbone)
+
+    def taken(self, maps: Tensor) -> Tensor:
+        """Return what the head takes, of maps that `trunk` gives: the maps, or their means over all places."""
+        return maps if self.head.takes == "map" else maps.mean((2, 3))
 
     def in_final_form(self) -> "ImageModel":
         """Return the model with its head in the form in which it is saved: itself if that is so already."""

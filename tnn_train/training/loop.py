@@ -18,6 +18,7 @@ import torch
 from tnn_runtime.bundle.claim import claimed
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
+from tnn_train.data.augment import MIXING
 from tnn_train.data.worker_faults import deaths_told
 from tnn_train.distributed import join
 from tnn_train.evaluation.metrics import Evaluation
@@ -165,7 +166,19 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
             *("the head learns images, which the backbone embeds at each step, and ",),
             *(Field(TrainConfig, "freeze_backbone"), " embeds but once; leave it out, or choose the domain embedding"),
         )
+    if HEADS[model.head].views(model.options) > 1 and config is not None:
+        _refuse_views(config)
     return model.for_size(height, width)
+
+
+def _refuse_views(config: TrainConfig) -> None:
+    """Refuse what cannot be with a head that compares views of images."""
+    head = "the head compares views of each training image, "
+    if config.freeze_backbone:
+        raise FieldError(head, "and ", Field(TrainConfig, "freeze_backbone"), " embeds but one of it; leave it out")
+    if mixed := [name for name in config.augmentations if name in MIXING]:
+        augment = Field(TrainConfig, "augment")
+        raise FieldError(head, "which ", augment, f" {' '.join(mixed)} blends with others; leave {mixed[0]} out")
 
 
 def check_machine(config: TrainConfig) -> None:

@@ -179,7 +179,15 @@ class RunFolder:
         model = best.model.to(self.trainer.device)
         density = find_density(model, best.preprocessing, read, train.labels)
         if count:
-            found = find_exemplars(model, best.preprocessing, read, train.labels, best.class_names, count)
+            found = find_exemplars(
+                model,
+                best.preprocessing,
+                read,
+                train.labels,
+                best.class_names,
+                count,
+                are_those_of_training=True,
+            )
         completed = dataclasses.replace(best, exemplars=found, density=density)
         save_checkpoint(self.folder / BEST, completed, overwrite=True)
 

@@ -30,6 +30,7 @@ class Stage:
         train: Training items, by ``(epoch, index)``.
         val: Validation items.
         test: Test items.
+        views: How many views of each image a training item has, if not one alone.
     """
 
     model: ImageModel
@@ -38,6 +39,7 @@ class Stage:
     train: Items
     val: Items
     test: Items
+    views: int = 1
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return what the head takes of inputs of the learner, ``[N, D]`` or ``[N, D, h, w]``."""
@@ -87,8 +89,9 @@ def set_stage(model: ImageModel, data: ImageData, config: TrainConfig, device: t
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if not config.freeze_backbone:
-        images = AugmentedSet(data.train, config.augmentations, config.seed)
-        return Stage(model, model, Normalize(data.preprocessing).to(device), images, data.val, data.test)
+        views = model.head.views(model.head.options)
+        images = AugmentedSet(data.train, config.augmentations, config.seed, views)
+        return Stage(model, model, Normalize(data.preprocessing).to(device), images, data.val, data.test, views)
     model.backbone.requires_grad_(False)
     cache = cache_folder(config.embedding_cache)
     train, val, test = (

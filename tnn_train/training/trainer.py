@@ -132,6 +132,8 @@ class Trainer:
             for images, labels in tqdm(
                 loader, desc="start of the head", unit="batch", disable=None, leave=False, delay=2
             ):
+                if self.stage.views > 1:
+                    images = images[:, 0]
                 yield self.stage.embed(self.stage.prepare(images.to(self.device))), labels
 
         with torch.no_grad():
@@ -334,6 +336,8 @@ class Trainer:
         # Images are blended in all processes as they are in one; what layers draw is each process's own.
         self._seed(0)
         inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in (images, labels))
+        if self.stage.views > 1:
+            inputs, targets = inputs.transpose(0, 1).flatten(0, 1), targets.repeat(self.stage.views)
         with torch.no_grad():
             inputs = self.stage.prepare(inputs)
         if self._mix is not None:
@@ -348,7 +352,8 @@ class Trainer:
         whole = loss * (share.of_step * self.processes.count)
         self._scaler.scale(whole).backward()  # type: ignore[no-untyped-call]
         self.batch += 1
-        self._tally.add((self.epoch + 1, self.batch), loss, _right(logits, targets), share)
+        right = _right(logits[: share.images], targets[: share.images])
+        self._tally.add((self.epoch + 1, self.batch), loss, right, share)
 
     def _move(self) -> None:
         """Let the optimizer make its step, and what follows it, unless the gradients of fp16 are infinite."""

@@ -18,7 +18,7 @@ from tnn_runtime.answers.reject import ALL_SCORES, Reject
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION, BatchBounds, TensorSpec
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train import LvqConfig, ModelConfig, TverskyConfig
+from tnn_train import LvqConfig, ModelConfig, PartsConfig, TverskyConfig
 
 SCHEMAS = {
     version: json.loads((files("tnn_runtime") / "bundle" / "schemas" / f"manifest-{version}.json").read_text())
@@ -78,6 +78,7 @@ def test_what_is_written_today_is_valid(bundles: dict[str, Path]) -> None:
         (NEWEST["$defs"]["model"], ModelConfig),
         (NEWEST["$defs"]["tversky"], TverskyConfig),
         (NEWEST["$defs"]["lvq"], LvqConfig),
+        (NEWEST["$defs"]["parts"], PartsConfig),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -25,6 +25,7 @@ from tnn_train.model.backbones import (
     has_resnet_stem,
 )
 from tnn_train.model.image_model import Normalize
+from tnn_train.model.state_dicts import last_layer
 
 FAMILIES = {
     "alexnet": 4096,
@@ -279,7 +280,67 @@ def test_the_mean_of_a_map_over_all_places_is_the_embedding(name: str) -> None:
     torch.testing.assert_close(maps.mean((2, 3)), embeddings)
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "densenet121", "mobilenet_v3_small", "convnext_tiny", "vgg11", "tiny"])
-def test_a_backbone_without_a_map_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"the head takes maps, and backbone {name} has none whose mean .* choose a"):
+@pytest.mark.parametrize("name", ["densenet121", "swin_t", "mobilenet_v2", "mobilenet_v3_small", "convnext_tiny"])
+def test_a_map_of_one_place_is_the_embedding(name: str) -> None:
+    config = ModelConfig(name, stem="imagenet")
+    whole, size = build_backbone(config)
+    mapped, channels = build_backbone(config, "map")
+    assert channels == size
+    assert mapped.state_dict().keys() == whole.state_dict().keys()
+    assert last_layer(mapped) == last_layer(whole)
+    mapped.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        maps, embeddings = mapped.eval()(images), whole.eval()(images)
+    assert maps.shape == (2, size, 1, 1)
+    torch.testing.assert_close(maps.flatten(1), embeddings)
+
+
+def test_what_follows_the_pooling_acts_at_each_place() -> None:
+    backbone, size = build_backbone(ModelConfig("mobilenet_v3_small"), "map")
+    whole, _ = build_backbone(ModelConfig("mobilenet_v3_small"))
+    backbone.load_state_dict(whole.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        places = whole.eval().features(images)
+        expected = whole.classifier(places.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(backbone.eval()(images), expected)
+    assert expected.shape == (2, size, 2, 3)
+
+
+def test_the_map_of_a_vision_transformer_is_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "vit_b_16", SHALLOW["vit_b_16"])
+    backbone, size = build_backbone(ModelConfig("vit_b_16"), "map")
+    whole, _ = build_backbone(ModelConfig("vit_b_16"))
+    backbone.load_state_dict(whole.state_dict())
+    tokens: list[Tensor] = []
+    whole.encoder.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        whole.eval()(images)
+        maps = backbone.eval()(images)
+    assert maps.shape == (2, size, 14, 14)
+    torch.testing.assert_close(maps[:, :, 3, 5], tokens[0][:, 1 + 3 * 14 + 5])
+
+
+def test_what_is_random_in_training_is_so_in_a_backbone_with_a_map() -> None:
+    backbone, _ = build_backbone(ModelConfig("efficientnet_b0"), "map")
+    images = torch.randn(4, 3, 32, 32)
+    assert backbone.training
+    backbone.apply(lambda part: part.eval() if isinstance(part, nn.BatchNorm2d) else None)
+    with torch.no_grad():
+        assert not torch.equal(backbone(images), backbone(images))
+        assert torch.equal(backbone.eval()(images), backbone(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vgg11", "its last layers mix the places of an image: it ends with a layer AdaptiveAvgPool2d"),
+        ("alexnet", "its last layers mix the places of an image: it ends with a layer AdaptiveAvgPool2d"),
+        ("maxvit_t", "torch.fx cannot follow it without other names of its weights"),
+    ],
+)
+def test_a_backbone_without_a_map_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=rf"the head takes maps, and backbone {name} has none \({reason}.*a ResNet, "):
         build_backbone(ModelConfig(name, stem="imagenet"), "map")

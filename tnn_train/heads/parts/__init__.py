@@ -1,0 +1,1 @@
+"""Heads that find parts of images: ProtoPNet and PIP-Net."""
