@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from tnn_train.data import load_data as load_data
     from tnn_train.evaluation.scoring import evaluate as evaluate
     from tnn_train.heads import LinearHead as LinearHead
+    from tnn_train.heads import LogicHead as LogicHead
     from tnn_train.heads import TverskyHead as TverskyHead
+    from tnn_train.heads.logic.config import LogicConfig as LogicConfig
     from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
     from tnn_train.heads.tversky.layer import TverskySimilarity as TverskySimilarity
     from tnn_train.model.checkpoint import Checkpoint as Checkpoint
@@ -32,7 +34,8 @@ else:
         {
             "data": ["DataConfig", "ImageData", "load_data"],
             "evaluation.scoring": ["evaluate"],
-            "heads": ["LinearHead", "TverskyHead"],
+            "heads": ["LinearHead", "LogicHead", "TverskyHead"],
+            "heads.logic.config": ["LogicConfig"],
             "heads.tversky.config": ["TverskyConfig"],
             "heads.tversky.layer": ["TverskySimilarity"],
             "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],

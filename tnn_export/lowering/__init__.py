@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
+from tnn_export.lowering.logic import lower_logic
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
 from tnn_train.errors import NoMapsError
@@ -22,7 +23,11 @@ from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
-LOWERINGS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear, "tversky": lower_tversky}
+LOWERINGS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lower_linear,
+    "logic": lower_logic,
+    "tversky": lower_tversky,
+}
 """For each head family what lowers a trained head of it.
 
 Given the head, it returns a new module from embeddings ``[N, D]`` to logits ``[N, C]``, float32, made of operators that

@@ -13,7 +13,7 @@ from tnn_runtime.backends import BackendOptions, Device
 from tnn_runtime.bundle.manifest import HEAD_FILE, Manifest
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.bundle.reading import read_arrays
-from tnn_runtime.circuits import PixelCircuit, c_source, simplified
+from tnn_runtime.circuits import PixelCircuit, c_source, circuit_of
 from tnn_runtime.circuits.source import ENTRY
 from tnn_runtime.engines.compiler import load_program
 from tnn_runtime.errors import ArtifactError, ClassifierClosed, ProviderUnavailable, RunError, UsageError
@@ -131,10 +131,7 @@ def _pixel_circuit(bundle: Bundle) -> PixelCircuit:
     ):
         shapes = {name: list(array.shape) for name, array in found.items()}
         raise ArtifactError(f"{path} has the arrays {shapes} for images of {shape}; export the bundle again")
-    try:
-        circuit = simplified(thresholds.size, *(array.astype(np.int64) for array in (left, right, tables)), classes)
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no circuit ({error}); export the bundle again") from error
+    circuit = circuit_of(found, classes)
     preprocessing = manifest.preprocessing
     return PixelCircuit.of(
         circuit,

@@ -2,7 +2,7 @@
 
 from tnn_runtime.circuits.circuit import KINDS, Circuit, Level
 from tnn_runtime.circuits.pixels import PixelCircuit
-from tnn_runtime.circuits.simplify import simplified
+from tnn_runtime.circuits.simplify import circuit_of, simplified
 from tnn_runtime.circuits.source import c_source
 
-__all__ = ["KINDS", "Circuit", "Level", "PixelCircuit", "c_source", "simplified"]
+__all__ = ["KINDS", "Circuit", "Level", "PixelCircuit", "c_source", "circuit_of", "simplified"]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.circuits.circuit import Circuit
-from tnn_runtime.errors import ArtifactError
+from tnn_runtime.errors import ArtifactError, ProviderUnavailable
 
 __all__ = ["PixelCircuit"]
 
@@ -61,10 +61,11 @@ class PixelCircuit:
             precision: What the graph computes normalised pixels in, a precision of a bundle.
 
         Raises:
-            ArtifactError: If the precision is none that NumPy has, or the normalisation does not keep the order.
+            ProviderUnavailable: If the precision is none that NumPy has.
+            ArtifactError: If the normalisation does not keep the order.
         """
         if precision not in _DTYPES:
-            raise ArtifactError(
+            raise ProviderUnavailable(
                 f"a compiled circuit computes in {', '.join(_DTYPES)}, and the bundle is in {precision}; export it again "
                 "in one of these, or choose device 'cpu'"
             )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.circuits.circuit import KINDS, Circuit, Level
+from tnn_runtime.errors import ArtifactError
 
-__all__ = ["simplified"]
+__all__ = ["circuit_of", "simplified"]
 
 _OFF, _ON = 0, 1
 """The literals of what never and always is on. Literal 2 k is node k, and 2 k + 1 its negation; node 0 is constant."""
@@ -17,8 +19,25 @@ _OFF, _ON = 0, 1
 _KIND = {name: number for number, name in enumerate(KINDS)}
 
 
+def circuit_of(arrays: Mapping[str, NDArray[Any]], classes: int) -> Circuit:
+    """Return the circuit of a logic head.
+
+    Args:
+        arrays: Those of its ``head.npz``: ``thresholds [D, B]``, and ``left``, ``right`` and ``tables [L, W]``.
+        classes: How many classes share the gates of the last layer.
+
+    Raises:
+        ArtifactError: If they are no circuit.
+    """
+    left, right, tables = (arrays[name].astype(np.int64) for name in ("left", "right", "tables"))
+    try:
+        return simplified(arrays["thresholds"].size, left, right, tables, classes)
+    except ValueError as error:
+        raise ArtifactError(f"the arrays of the head are no circuit ({error}); export the bundle again") from error
+
+
 def simplified(
-    inputs: int, left: NDArray[np.integer], right: NDArray[np.integer], tables: NDArray[np.integer], classes: int
+    inputs: int, left: NDArray[np.int64], right: NDArray[np.int64], tables: NDArray[np.int64], classes: int
 ) -> Circuit:
     """Return the circuit of a network of gates with two inputs.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-
 from tnn_runtime.circuits.circuit import KINDS, Circuit
 from tnn_runtime.circuits.pixels import PixelCircuit
 
@@ -77,7 +76,7 @@ def _votes(circuit: Circuit) -> list[tuple[list[int], list[int]]]:
     for places, signs in zip(circuit.votes, circuit.signs, strict=True):
         both = places[signs > 0].tolist(), places[signs < 0].tolist()
         found.append(tuple(some + [circuit.size] * (-len(some) % _AT_ONCE) for some in both))
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _gates(circuit: Circuit) -> str:
@@ -100,7 +99,6 @@ def _table(kind: str, name: str, values: Iterable[object]) -> str:
 def _spread(octet: int) -> int:
     """Return a word whose byte k is bit k of an octet."""
     return sum((octet >> bit & 1) << 8 * bit for bit in range(8))
-
 
 
 _HEAD = """\

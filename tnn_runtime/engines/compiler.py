@@ -45,7 +45,7 @@ class Compiler:
         self.flags = flags
 
     def key(self, source: str) -> str:
-        """Return a hash of a source, of this compiler and its flags, and of the processor, where it is made for this."""
+        """Return a hash of a source, the compiler, its flags, and the processor if the program is made for it alone."""
         made_from = [source, *self.command, self.version, *self.flags, platform.machine(), platform.system()]
         if _NATIVE in self.flags:
             made_from.append(_processor())
@@ -100,8 +100,8 @@ def load_program(source: str, folder: str | Path | None = None) -> tuple[ctypes.
         return ctypes.CDLL(str(path)), path, compiler
     except OSError as error:
         raise EngineError(
-            f"the program {path} cannot be written or loaded ({' '.join(str(error).split())}); choose a folder that can "
-            "be written to, on a file system that programs may run from"
+            f"the program {path} cannot be written or loaded ({' '.join(str(error).split())}); choose a folder that "
+            "can be written to, on a file system that programs may run from"
         ) from error
 
 

@@ -39,7 +39,7 @@ class LogicConfig:
     thresholds: str = DISTRIBUTIVE
     layers: int = 3
     width: int | None = None
-    parametrization: str = RAW
+    parametrization: str = WARP
     residual: float = 0.9
     temperature: float | None = None
     wiring: int = 0
@@ -52,6 +52,11 @@ class LogicConfig:
         one_of(self, "thresholds", (FIXED, DISTRIBUTIVE, LEARNED))
         one_of(self, "parametrization", (RAW, WARP))
         at_least(self, 0.0, "residual")
+        if self.parametrization == WARP and 0 < self.residual <= 0.5:
+            raise FieldError(
+                *(Field(LogicConfig, "residual"), f" is {self.residual:g}, with which warp gates start without a "),
+                *("gradient; expected 0, or above 0.5 and below 1",),
+            )
         if self.residual >= 1:
             raise FieldError(
                 Field(LogicConfig, "residual"), f" is {self.residual!r}; expected a probability from 0 to below 1"

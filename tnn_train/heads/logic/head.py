@@ -22,7 +22,7 @@ from tnn_train.heads.precision import full_precision, precise
 __all__ = ["LogicHead"]
 
 _GATES_OF_A_CLASS = 128
-_RATE = 10.0
+_RATE = 50.0
 """Scores of gates need larger steps than weights: their softmax hardly moves with small ones."""
 
 
@@ -108,7 +108,8 @@ class LogicHead(Head):
 
     def reach(self, x: Tensor) -> Tensor:
         """Return the length of ``x`` plus the size of each threshold, ``[N, D * B]``."""
-        return torch.linalg.vector_norm(precise(x), dim=1, keepdim=True) + self.thresholds.values.abs().flatten()
+        lengths: Tensor = torch.linalg.vector_norm(precise(x), dim=1, keepdim=True)
+        return lengths + self.thresholds.values.abs().flatten()
 
     def arrays(self) -> dict[str, Tensor]:
         """Return the discrete network.
@@ -147,13 +148,15 @@ def _resolved(config: LogicConfig, in_features: int, num_classes: int) -> LogicC
         width = min(-(-width // num_classes), max(pairs // num_classes, 1)) * num_classes
     where = Field(LogicConfig, "width"), f" is {width}, "
     of_bits = f"the {inputs} bits of {in_features} values"
+    if pairs < num_classes:
+        raise FieldError(
+            *(Field(LogicConfig, "bits"), f" is {config.bits}, and {of_bits} make {pairs} pairs, fewer than the "),
+            f"{num_classes} classes; expected more bits",
+        )
     if width > pairs:
         raise FieldError(
-            *where,
-            f"and {of_bits} make {pairs} pairs, one for each gate; expected at most {pairs // num_classes * num_classes}"
-            if pairs >= num_classes
-            else f"and {of_bits} make {pairs} pairs, fewer than the {num_classes} classes; give more ",
-            *(() if pairs >= num_classes else (Field(LogicConfig, "bits"),)),
+            *(*where, f"and {of_bits} make {pairs} pairs, one for each gate; expected at most "),
+            f"{pairs // num_classes * num_classes}",
         )
     if 2 * width < inputs:
         least = -(-inputs // (2 * num_classes)) * num_classes
@@ -171,7 +174,9 @@ def _resolved(config: LogicConfig, in_features: int, num_classes: int) -> LogicC
         )
     if width > width * (width - 1) // 2 and config.layers > 1:
         raise FieldError(
-            *where, f"too few for {config.layers} layers; expected at least 3 gates, or one of ", Field(LogicConfig, "layers")
+            *where,
+            f"too few for {config.layers} layers; expected at least 3 gates, or one of ",
+            Field(LogicConfig, "layers"),
         )
     temperature = config.temperature
     if temperature is None:

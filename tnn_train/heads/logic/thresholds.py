@@ -44,7 +44,7 @@ class Thresholds(nn.Module):
         """Return bits 0 and 1, float ``[N, D * B]``, of values ``[N, D]``."""
         above = x[:, :, None] - self.values
         if self.training and torch.is_grad_enabled() and above.requires_grad:
-            return _Step.apply(above, self.widths).flatten(1)  # type: ignore[no-untyped-call, no-any-return]
+            return _Step.apply(above, self.widths).flatten(1)  # type: ignore[no-any-return]
         return (above > 0).flatten(1).to(x.dtype)
 
     @torch.no_grad()
@@ -97,10 +97,11 @@ def evenly_spaced(rows: Tensor, bits: int) -> Tensor:
 
     Each is moved to the middle between the two values that occur next to it, so that none lies on a value.
     """
-    known = rows.unique()
+    known = torch.unique(rows)
     wanted = torch.linspace(0, 1, bits + 2, device=rows.device)[1:-1] * (known[-1] - known[0]) + known[0]
     place = torch.searchsorted(known, wanted, right=True).clamp(1, len(known) - 1)
-    return ((known[place - 1] + known[place]) / 2).repeat(rows.shape[1], 1)
+    middles: Tensor = (known[place - 1] + known[place]) / 2
+    return middles.repeat(rows.shape[1], 1)
 
 
 def distributive(rows: Tensor, bits: int) -> Tensor:
@@ -112,7 +113,7 @@ def distributive(rows: Tensor, bits: int) -> Tensor:
     found = evenly_spaced(rows, bits)
     shares = torch.arange(1, bits + 1, device=rows.device) / (bits + 1)
     for number, column in enumerate(rows.T):
-        known = column.unique()
+        known = torch.unique(column)
         if len(known) > 1:
             place = (shares * (len(known) - 1)).long().clamp_max(len(known) - 2)
             found[number] = (known[place] + known[place + 1]) / 2
