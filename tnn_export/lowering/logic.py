@@ -53,7 +53,7 @@ class _LoweredLogic(nn.Module):
         ]
         voting = np.flatnonzero(weight.any(0))
         self.register_buffer("voting", torch.from_numpy(voting))
-        self.register_buffer("weight", torch.from_numpy(weight[:, voting]))
+        self.register_buffer("weight", torch.from_numpy(np.ascontiguousarray(weight[:, voting])))
         self.register_buffer("constants", torch.tensor(np.array(constants), dtype=torch.float32))
         self.temperature = temperature
 

@@ -144,8 +144,8 @@ class Backend(Protocol):
 def open_backend(bundle: Bundle, device: str, options: BackendOptions) -> tuple[Backend, str]:
     """Load the model of a bundle on ``device``.
 
-    ``"auto"`` takes a compiled program for a bundle that can be one, if this machine has a C compiler. For all others it
-    takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
+    ``"auto"`` takes a compiled program for a bundle that can be one, if this machine has a C compiler. For all others
+    it takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
     never takes TensorRT, which may build an engine for minutes and computes with other kernels: that is for the user to
     choose.
 

@@ -43,9 +43,10 @@ class CompiledBackend:
     def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
         manifest = bundle.manifest
         if not suits(manifest):
+            found = f"a {manifest.model['head']} head on {manifest.model['backbone']}"
             raise ArtifactError(
-                f"device 'compiled' runs logic heads on pixels, and {bundle.folder} has a {manifest.model['head']} head "
-                f"on {manifest.model['backbone']}; choose device 'cpu', or train with --backbone pixels --head logic"
+                f"device 'compiled' runs logic heads on pixels, and {bundle.folder} has {found}; choose device 'cpu', "
+                "or train with --backbone pixels --head logic"
             )
         if options.providers is not None or options.provider_options:
             raise UsageError(

@@ -66,8 +66,8 @@ class PixelCircuit:
         """
         if precision not in _DTYPES:
             raise ProviderUnavailable(
-                f"a compiled circuit computes in {', '.join(_DTYPES)}, and the bundle is in {precision}; export it again "
-                "in one of these, or choose device 'cpu'"
+                f"a compiled circuit computes in {', '.join(_DTYPES)}, and the bundle is in {precision}; export it "
+                "again in one of these, or choose device 'cpu'"
             )
         levels = np.arange(256, dtype=np.float32)
         means, stds = (np.array(numbers, np.float32)[:, None] for numbers in (mean, std))

@@ -12,6 +12,10 @@ from tnn_train.errors import TrainingError
 
 __all__ = ["Thresholds", "distributive", "evenly_spaced", "sample"]
 
+_BETWEEN = (3 - 5**0.5) / 2
+"""Where between two values a threshold lies: in the golden section. In the middle, it would often be a value of a grid,
+such as that of pixels, which other images have."""
+
 _MOST_ROWS = 4096
 """Embeddings that thresholds are set from."""
 
@@ -95,20 +99,19 @@ def sample(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 def evenly_spaced(rows: Tensor, bits: int) -> Tensor:
     """Return thresholds ``[D, B]`` evenly spaced between the smallest and the largest value of ``rows [n, D]``.
 
-    Each is moved to the middle between the two values that occur next to it, so that none lies on a value.
+    Each is moved in between the two values that occur next to it, so that none lies on a value.
     """
     known = torch.unique(rows)
     wanted = torch.linspace(0, 1, bits + 2, device=rows.device)[1:-1] * (known[-1] - known[0]) + known[0]
     place = torch.searchsorted(known, wanted, right=True).clamp(1, len(known) - 1)
-    middles: Tensor = (known[place - 1] + known[place]) / 2
-    return middles.repeat(rows.shape[1], 1)
+    return _between(known[place - 1], known[place]).repeat(rows.shape[1], 1)
 
 
 def distributive(rows: Tensor, bits: int) -> Tensor:
     """Return thresholds ``[D, B]`` at equal shares of the distinct values of each column of ``rows [n, D]``.
 
-    Each lies in the middle between two values. Of distinct values, since most pixels are background: quantiles of all
-    would put most thresholds there. A value that is always the same gets those of `evenly_spaced`.
+    Each lies between two values. Of distinct values, since most pixels are background: quantiles of all would put most
+    thresholds there. A value that is always the same gets those of `evenly_spaced`.
     """
     found = evenly_spaced(rows, bits)
     shares = torch.arange(1, bits + 1, device=rows.device) / (bits + 1)
@@ -116,5 +119,9 @@ def distributive(rows: Tensor, bits: int) -> Tensor:
         known = torch.unique(column)
         if len(known) > 1:
             place = (shares * (len(known) - 1)).long().clamp_max(len(known) - 2)
-            found[number] = (known[place] + known[place + 1]) / 2
+            found[number] = _between(known[place], known[place + 1])
     return found
+
+
+def _between(low: Tensor, high: Tensor) -> Tensor:
+    return low + _BETWEEN * (high - low)
