@@ -129,6 +129,6 @@ def test_old_and_new_opsets_have_what_it_needs(run: Path, data: ImageData, tmp_p
 
 
 def test_edits_are_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tnn_export(["edit", str(run), "-o", str(tmp_path / "edit"), "--drop", "3"]) == 1
-    assert "a logic head has no features and prototypes that can be left out" in capsys.readouterr().err
+    assert tnn_export(["edit", str(run), "-o", str(tmp_path / "edit"), "--drop-features", "3"]) == 1
+    assert "a logic head has no features that can be edited" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
