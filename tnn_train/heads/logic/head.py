@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.logic.config import FIXED, LEARNED, LogicConfig
 from tnn_train.heads.logic.gates import GateLayer, connections
-from tnn_train.heads.logic.section import describe
+from tnn_train.heads.logic.section import section
 from tnn_train.heads.logic.thresholds import Thresholds, sample
 from tnn_train.heads.precision import full_precision, precise
 
@@ -128,7 +129,18 @@ class LogicHead(Head):
 
     def describe(self, sample: Sample | None) -> Sequence[Section]:
         """Return what the gates have become, and how the relaxed network answers beside the discrete one."""
-        return describe(self, sample)
+        arrays = self.arrays()
+        size = (self.in_features, self.config.bits)
+        answers: list[Tensor] = []
+        if sample is not None:
+            both = (logits.argmax(1).cpu() for logits in self.relaxed_and_discrete(sample.embeddings))
+            answers = [torch.as_tensor(sample.labels), *both]
+        return [section(arrays["tables"].cpu(), size, self.num_classes, self.temperature, answers)]
+
+    @torch.no_grad()
+    def relaxed_and_discrete(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits ``[N, C]`` of embeddings ``x`` as they are in training, and those of the discrete network."""
+        return copy.deepcopy(self).train()(x), copy.deepcopy(self).eval()(x)
 
     def _vote(self, bits: Tensor) -> Tensor:
         """Return logits ``[N, C]`` of bits ``[N, I]``."""

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tnn_train.heads.description import Sample, Section, Table, Text
-from tnn_train.heads.logic.gates import GateLayer
+from tnn_train.heads.description import Section, Table, Text
 
-if TYPE_CHECKING:
-    from tnn_train.heads.logic.head import LogicHead
-
-__all__ = ["GATE_NAMES", "describe", "relaxed_and_discrete"]
+__all__ = ["GATE_NAMES", "section"]
 
 GATE_NAMES = (
     *("0", "not (a or b)", "b and not a", "not a", "a and not b", "not b", "a xor b", "not (a and b)"),
@@ -24,46 +18,40 @@ GATE_NAMES = (
 """What each truth table is called, in its order: bit ``2a + b`` is the value at ``a, b``."""
 
 
-@torch.no_grad()
-def relaxed_and_discrete(head: LogicHead, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits ``[N, C]`` of a head as it is in training, and of its discrete network.
+def section(
+    tables: Tensor, size: tuple[int, int], num_classes: int, temperature: float, answers: Sequence[Tensor] = ()
+) -> Section:
+    """Return the gates of each layer, and the answers of both forms of the network.
 
     Args:
-        head: The head; it is not changed.
-        x: Embeddings ``[N, D]``.
+        tables: The truth table of each gate, ``[L, W]``.
+        size: How many values there are, and thresholds for each.
+        num_classes: How many classes share the gates of the last layer.
+        temperature: What votes are divided by.
+        answers: For some training images their classes, and the answers of the relaxed and of the discrete network,
+            ``[n]`` each; nothing where there are no images.
     """
-    relaxed = copy.deepcopy(head).train()
-    return relaxed(x), copy.deepcopy(head).eval()(x)
-
-
-def describe(head: LogicHead, sample: Sample | None) -> Sequence[Section]:
-    """Return a section with the gates of each layer, and the answers of both forms of the network."""
-    layers = [layer for layer in head.layers if isinstance(layer, GateLayer)]
-    counts = torch.stack([torch.bincount(layer.tables(), minlength=16) for layer in layers])
+    counts = torch.stack([torch.bincount(layer.flatten(), minlength=16) for layer in tables])
     order = [kind for kind in counts.sum(0).argsort(descending=True).tolist() if counts[:, kind].any()]
     rows = [[GATE_NAMES[kind], *(f"{count:,}" for count in counts[:, kind].tolist())] for kind in order]
-    header = ["gate", *(f"layer {number}" for number in range(1, len(layers) + 1))]
-    size, bits = head.thresholds.values.shape
+    header = ["gate", *(f"layer {number}" for number in range(1, len(tables) + 1))]
+    values, bits = size
     intro = (
-        f"{size:,} values with {bits} thresholds each give {size * bits:,} bits; {len(layers)} layers of "
-        f"{len(layers[0].left):,} gates follow. The logit of a class is how many of its "
-        f"{len(layers[-1].left) // head.num_classes:,} gates in the last layer are on, divided by "
-        f"{head.temperature:g}."
+        f"{values:,} values with {bits} thresholds each give {values * bits:,} bits; {len(tables)} layers of "
+        f"{tables.shape[1]:,} gates follow. The logit of a class is how many of its {tables.shape[1] // num_classes:,} "
+        f"gates in the last layer are on, divided by {temperature:g}."
     )
-    return [Section("Logic gates", [Text(intro), *_answers(head, sample), Table(rows, header, prose=(0,))])]
+    texts = [Text(intro), *([Text(_compared(*answers))] if answers else [])]
+    return Section("Logic gates", [*texts, Table(rows, header, prose=(0,))])
 
 
-def _answers(head: LogicHead, sample: Sample | None) -> list[Text]:
-    if sample is None:
-        return []
-    labels = torch.as_tensor(sample.labels)
-    relaxed, discrete = (logits.argmax(1).cpu() for logits in relaxed_and_discrete(head, sample.embeddings))
-    shares = [float((one == other).double().mean()) for one, other in ((relaxed, labels), (discrete, labels))]
-    same = float((relaxed == discrete).double().mean())
-    return [
-        Text(
-            f"On {len(labels)} training images, the network as it is in training, with gates between 0 and 1, is right "
-            f"in {shares[0]:.1%}, and the discrete network, which is validated and exported, in {shares[1]:.1%}. Both "
-            f"give the same answer in {same:.1%}."
-        )
-    ]
+def _compared(labels: Tensor, relaxed: Tensor, discrete: Tensor) -> str:
+    right, right_discrete, same = (
+        float((one == other).double().mean())
+        for one, other in ((relaxed, labels), (discrete, labels), (relaxed, discrete))
+    )
+    return (
+        f"On {len(labels)} training images, the network as it is in training, with gates between 0 and 1, is right in "
+        f"{right:.1%}, and the discrete network, which is validated and exported, in {right_discrete:.1%}. Both give "
+        f"the same answer in {same:.1%}."
+    )
