@@ -25,7 +25,7 @@ ROOMS = {
         engines explain
         bundle
         images answers
-        options console
+        circuits options console
         errors lazy version
         file_kinds installation memory text
     """,

@@ -150,7 +150,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"device": "tpu"}, "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"),
+            (
+                {"device": "tpu"},
+                "unknown device 'tpu'; choose auto, cpu, compiled, cuda, cuda:N, tensorrt or tensorrt:N",
+            ),
             ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
             ({"threads": 0}, "threads is 0; expected an integer of at least 1"),
             ({"threads": 10**12}, "threads is 1000000000000; expected an integer"),

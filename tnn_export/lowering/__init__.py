@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
+from tnn_export.lowering.logic import lower_logic
 from tnn_export.lowering.lvq import lower_lvq, lower_lvq_maps
 from tnn_export.lowering.parts import lower_parts, lower_parts_maps
 from tnn_export.lowering.tversky.head import lower_tversky
@@ -28,6 +29,7 @@ LOWERINGS: dict[str, Callable[..., nn.Module]] = {
     "tversky": lower_tversky,
     "lvq": lower_lvq,
     "parts": lower_parts,
+    "logic": lower_logic,
 }
 """For each head family what lowers a trained head of it.
 

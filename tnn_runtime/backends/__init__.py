@@ -21,7 +21,7 @@ from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.devices import DEVICES, Device, parse_device
 from tnn_runtime.bundle.opened import Bundle
-from tnn_runtime.errors import DeviceLost, ProviderUnavailable, RunError, UsageError
+from tnn_runtime.errors import DeviceLost, EngineError, ProviderUnavailable, RunError, UsageError
 
 __all__ = [
     "BACKENDS",
@@ -41,6 +41,7 @@ __all__ = [
 
 BACKENDS = {
     "cpu": ("onnxruntime", "OnnxRuntimeBackend"),
+    "compiled": ("compiled", "CompiledBackend"),
     "cuda": ("onnxruntime", "OnnxRuntimeBackend"),
     "tensorrt": ("tensorrt", "TensorRtBackend"),
 }
@@ -96,7 +97,7 @@ class Backend(Protocol):
     """A model, loaded on one device."""
 
     device: str
-    """Where it really runs: ``"cpu"``, ``"cuda:N"`` or ``"tensorrt:N"``."""
+    """Where it really runs: ``"cpu"``, ``"compiled"``, ``"cuda:N"`` or ``"tensorrt:N"``."""
 
     threads: int
     """CPU threads that one call may use."""
@@ -143,7 +144,8 @@ class Backend(Protocol):
 def open_backend(bundle: Bundle, device: str, options: BackendOptions) -> tuple[Backend, str]:
     """Load the model of a bundle on ``device``.
 
-    ``"auto"`` takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
+    ``"auto"`` takes a compiled program for a bundle that can be one, if this machine has a C compiler. For all others
+    it takes the first GPU if CUDA works there, which a run of the smallest batch shows, and else the CPU. It
     never takes TensorRT, which may build an engine for minutes and computes with other kernels: that is for the user to
     choose.
 
@@ -197,7 +199,7 @@ def _open(bundle: Bundle, device: Device, options: BackendOptions) -> Backend:
 
 
 def _opening(device: Device) -> AbstractContextManager[Any]:
-    return nullcontext() if device.kind == "cpu" else OPENING
+    return nullcontext() if device.kind in ("cpu", "compiled") else OPENING
 
 
 def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
@@ -207,6 +209,15 @@ def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
             "'cuda' or 'cpu'"
         )
     manifest = bundle.manifest
+    on_cpu = dataclasses.replace(options, cuda_graphs=False)
+    told = ""
+    if importlib.import_module(f"{__name__}.compiled").suits(manifest):
+        try:
+            return _open(
+                bundle, Device("compiled"), on_cpu
+            ), "auto: a compiled program runs logic heads on pixels fastest"
+        except (EngineError, ProviderUnavailable) as error:
+            told = f"no compiled program ({error}), "
     try:
         cuda = _open(bundle, Device("cuda"), options)
     except ProviderUnavailable as error:
@@ -214,9 +225,8 @@ def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
     else:
         try:
             cuda.run(np.zeros((manifest.batch.smallest, *manifest.preprocessing.shape), np.uint8))
-            return cuda, "auto: CUDA works; device 'tensorrt' may be faster, and builds an engine first"
+            return cuda, f"auto: {told}CUDA works; device 'tensorrt' may be faster, and builds an engine first"
         except (RunError, DeviceLost) as error:
             cuda.close()
             reason = str(error)
-    on_cpu = dataclasses.replace(options, cuda_graphs=False)
-    return _open(bundle, Device("cpu"), on_cpu), f"auto: no CUDA ({reason})"
+    return _open(bundle, Device("cpu"), on_cpu), f"auto: {told}no CUDA ({reason})"

@@ -9,8 +9,8 @@ from tnn_runtime.errors import UsageError
 
 __all__ = ["DEVICES", "Device", "parse_device"]
 
-DEVICES = "auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"
-_PATTERN = re.compile(r"(auto|cpu)|(cuda|tensorrt)(?::([0-9]{1,3}))?", re.ASCII)
+DEVICES = "auto, cpu, compiled, cuda, cuda:N, tensorrt or tensorrt:N"
+_PATTERN = re.compile(r"(auto|cpu|compiled)|(cuda|tensorrt)(?::([0-9]{1,3}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Device:
     """Where a model runs.
 
     Args:
-        kind: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
+        kind: ``"auto"``, ``"cpu"``, ``"compiled"`` (a C program, on the CPU), ``"cuda"`` or ``"tensorrt"``.
         index: Which GPU, as CUDA counts those that ``CUDA_VISIBLE_DEVICES`` leaves; 0 where there is nothing to count.
     """
 
@@ -26,7 +26,7 @@ class Device:
     index: int = 0
 
     def __str__(self) -> str:
-        return self.kind if self.kind in ("auto", "cpu") else f"{self.kind}:{self.index}"
+        return self.kind if self.kind in ("auto", "cpu", "compiled") else f"{self.kind}:{self.index}"
 
 
 def parse_device(name: object) -> Device:

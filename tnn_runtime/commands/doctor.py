@@ -54,7 +54,7 @@ def examine() -> list[Finding]:
         *(_package(name, extra) for name, extra in _PACKAGES.items()),
         _onnxruntime(),
         _gpu(),
-        *(_device(device) for device in ("cpu", "cuda:0", "tensorrt:0")),
+        *(_device(device) for device in ("cpu", "compiled", "cuda:0", "tensorrt:0")),
     ]
 
 

@@ -21,6 +21,7 @@ _PARTS = {
     "prototype_only": "only in the prototype",
     "supporting": "features for it",
     "opposing": "features against it",
+    "votes": "gates that are on",
 }
 _MOST_FOR, _MOST_AGAINST = 3, 2
 _LEAST = 0.0005

@@ -1,4 +1,4 @@
-"""Where engines are kept."""
+"""Where engines and compiled programs are kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tnn_runtime.errors import EngineError
 
-__all__ = ["engine_folder"]
+__all__ = ["engine_folder", "program_folder"]
 
 
 def engine_folder(folder: str | Path | None = None) -> Path:
@@ -20,12 +20,35 @@ def engine_folder(folder: str | Path | None = None) -> Path:
     Raises:
         EngineError: If it cannot be made.
     """
+    return _made(folder, "engines")
+
+
+def program_folder(folder: str | Path | None = None) -> Path:
+    """Return the folder that compiled programs are kept in; it is made if need be.
+
+    Args:
+        folder: As for `engine_folder`; by default ``tnn-deploy/programs`` beside the engines.
+
+    Raises:
+        EngineError: If it cannot be made, or another user can write to it: what lies there is loaded and run.
+    """
+    path = _made(folder, "programs")
+    found = path.stat()
+    if os.name != "nt" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        raise EngineError(
+            f"{path} belongs to another user, or others can write to it, and programs in it are loaded and run; choose "
+            "another folder, or take the right to write from all but its owner: chmod go-w"
+        )
+    return path
+
+
+def _made(folder: str | Path | None, name: str) -> Path:
     try:
-        path = Path(folder) if folder is not None else _user_cache() / "tnn-deploy" / "engines"
+        path = Path(folder) if folder is not None else _user_cache() / "tnn-deploy" / name
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError) as error:
         raise EngineError(
-            f"engines cannot be kept in {folder or 'the cache folder of this user'} ({error}); choose a folder that "
+            f"{name} cannot be kept in {folder or 'the cache folder of this user'} ({error}); choose a folder that "
             "can be written to"
         ) from error
     return path.absolute()

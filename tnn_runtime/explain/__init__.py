@@ -10,6 +10,7 @@ from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.base import Explainer
 from tnn_runtime.explain.linear import LinearExplainer
+from tnn_runtime.explain.logic import LogicExplainer
 from tnn_runtime.explain.lvq import LvqExplainer
 from tnn_runtime.explain.parts import PartsExplainer
 from tnn_runtime.explain.tversky import TverskyExplainer
@@ -21,8 +22,12 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "tversky": TverskyExplainer,
     "lvq": LvqExplainer,
     "parts": PartsExplainer,
+    "logic": LogicExplainer,
 }
 """The families by name."""
+
+_PIXELS = "pixels"
+"""The backbone whose embedding is the pixels, channel by channel and row by row."""
 
 
 def open_explainer(bundle: Bundle) -> Explainer | None:
@@ -45,7 +50,10 @@ def open_explainer(bundle: Bundle) -> Explainer | None:
     if HEAD_FILE in manifest.files:
         options, size = manifest.model.get(family.replace("-", "_")), manifest.outputs[1].shape[1]
         content = bundle.contents[HEAD_FILE]
-        return explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content, manifest.temperature)
+        made = explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content, manifest.temperature)
+        if manifest.model["backbone"] == _PIXELS:
+            made.pixels = manifest.preprocessing
+        return made
     if explainer.needs_file:
         raise ArtifactError(f"{folder / MANIFEST_FILE} does not list {HEAD_FILE}; export the bundle again")
     return None

@@ -17,6 +17,7 @@ from tnn_runtime.errors import ArtifactError, UsageError
 from tnn_runtime.explain.places import Values, proportions, spread
 from tnn_runtime.explain.result import Contrast, Explanation, FeatureLead, Maps, Part
 from tnn_runtime.explain.rival import RUNNER_UP
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.options import shown
 
 __all__ = ["Added", "Counts", "Explainer", "Pairs", "Values", "contrasts", "pairs", "strongest"]
@@ -90,12 +91,14 @@ class Explainer(ABC):
             bundles that an older version exported, it is loaded and cannot be explained.
         arrays: The arrays of the file by name, float64.
         class_names: The names of the classes.
+        pixels: Where the embedding is the pixels themselves, what became of them; else ``None``.
 
     Raises:
         ArtifactError: If the file cannot be read or does not fit, or the options are unknown to this version.
     """
 
     needs_file: ClassVar[bool] = True
+    pixels: Preprocessing | None = None
 
     def __init__(
         self,

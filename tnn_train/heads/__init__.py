@@ -10,13 +10,25 @@ from typing import Any
 from tnn_train.fields import choose
 from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
+from tnn_train.heads.logic.head import LogicHead
 from tnn_train.heads.lvq.head import LvqHead
 from tnn_train.heads.parts.head import PartsHead
 from tnn_train.heads.tversky.head import TverskyHead
 
-__all__ = ["BASELINE", "DEFAULT", "HEADS", "Head", "LinearHead", "LvqHead", "TverskyHead", "build_head"]
+__all__ = [
+    "BASELINE",
+    "DEFAULT",
+    "HEADS",
+    "Head",
+    "LinearHead",
+    "LogicHead",
+    "LvqHead",
+    "PartsHead",
+    "TverskyHead",
+    "build_head",
+]
 
-HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead, LvqHead, PartsHead)}
+HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead, LvqHead, PartsHead, LogicHead)}
 """The families by name."""
 
 DEFAULT, BASELINE = TverskyHead.family, LinearHead.family

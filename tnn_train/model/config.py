@@ -9,6 +9,7 @@ from tyro.conf import Suppress, arg
 
 from tnn_train.fields import Field, FieldError, at_least, one_of
 from tnn_train.heads import DEFAULT, HEADS, TverskyHead
+from tnn_train.heads.logic.config import LogicConfig
 from tnn_train.heads.lvq.config import LvqConfig
 from tnn_train.heads.parts.config import PartsConfig
 from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
@@ -36,6 +37,7 @@ class ModelConfig:
         tversky: The form of the head if it is tversky.
         lvq: The form of the head if it is lvq.
         parts: The form of the head if it is parts.
+        logic: The form of the head if it is logic.
     """
 
     backbone: str = "resnet18"
@@ -47,6 +49,7 @@ class ModelConfig:
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
     lvq: LvqConfig = field(default_factory=LvqConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
+    logic: LogicConfig = field(default_factory=LogicConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")

@@ -36,7 +36,9 @@ def test_names_of_devices(name: str, device: Device, shown: str) -> None:
     ["", "CPU", "cpu:0", "auto:0", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda: 1", "cuda:٣", "tpu", None, 0, b"cpu"],
 )
 def test_what_names_no_device_is_refused(name: object) -> None:
-    with pytest.raises(UsageError, match=r"unknown device .*; choose auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N"):
+    with pytest.raises(
+        UsageError, match=r"unknown device .*; choose auto, cpu, compiled, cuda, cuda:N, tensorrt or tensorrt:N"
+    ):
         parse_device(name)
 
 

@@ -119,7 +119,7 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
         (["predict", "BUNDLE", "note.txt", "--top-k", "0"], "top_k is 0; expected an integer of at least 1"),
         (
             ["predict", "BUNDLE", "note.txt", "--device", "tpu"],
-            "unknown device 'tpu'; choose auto, cpu, cuda, cuda:N, tensorrt or tensorrt:N",
+            "unknown device 'tpu'; choose auto, cpu, compiled, cuda, cuda:N, tensorrt or tensorrt:N",
         ),
         (["predict", "BUNDLE", "note.txt", "--format", "xml"], "invalid choice: 'xml'"),
         (
