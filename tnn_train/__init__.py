@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tnn_train.evaluation.scoring import evaluate as evaluate
     from tnn_train.heads import LinearHead as LinearHead
     from tnn_train.heads import TverskyHead as TverskyHead
+    from tnn_train.heads.matching.config import MatchingConfig as MatchingConfig
     from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
     from tnn_train.heads.tversky.layer import TverskySimilarity as TverskySimilarity
     from tnn_train.model.checkpoint import Checkpoint as Checkpoint
@@ -33,6 +34,7 @@ else:
             "data": ["DataConfig", "ImageData", "load_data"],
             "evaluation.scoring": ["evaluate"],
             "heads": ["LinearHead", "TverskyHead"],
+            "heads.matching.config": ["MatchingConfig"],
             "heads.tversky.config": ["TverskyConfig"],
             "heads.tversky.layer": ["TverskySimilarity"],
             "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],

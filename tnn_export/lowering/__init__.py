@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tnn_export.errors import ExportError
 from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
+from tnn_export.lowering.matching import lower_matching, lower_matching_maps
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
 from tnn_train.errors import NoMapsError
@@ -22,7 +23,11 @@ from tnn_train.model.pooling import unpooled
 
 __all__ = ["LOWERINGS", "MAPS", "LoweredModel", "lower_head", "lower_maps", "lower_model"]
 
-LOWERINGS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear, "tversky": lower_tversky}
+LOWERINGS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lower_linear,
+    "tversky": lower_tversky,
+    "matching": lower_matching,
+}
 """For each head family what lowers a trained head of it.
 
 Given the head, it returns a new module from embeddings ``[N, D]`` to logits ``[N, C]``, float32, made of operators that
@@ -31,7 +36,11 @@ every exporter and TorchScript know. That of a family with `tnn_train.heads.base
 not understand ``from __future__ import annotations``: leave it out of the file with the modules.
 """
 
-MAPS: dict[str, Callable[..., nn.Module]] = {"linear": lower_linear_maps, "tversky": lower_tversky_maps}
+MAPS: dict[str, Callable[..., nn.Module]] = {
+    "linear": lower_linear_maps,
+    "tversky": lower_tversky_maps,
+    "matching": lower_matching_maps,
+}
 """For each head family whose features have places what lowers `tnn_train.heads.base.Head.feature_maps`.
 
 Given the head, it returns a new module from maps ``[N, D, h, w]`` and embeddings ``[N, D]`` to feature maps

@@ -10,11 +10,16 @@ from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import ArtifactError
 from tnn_runtime.explain.base import Explainer
 from tnn_runtime.explain.linear import LinearExplainer
+from tnn_runtime.explain.matching import MatchingExplainer
 from tnn_runtime.explain.tversky import TverskyExplainer
 
 __all__ = ["EXPLAINERS", "Explainer", "open_explainer", "why_unexplained"]
 
-EXPLAINERS: dict[str, type[Explainer]] = {"linear": LinearExplainer, "tversky": TverskyExplainer}
+EXPLAINERS: dict[str, type[Explainer]] = {
+    "linear": LinearExplainer,
+    "tversky": TverskyExplainer,
+    "matching": MatchingExplainer,
+}
 """The families by name."""
 
 

@@ -10,11 +10,12 @@ from typing import Any
 from tnn_train.fields import choose
 from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
+from tnn_train.heads.matching.head import MatchingHead
 from tnn_train.heads.tversky.head import TverskyHead
 
-__all__ = ["BASELINE", "DEFAULT", "HEADS", "Head", "LinearHead", "TverskyHead", "build_head"]
+__all__ = ["BASELINE", "DEFAULT", "HEADS", "Head", "LinearHead", "MatchingHead", "TverskyHead", "build_head"]
 
-HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead)}
+HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead, MatchingHead)}
 """The families by name."""
 
 DEFAULT, BASELINE = TverskyHead.family, LinearHead.family

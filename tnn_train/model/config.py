@@ -9,6 +9,7 @@ from tyro.conf import Suppress, arg
 
 from tnn_train.fields import Field, FieldError, at_least, one_of
 from tnn_train.heads import DEFAULT, HEADS, TverskyHead
+from tnn_train.heads.matching.config import MatchingConfig
 from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
 
 __all__ = ["PIXELS", "ModelConfig", "options_field"]
@@ -32,6 +33,7 @@ class ModelConfig:
         image_size: Rows and columns of the images where the model depends on them: its backbone is pixels, or its
             head's prototypes and features are learned as images; else empty.
         tversky: The form of the head if it is tversky.
+        matching: The form of the head if it is matching.
     """
 
     backbone: str = "resnet18"
@@ -41,6 +43,7 @@ class ModelConfig:
     stem: str = "auto"
     image_size: Annotated[tuple[int, ...], Suppress] = ()
     tversky: TverskyConfig = field(default_factory=TverskyConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")
