@@ -84,7 +84,7 @@ def _folded(head: MatchingHead) -> tuple[Tensor, Tensor]:
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     plain = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    plain.weight = nn.Parameter(weight.float())
+    plain.weight = nn.Parameter(weight.float().contiguous())
     plain.bias = nn.Parameter(bias.float())
     return plain
 
@@ -130,7 +130,7 @@ class _Places(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", weight[:, :, None, None].float())
+        self.register_buffer("weight", weight[:, :, None, None].float().contiguous())
         self.register_buffer("bias", bias.float())
 
     def forward(self, maps: Tensor, embedding: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ class Circuit:
         """
         settled = self.approach(drive)
         if drive.isfinite().all() and self.lateral.isfinite().all():
-            is_definite = not bool(torch.linalg.cholesky_ex(self.lateral).info)
-            if not is_definite or not settled.left <= self.tolerance:
+            identity = torch.eye(len(self.lateral)).to(self.lateral)
+            holds = _is_positive(self.lateral) and _is_positive(2 / self.pace * identity - self.lateral)
+            if not holds or settled.left > self.tolerance:
                 why = self._why(settled)
                 raise TrainingError(
                     f"the circuit of the matching head does not settle: {why}; earlier checkpoints are kept"
@@ -103,7 +104,7 @@ class Circuit:
         values, done, left = torch.zeros_like(drive), 0, math.inf if strongest else 0.0
         while left > self.tolerance and done < self.iterations:
             moved = self.moved(values, drive, pace) if mask is None else mask * self._pushed(values, drive, pace)
-            left = float((moved - values).abs().max()) / (pace * strongest)
+            left = float((moved - values).abs().max() / (pace * strongest))
             values, done = moved, done + 1
         return Settled(values, done, left)
 
@@ -152,11 +153,15 @@ def keep_positive(lateral: Tensor, slack: float) -> None:
     size for all weights, however small these have become.
     """
     symmetric = (lateral + lateral.T) / 2
-    if bool(torch.linalg.cholesky_ex(symmetric + slack * torch.eye(len(lateral)).to(lateral)).info) and bool(
-        symmetric.isfinite().all()
-    ):
+    is_near = _is_positive(symmetric + slack * torch.eye(len(lateral)).to(lateral))
+    if not is_near and bool(symmetric.isfinite().all()):
         values, vectors = torch.linalg.eigh(symmetric)
         lateral.copy_((vectors * values.clamp_min(0)) @ vectors.T)
+
+
+def _is_positive(matrix: Tensor) -> bool:
+    """Return whether a symmetric matrix is positive definite."""
+    return not bool(torch.linalg.cholesky_ex(matrix).info)
 
 
 def _extremes(lateral: Tensor) -> tuple[float, float]:

@@ -113,7 +113,8 @@ class MatchingHead(Head):
                 return values
             if circuit.is_rectified:
                 return circuit.run(functional.linear(inputs, self.encoder), int(self.settled))
-            return functional.linear(inputs, self.projection.to(inputs.dtype))
+            settled: Tensor = functional.linear(inputs, self.projection.to(inputs.dtype))
+            return settled
 
     @property
     def circuit(self) -> Circuit:
@@ -189,17 +190,13 @@ class MatchingHead(Head):
         """Return the activities of the units, which are the features."""
         return self.activities(x)
 
-    def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
-        """Return the maps through a linear circuit.
+    @property
+    def has_feature_maps(self) -> bool:
+        """Whether the circuit is linear: the units of others are not linear in the mean over all places."""
+        return not self.config.is_rectified
 
-        Raises:
-            UsageError: If the circuit is not linear.
-        """
-        if self.config.is_rectified:
-            raise UsageError(
-                "a non-negative circuit has no feature maps: its units depend on the mean over all places in a way "
-                "that is not linear; choose the activation linear, or leave the maps out"
-            )
+    def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
+        """Return the maps through a linear circuit."""
         images, channels, *size = maps.shape
         places = self.activities(maps.flatten(2).mT.reshape(-1, channels))
         return places.reshape(images, -1, self.config.units).mT.reshape(images, -1, *size)
