@@ -97,12 +97,12 @@ def test_circuits_that_do_not_settle_are_refused() -> None:
     head.config = MatchingConfig(5, step=1.0)
     with torch.no_grad():
         head.lateral.copy_(3 * torch.eye(5))
-        with pytest.raises(ExportError, match="diverges with the step 1, .* is 3.2; expected a step below 0.625"):
+        with pytest.raises(ExportError, match="diverges with the step 1, .* is 3.1; expected a step below 0.645"):
             lower_head(head)
         head.lateral.copy_(torch.diag(torch.tensor([1.0, 1, 1, 1, -0.5])))
         for activation in ("linear", "non-negative"):
             head.config = MatchingConfig(5, activation)
-            with pytest.raises(ExportError, match="not positive definite, their smallest eigenvalue is -0.3"):
+            with pytest.raises(ExportError, match="not positive definite, their smallest eigenvalue is -0.4"):
                 lower_head(head)
         head.config = MatchingConfig(5, "linear", leak=0.0)
         head.lateral.copy_(torch.diag(torch.tensor([1e6, 1, 1, 1, 1.0])))
@@ -119,7 +119,10 @@ def trained(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder = tmp_path_factory.mktemp("matching")
     return {
         activation: train(
-            data, folder / activation, ModelConfig("tiny", "matching", matching=MatchingConfig(8, activation)), RECIPE
+            data,
+            folder / activation,
+            ModelConfig("tiny", "matching", matching=MatchingConfig(8, activation, tolerance=0.03)),
+            RECIPE,
         ).best
         for activation in ("non-negative", "linear")
     }
@@ -192,6 +195,6 @@ def test_a_class_is_added_and_units_are_left_out(trained: dict[str, Path], photo
     assert tnn_export(["edit", source, "-o", str(tmp_path / "edited"), "--drop-features", "0", "2"]) == 0
     head = load_checkpoint(tmp_path / "edited").model.head
     assert not head.classifier.weight[:, [0, 2]].any()
-    new = ["--name", "owl", "--images", str(photos / "cat"), "--others", str(photos / "dog")]
+    new = ["--name", "owl", "--images", str(photos / "cat")]
     assert tnn_export(["add-class", source, *new, "-o", str(tmp_path / "larger")]) == 0
     assert load_checkpoint(tmp_path / "larger").model.head.num_classes == 3

@@ -47,7 +47,7 @@ class MatchingConfig:
     step: float | None = None
     iterations: int = 1000
     tolerance: float = 1e-2
-    leak: float = 0.2
+    leak: float = 0.1
     tau: float = 0.5
     regularization: str = WEIGHT
     supervision: float = 0.0

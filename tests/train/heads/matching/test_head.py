@@ -211,7 +211,7 @@ BAD = [
     ({"supervision": float("inf")}, "supervision is inf"),
     (
         {"step": 2.0},
-        "step is 2.0; expected a number above 0 and below 1.67, where the circuit still settles at the start",
+        "step is 2.0; expected a number above 0 and below 1.82, where the circuit still settles at the start",
     ),
     ({"step": 1.9, "leak": 1.0}, "below 1, where .* with a leak of 1; or leave step out"),
     ({"step": 0.0}, "step is 0.0; expected a number above 0"),
@@ -294,7 +294,7 @@ def test_a_step_that_diverges_in_training_is_one_line(
     assert "the circuit of the matching head does not settle: it diverges with the step 1.6" in error
     assert "--matching.step" in error
     assert main([*options[:-1], str(tmp_path / "other"), "--matching.step", "2"]) == 1
-    assert "--matching.step is 2.0; expected a number above 0 and below 1.67" in capsys.readouterr().err
+    assert "--matching.step is 2.0; expected a number above 0 and below 1.82" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
