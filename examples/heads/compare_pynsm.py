@@ -58,7 +58,8 @@ class Pixels:
 def batches(count: int, seed: int, epochs: int) -> list[Tensor]:
     """Return which images are in each batch."""
     generator = torch.Generator().manual_seed(seed)
-    return [rows for _ in range(epochs) for rows in torch.randperm(count, generator=generator).split(BATCH)]
+    orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
+    return [rows for order in orders for rows in torch.split(order, BATCH)]
 
 
 def embedded(circuit: nn.Module, x: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def of_pynsm(
     optimizer = torch.optim.AdamW(classifier.parameters(), CLASSIFIER_RATE)
     for rows in batches(len(x), seed, epochs):
         optimizer.zero_grad()
-        functional.cross_entropy(classifier(y[rows]), labels[rows]).backward()
+        functional.cross_entropy(classifier(y[rows]), labels[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return circuit, classifier
 
@@ -97,13 +98,13 @@ def traced(circuit: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the trace of a circuit on a batch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found: Callable[[Tensor], Tensor] = torch.jit.trace(circuit, x, check_trace=False)
+        found: Callable[[Tensor], Tensor] = torch.jit.trace(circuit, x, check_trace=False)  # type: ignore[no-untyped-call]
     return found
 
 
 def ours(
     data: ImageData, out: Path, units: int, form: dict[str, Any], choice: tuple[str, float], seed: int, epochs: int
-) -> Any:
+) -> TrainResult:
     """Train a head of this project."""
     config = ModelConfig("pixels", "matching", matching=MatchingConfig(units, **form))
     recipe = TrainConfig(

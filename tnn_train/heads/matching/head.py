@@ -127,7 +127,8 @@ class MatchingHead(Head):
     @property
     def projection(self) -> Tensor:
         """``M^-1 W``, where a linear circuit settles, ``[K, D]`` in float64."""
-        return torch.linalg.solve(self.circuit.lateral.double(), self.encoder.double())
+        settled: Tensor = torch.linalg.solve(self.circuit.lateral.double(), self.encoder.double())
+        return settled
 
     # Training
 
@@ -249,4 +250,5 @@ class MatchingHead(Head):
         """Return the section on the circuit and its units."""
         from tnn_train.heads.matching.section import circuit_section
 
-        return [circuit_section(self, sample)]
+        units = None if sample is None else self.activities(sample.embeddings)
+        return [circuit_section(self.circuit, int(self.settled), self.classifier.weight, sample, units)]

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from tnn_train.heads.description import Block, Card, Cards, Image, Sample, Section, Table, Text
-
-if TYPE_CHECKING:
-    from tnn_train.heads.matching.head import MatchingHead
+from tnn_train.heads.matching.circuit import Circuit
 
 __all__ = ["circuit_section"]
 
@@ -18,44 +14,46 @@ _MOST_UNITS, _MOST_IMAGES, _MOST_CLASSES = 50, 6, 2
 
 
 @torch.no_grad()
-def circuit_section(head: MatchingHead, sample: Sample | None) -> Section:
+def circuit_section(
+    circuit: Circuit, iterations: int, weight: Tensor, sample: Sample | None, units: Tensor | None
+) -> Section:
     """Return the section on the circuit and the units of a trained head.
 
     Args:
-        head: The head.
+        circuit: The circuit.
+        iterations: How many it makes in evaluation if it is non-negative.
+        weight: Of the classifier, ``[C, K]``.
         sample: Training images; ``None`` for what the weights say alone.
+        units: The activities of the units in these images, ``[n, K]``.
     """
     blocks: list[Block] = [
         Text(
             "The units of the circuit are driven by the embedding and inhibit each other. They are trained to be alike "
             "where embeddings are, and a linear classifier reads them."
         ),
-        _facts(head),
+        _facts(circuit, iterations),
     ]
-    if sample is not None:
-        blocks += _cards(head, sample)
+    if sample is not None and units is not None:
+        # What is the same for all classes decides nothing.
+        blocks += _cards(units, weight - weight.mean(0), sample)
     return Section("Similarity matching", blocks)
 
 
-def _facts(head: MatchingHead) -> Table:
-    config, circuit = head.config, head.circuit
+def _facts(circuit: Circuit, iterations: int) -> Table:
     values = torch.linalg.eigvalsh(circuit.lateral.double())
     rows = [
-        ("units", str(config.units)),
-        ("activation", config.activation),
+        ("units", str(len(values))),
+        ("activation", "non-negative" if circuit.is_rectified else "linear"),
         ("eigenvalues of the lateral weights", f"{values[0]:.3g} to {values[-1]:.3g}"),
         ("largest step that settles", f"{2 / values[-1]:.3g}"),
     ]
-    if config.is_rectified:
-        rows += [("step", f"{circuit.pace:.3g}"), ("iterations until it has settled", str(int(head.settled)))]
+    if circuit.is_rectified:
+        rows += [("step", f"{circuit.pace:.3g}"), ("iterations until it has settled", str(iterations))]
     return Table(rows)
 
 
-def _cards(head: MatchingHead, sample: Sample) -> list[Block]:
+def _cards(units: Tensor, weight: Tensor, sample: Sample) -> list[Block]:
     """Return a card for each unit, or for those that do most to the logits."""
-    units = head.activities(sample.embeddings)
-    # What is the same for all classes decides nothing.
-    weight = head.classifier.weight - head.classifier.weight.mean(0)
     strength = units.std(0, correction=0) * weight.abs().amax(0)
     shown = sorted(strength.topk(min(_MOST_UNITS, len(strength))).indices.tolist())
     left_out = (
