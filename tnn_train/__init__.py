@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from tnn_train.heads import LinearHead as LinearHead
     from tnn_train.heads import LogicHead as LogicHead
     from tnn_train.heads import LvqHead as LvqHead
+    from tnn_train.heads import MatchingHead as MatchingHead
     from tnn_train.heads import PartsHead as PartsHead
     from tnn_train.heads import TverskyHead as TverskyHead
     from tnn_train.heads.logic.config import LogicConfig as LogicConfig
     from tnn_train.heads.lvq.config import LvqConfig as LvqConfig
+    from tnn_train.heads.matching.config import MatchingConfig as MatchingConfig
     from tnn_train.heads.parts.config import PartsConfig as PartsConfig
     from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
     from tnn_train.heads.tversky.layer import TverskySimilarity as TverskySimilarity
@@ -38,10 +40,11 @@ else:
         {
             "data": ["DataConfig", "ImageData", "load_data"],
             "evaluation.scoring": ["evaluate"],
-            "heads": ["LinearHead", "LogicHead", "LvqHead", "PartsHead", "TverskyHead"],
+            "heads": ["LinearHead", "LogicHead", "LvqHead", "MatchingHead", "PartsHead", "TverskyHead"],
             "heads.lvq.config": ["LvqConfig"],
             "heads.parts.config": ["PartsConfig"],
             "heads.logic.config": ["LogicConfig"],
+            "heads.matching.config": ["MatchingConfig"],
             "heads.tversky.config": ["TverskyConfig"],
             "heads.tversky.layer": ["TverskySimilarity"],
             "model.checkpoint": ["Checkpoint", "load_checkpoint", "save_checkpoint"],

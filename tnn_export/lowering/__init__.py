@@ -15,6 +15,7 @@ from tnn_export.lowering.folding import folded
 from tnn_export.lowering.linear import lower_linear, lower_linear_maps
 from tnn_export.lowering.logic import lower_logic
 from tnn_export.lowering.lvq import lower_lvq, lower_lvq_maps
+from tnn_export.lowering.matching import lower_matching, lower_matching_maps
 from tnn_export.lowering.parts import lower_parts, lower_parts_maps
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
@@ -30,6 +31,7 @@ LOWERINGS: dict[str, Callable[..., nn.Module]] = {
     "lvq": lower_lvq,
     "parts": lower_parts,
     "logic": lower_logic,
+    "matching": lower_matching,
 }
 """For each head family what lowers a trained head of it.
 
@@ -44,6 +46,7 @@ MAPS: dict[str, Callable[..., nn.Module]] = {
     "tversky": lower_tversky_maps,
     "lvq": lower_lvq_maps,
     "parts": lower_parts_maps,
+    "matching": lower_matching_maps,
 }
 """For each head family whose features have places what lowers `tnn_train.heads.base.Head.feature_maps`.
 

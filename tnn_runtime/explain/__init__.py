@@ -12,6 +12,7 @@ from tnn_runtime.explain.base import Explainer
 from tnn_runtime.explain.linear import LinearExplainer
 from tnn_runtime.explain.logic import LogicExplainer
 from tnn_runtime.explain.lvq import LvqExplainer
+from tnn_runtime.explain.matching import MatchingExplainer
 from tnn_runtime.explain.parts import PartsExplainer
 from tnn_runtime.explain.tversky import TverskyExplainer
 
@@ -23,6 +24,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "lvq": LvqExplainer,
     "parts": PartsExplainer,
     "logic": LogicExplainer,
+    "matching": MatchingExplainer,
 }
 """The families by name."""
 

@@ -23,7 +23,6 @@ from torch.nn import functional
 from tnn_runtime.errors import UsageError
 from tnn_runtime.installation import install_command
 from tnn_train.audit.subject import Subject
-from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = [
@@ -236,7 +235,7 @@ def need_maps(model: ImageModel) -> None:
     Raises:
         UsageError: If it has not.
     """
-    if type(model.head).feature_maps is Head.feature_maps:
+    if not model.head.has_feature_maps:
         raise UsageError(f"the features of a {model.head.family} head have no places; leave pixels out of --measures")
     try:
         model.trunk()

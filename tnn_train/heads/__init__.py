@@ -12,6 +12,7 @@ from tnn_train.heads.base import Head
 from tnn_train.heads.linear import LinearHead
 from tnn_train.heads.logic.head import LogicHead
 from tnn_train.heads.lvq.head import LvqHead
+from tnn_train.heads.matching.head import MatchingHead
 from tnn_train.heads.parts.head import PartsHead
 from tnn_train.heads.tversky.head import TverskyHead
 
@@ -23,12 +24,15 @@ __all__ = [
     "LinearHead",
     "LogicHead",
     "LvqHead",
+    "MatchingHead",
     "PartsHead",
     "TverskyHead",
     "build_head",
 ]
 
-HEADS: dict[str, type[Head]] = {head.family: head for head in (LinearHead, TverskyHead, LvqHead, PartsHead, LogicHead)}
+HEADS: dict[str, type[Head]] = {
+    head.family: head for head in (LinearHead, TverskyHead, LvqHead, PartsHead, MatchingHead, LogicHead)
+}
 """The families by name."""
 
 DEFAULT, BASELINE = TverskyHead.family, LinearHead.family

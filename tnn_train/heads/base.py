@@ -276,6 +276,11 @@ class Head(nn.Module):
         """Return how similar embeddings are to the prototypes, ``[N, P]``; by default ``None``: there are none."""
         return None
 
+    @property
+    def has_feature_maps(self) -> bool:
+        """Whether `feature_maps` can tell where features lie; by default if the family implements it."""
+        return type(self).feature_maps is not Head.feature_maps
+
     def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
         """Return where each feature lies, ``[N, F, h, w]``: what `pool` makes of it is what `feature_values` returns.
 

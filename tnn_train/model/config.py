@@ -11,6 +11,7 @@ from tnn_train.fields import Field, FieldError, at_least, one_of
 from tnn_train.heads import DEFAULT, HEADS, TverskyHead
 from tnn_train.heads.logic.config import LogicConfig
 from tnn_train.heads.lvq.config import LvqConfig
+from tnn_train.heads.matching.config import MatchingConfig
 from tnn_train.heads.parts.config import PartsConfig
 from tnn_train.heads.tversky.config import EMBEDDING, IMAGE, TverskyConfig
 
@@ -38,6 +39,7 @@ class ModelConfig:
         lvq: The form of the head if it is lvq.
         parts: The form of the head if it is parts.
         logic: The form of the head if it is logic.
+        matching: The form of the head if it is matching.
     """
 
     backbone: str = "resnet18"
@@ -50,6 +52,7 @@ class ModelConfig:
     lvq: LvqConfig = field(default_factory=LvqConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
     logic: LogicConfig = field(default_factory=LogicConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
 
     def __post_init__(self) -> None:
         at_least(self, 2, "num_classes")

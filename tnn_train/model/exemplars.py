@@ -7,6 +7,7 @@ import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -177,25 +178,27 @@ def _candidates(
     if not all(np.isfinite(scores).all() for scores in (features, similarities) if scores is not None):
         _logger.warning("there are no exemplars: for some training images the model gives no finite numbers")
         return {}
-    kinds = {}
+
+    def sensitivity(scores: Callable[[Tensor], Tensor | None], maps: Tensor, x: Tensor, which: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        found = scores(x)
+        assert found is not None
+        (slopes,) = torch.autograd.grad(found.gather(1, which[:, None]).sum(), x)
+        return (slopes[:, :, None, None] * maps).sum(1)
 
     def lie(maps: Tensor, x: Tensor, which: Tensor) -> Tensor:
+        if not head.has_feature_maps:
+            return sensitivity(head.feature_values, maps, x, which)
         return head.feature_maps(maps, x)[range(len(x)), which]
+
+    kinds = {}
 
     if similarities is not None:
         nearest = similarities.argmax(1)[:, None] == np.arange(similarities.shape[1])
         shares = _shares(nearest, classes, len(class_names))
         numbers = np.arange(similarities.shape[1])
-
-        def sensitivity(maps: Tensor, x: Tensor, which: Tensor) -> Tensor:
-            x = x.clone().requires_grad_()
-            similar = head.similarities(x)
-            assert similar is not None
-            (slopes,) = torch.autograd.grad(similar.gather(1, which[:, None]).sum(), x)
-            return (slopes[:, :, None, None] * maps).sum(1)
-
         # Of a head that takes maps, prototypes are features.
-        rows, maps = _most(similarities, count), sensitivity
+        rows, maps = _most(similarities, count), partial(sensitivity, head.similarities)
         if head.takes == "map":
             rows, maps = _with_first(rows, first), lie
         kinds["prototype"] = _Candidates(similarities, shares, numbers, rows, maps)

@@ -140,8 +140,13 @@ class LvqHead(LvqLayer, Head):
         """Return the values of the embedding, or the latent ones: ``[N, L]``."""
         return self.latent(x)
 
+    @property
+    def has_feature_maps(self) -> bool:
+        """Whether the features are the values of the embedding: latent ones are no means over places."""
+        return self.network is None
+
     def feature_maps(self, maps: Tensor, x: Tensor) -> Tensor:
-        """Return the maps as they are; behind a network, latent values have none."""
+        """Return the maps as they are."""
         return maps
 
     def similarities(self, x: Tensor) -> Tensor:
