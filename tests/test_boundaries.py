@@ -22,6 +22,7 @@ OTHERS = {
     "tnn_runtime": set(),
     "tnn_train": {
         "tnn_runtime.answers.calibration",
+        "tnn_runtime.answers.hierarchy",
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.manifest",
