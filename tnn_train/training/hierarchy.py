@@ -33,7 +33,7 @@ class HierarchyLoss:
         self.weight = weight
         levels = levels_of(tuple(class_names))
         self._owners = [torch.from_numpy(level.owners).to(device) for level in levels]
-        self._members = [functional.one_hot(owners).bool().T for owners in self._owners]
+        self._members = [functional.one_hot(owners).float() for owners in self._owners]
 
     def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the weighted loss of a batch, a scalar in nats.
@@ -56,11 +56,24 @@ class HierarchyLoss:
         logarithms = torch.log_softmax(logits, 1)
         losses = []
         for owners, members in zip(self._owners, self._members, strict=True):
-            parents = torch.logsumexp(logarithms[:, None].masked_fill(~members, -torch.inf), 2)
+            parents = _sums(logarithms, owners, members)
             right = (shares * parents[:, owners]).sum(1)
             spread = shares.sum(1) * parents.mean(1)
             losses.append(-((1 - label_smoothing) * right + label_smoothing * spread).sum() / whole)
         return self.weight * torch.stack(losses).mean()
+
+
+def _sums(logarithms: Tensor, owners: Tensor, members: Tensor) -> Tensor:
+    """Return the logarithms ``[n, P]`` of the sums over the classes of each parent, of values with ``logarithms``.
+
+    Args:
+        logarithms: ``[n, C]``.
+        owners: The parent of each class, ``[C]``.
+        members: 1 for the classes of each parent, else 0, ``[C, P]``.
+    """
+    lowest = logarithms.new_full((len(logarithms), members.shape[1]), -torch.inf)
+    most = lowest.scatter_reduce(1, owners.expand_as(logarithms), logarithms.detach(), "amax")
+    return most + ((logarithms - most[:, owners]).exp() @ members).log()
 
 
 def hierarchy_loss(class_names: Sequence[str], config: TrainConfig, device: torch.device) -> HierarchyLoss | None:
