@@ -47,6 +47,7 @@ ROOMS = {
         commands
         importers bundle triton
         proof
+        ensemble
         formats
         lowering
         errors

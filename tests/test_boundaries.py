@@ -24,6 +24,7 @@ OTHERS = {
         "tnn_runtime.answers.calibration",
         "tnn_runtime.answers.density",
         "tnn_runtime.answers.reject",
+        "tnn_runtime.answers.hierarchy",
         "tnn_runtime.bundle.claim",
         "tnn_runtime.bundle.json_values",
         "tnn_runtime.bundle.manifest",

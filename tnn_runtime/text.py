@@ -9,7 +9,10 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["csv_line", "one_line", "printable", "why_not_utf8"]
+__all__ = ["SEPARATOR", "csv_line", "one_line", "printable", "why_not_utf8"]
+
+SEPARATOR = "/"
+"""What stands between the parents of a class in its name, as in ``animal/cat``."""
 
 _LINE_END = re.compile(r"\s*\n\s*")
 _JOINERS = "\u200c\u200d"

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tnn_export.formats import FORMATS
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.proof.reference import Reference
-from tnn_export.proof.report import LOWERED, ParityReport
+from tnn_export.proof.report import ParityReport
 from tnn_runtime.bundle.manifest import GOLDEN_FILE, HEAD_FILE
 from tnn_train.heads import Head
 
@@ -29,7 +30,7 @@ def write_head(head: Head, folder: Path) -> None:
 
 def write_golden(reference: Reference, report: ParityReport, precision: str, folder: Path) -> tuple[float, ...]:
     """Write the samples to replay at load, those farthest from a membership boundary; return their tolerances."""
-    artifacts = [stage for name, stage in report.stages.items() if name != LOWERED]
+    artifacts = [stage for name, stage in report.stages.items() if name in FORMATS]
     worst = np.max([stage.relative for stage in artifacts], axis=0)
     allowed = PRECISIONS[precision].tolerance
     unbounded = worst + _GOLDEN_SLACK

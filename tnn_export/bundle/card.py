@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tnn_export.bundle.provenance import is_untrained
+from tnn_export.ensemble.head import meanings_of
+from tnn_export.ensemble.member import MEMBERS
 from tnn_export.proof.report import ParityReport
 from tnn_runtime.answers.reject import fewest_samples
 from tnn_runtime.bundle.manifest import (
@@ -25,7 +27,6 @@ from tnn_runtime.bundle.manifest import (
 from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.explain.attributes import attribute_description
 from tnn_runtime.text import one_line
-from tnn_train.heads import HEADS
 from tnn_train.model.editing import EDITS
 
 __all__ = ["write_card"]
@@ -40,7 +41,7 @@ _PURPOSES = {
     PROOF_FILE: "all samples of the proof, with what eager PyTorch gave",
 }
 _MOST_ATTRIBUTES = 40
-_METRICS = ("test_", "val_", "ece", "best_epoch", "parameters", "import_", "unfolded_", "edited_")
+_METRICS = ("ensemble_", "test_", "val_", "ece", "best_epoch", "parameters", "import_", "unfolded_", "edited_")
 _DATA = ("limit", "seed", "image_size", "crop_to_boxes")
 _MEANINGS = {
     "logits": "one for each class",
@@ -84,7 +85,8 @@ def write_card(
         title=one_line(name),
         folder=one_line(name),
         manifest=manifest,
-        meanings={**_MEANINGS, **HEADS[manifest.model["head"]].evidence_meanings},
+        meanings={**_MEANINGS, **meanings_of(manifest.model["head"])},
+        members=_members(manifest),
         purposes=_PURPOSES,
         classes=(classes := [_class_line(name) for name in manifest.class_names]),
         quotes=any(line.startswith('"') for line in classes),
@@ -110,6 +112,22 @@ def _class_line(name: str) -> str:
     """Return a name on a line of its own that can be read back: as it is, or as a JSON string."""
     is_plain = name.isprintable() and name == name.strip() and name[:1] not in ("", '"', "`", "~")
     return name if is_plain else json.dumps(name)
+
+
+def _members(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return what the card says of each member of an ensemble; nothing of another bundle."""
+    records = manifest.model.get(MEMBERS, ())
+    accuracies = manifest.metrics.get("member_accuracies", [None] * len(records))
+    trainings = manifest.training.get(MEMBERS, [{}] * len(records))
+    return [
+        {
+            **record,
+            "name": one_line(record["name"]),
+            "accuracy": accuracy,
+            "data": "untrained" if is_untrained(training) else _data(training),
+        }
+        for record, accuracy, training in zip(records, accuracies, trainings, strict=True)
+    ]
 
 
 def _tversky(manifest: Manifest) -> Mapping[str, Any]:

@@ -3,63 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tnn_export.bundle.arrays import write_golden, write_head
-from tnn_export.bundle.card import write_card
+from tnn_export.bundle.arrays import write_head
+from tnn_export.bundle.finish import Content, Twin, finish, prove, reject_rule, signer_of
 from tnn_export.bundle.options import ExportOptions
 from tnn_export.bundle.provenance import is_untrained, load_with_results, without_paths
-from tnn_export.bundle.slim import optional_files
-from tnn_export.bundle.temperature import Scaling, find_temperature
 from tnn_export.errors import ExportError
 from tnn_export.formats import FORMATS, ExportJob
 from tnn_export.formats.precision import PRECISIONS
 from tnn_export.lowering.graph import ServingModel
-from tnn_export.proof.file import write_proof
 from tnn_export.proof.head import compare_heads
-from tnn_export.proof.parity import compare, proof_batch_sizes
 from tnn_export.proof.reference import Reference
-from tnn_export.proof.report import LOWERED, ParityError, ParityReport
-from tnn_export.proof.running import fresh_process
+from tnn_export.proof.report import LOWERED, ParityReport
 from tnn_export.proof.samples import Samples, make_samples
-from tnn_runtime.answers.outputs import Outputs
-from tnn_runtime.answers.reject import DENSITY_SCORES, SCORES, Reject, calibrate
-from tnn_runtime.bundle.manifest import (
-    BUNDLE,
-    CARD_FILE,
-    DENSITY_FILE,
-    EXEMPLARS_FILE,
-    FEATURE_MAPS,
-    ONNX_FILE,
-    Manifest,
-    TensorSpec,
-)
-from tnn_runtime.bundle.opened import open_bundle
-from tnn_runtime.bundle.storage import describe_files, new_folder
-from tnn_runtime.classifier import Classifier
-from tnn_runtime.errors import TnnError
-from tnn_runtime.explain import open_explainer
+from tnn_runtime.answers.reject import DENSITY_SCORES, SCORES
+from tnn_runtime.bundle.manifest import BUNDLE, DENSITY_FILE, EXEMPLARS_FILE, FEATURE_MAPS
+from tnn_runtime.bundle.storage import new_folder
 from tnn_runtime.images.reading import even_sample
-from tnn_runtime.installation import DISTRIBUTION
 from tnn_train.fields import repeated
 from tnn_train.model.checkpoint import CONFIG_FILE, Checkpoint
 from tnn_train.model.state_dicts import check_values
 
 __all__ = ["export_bundle"]
-
-_VERSIONS = (DISTRIBUTION, "torch", "torchvision", "onnx", "onnxscript")
 
 
 def export_bundle(
@@ -104,7 +76,7 @@ def export_bundle(
         OutputExistsError: If ``out`` exists and ``overwrite`` is false.
         UsageError: If an option is unknown, or the key cannot be used.
     """
-    signer = None if sign is None else _signer(sign)
+    signer = signer_of(sign)
     options = options or ExportOptions(tuple(formats), precision)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_with_results(Path(checkpoint))
@@ -124,8 +96,8 @@ def export_bundle(
             "was made without it; give training images with --density FOLDER, or choose one "
             f"of {', '.join(SCORES)}"
         )
-    job = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
-    samples, notes = _samples(checkpoint, images, labels, options, job)
+    job, content = _job(checkpoint, options, checkpoint.calibration if calibration is None else calibration)
+    samples, notes = _samples(checkpoint, images, labels, options, content.outputs)
     notes += [
         f"{name}: {remark}" for name in options.formats if (remark := FORMATS[name].remarks.get(options.precision))
     ]
@@ -137,62 +109,22 @@ def export_bundle(
             for name in names:
                 artifacts[name] = FORMATS[name].write(job, folder)
                 progress.update()
-            parts = len(job.model.outputs) > 2
+            parts = len(content.outputs) > 2
             reference = Reference.of(
-                checkpoint.model, checkpoint.preprocessing, samples, parts=parts, maps=job.model.has_maps
+                checkpoint.model, checkpoint.preprocessing, samples, parts=parts, maps=FEATURE_MAPS in content.outputs
             )
             progress.update()
             stages = {LOWERED: compare_heads(checkpoint.model.head, reference)}
             progress.update()
-            sizes = proof_batch_sizes(options.batch)
-            unproven = {}
-            for name, file in artifacts.items():
-                if FORMATS[name].needs_gpu and not torch.cuda.is_available():
-                    unproven[file.name] = "built without a CUDA device to run it on"
-                else:
-                    device = "cuda" if FORMATS[name].needs_gpu else "cpu"
-                    runner = fresh_process(name, file, device, options.precision)
-                    stages[name] = compare(reference, runner, options.precision, sizes)
-                progress.update()
-        scaling = _scaling(reference, options)
-        report = ParityReport(stages, unproven, tuple(notes), str(scaling) if reference.samples.is_real.any() else "")
-        if not report.passed:
-            raise ParityError(report)
+            proven, unproven = prove(reference, artifacts, options, progress)
+        report = ParityReport({**stages, **proven}, unproven, tuple(notes))
         write_head(checkpoint.model.head, folder)
-        write_proof(reference, folder)
-        reject = _reject(reference, options, checkpoint)
-        if reject is not None and reject.needs_density and checkpoint.density is not None:
-            np.savez(folder / DENSITY_FILE, **dataclasses.asdict(checkpoint.density))
         if options.exemplars and checkpoint.exemplars is not None:
             checkpoint.exemplars.write(folder / EXEMPLARS_FILE)
-        tolerance = write_golden(reference, report, options.precision, folder)
-        files = _files(folder)
-        manifest = Manifest(
-            model=without_paths(dataclasses.asdict(checkpoint.config)),
-            inputs=(TensorSpec("images", "uint8", (None, *checkpoint.preprocessing.shape)),),
-            outputs=tuple(TensorSpec(name, "float32", shape) for name, shape in job.model.output_shapes().items()),
-            preprocessing=checkpoint.preprocessing,
-            class_names=checkpoint.class_names,
-            precision=options.precision,
-            files=files,
-            parity=report.to_dict(),
-            golden_tolerance=tolerance,
-            versions={"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
-            batch=options.batch,
-            training=without_paths(checkpoint.training),
-            metrics={**checkpoint.metrics, **scaling.metrics},
-            unproven=unproven,
-            reject=reject,
-            optional=optional_files([*files, CARD_FILE]),
-            notes=report.notes,
-            temperature=scaling.temperature,
-        )
-        write_card(folder, Path(out).absolute().name, manifest, report, comparison)
-        dataclasses.replace(manifest, files=_files(folder)).write(folder)
-        _load(folder)
-        if signer is not None:
-            signer(folder)
-    return report
+        reject = reject_rule(reference, score, options.coverage, checkpoint.density)
+        if reject is not None and reject.needs_density and checkpoint.density is not None:
+            np.savez(folder / DENSITY_FILE, **dataclasses.asdict(checkpoint.density))
+        return finish(folder, Path(out), content, reference, report, options, reject, twin=comparison, signer=signer)
 
 
 def _samples(
@@ -200,14 +132,13 @@ def _samples(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
     options: ExportOptions,
-    job: ExportJob,
+    outputs: Mapping[str, tuple[int | None, ...]],
 ) -> tuple[Samples, list[str]]:
     """Return what the proof is made on, and a note if that is not all images."""
     shape = checkpoint.preprocessing.shape
-    shapes = job.model.output_shapes()
-    values = math.prod(size or 1 for size in shapes["embedding"][1:])
-    if job.model.has_maps:
-        values *= 1 + math.prod(size or 1 for size in shapes[FEATURE_MAPS][2:])
+    values = math.prod(size or 1 for size in outputs["embedding"][1:])
+    if FEATURE_MAPS in outputs:
+        values *= 1 + math.prod(size or 1 for size in outputs[FEATURE_MAPS][2:])
     most = options.most_images(math.prod(shape) + 4 * values)
     notes = []
     if len(images) > most and (labels is None or len(labels) == len(images)):
@@ -221,19 +152,9 @@ def _samples(
     return make_samples(checkpoint.preprocessing, images, labels, needs_real=needs_real), notes
 
 
-def _load(folder: Path) -> None:
-    """Load a bundle that was written, as a service would, or as far as that is possible without ONNX."""
-    try:
-        bundle = open_bundle(folder)
-        if ONNX_FILE in bundle.manifest.files:
-            Classifier.load(folder, "cpu", threads=1).close()
-        else:
-            open_explainer(bundle)
-    except TnnError as error:
-        raise ExportError(f"the bundle cannot be loaded, so nothing was written ({error})") from error
-
-
-def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np.uint8] | None) -> ExportJob:
+def _job(
+    checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np.uint8] | None
+) -> tuple[ExportJob, Content]:
     if options.precision != "int8":
         calibration = None
     elif calibration is None or len(calibration) == 0:
@@ -249,42 +170,18 @@ def _job(checkpoint: Checkpoint, options: ExportOptions, calibration: NDArray[np
     model = ServingModel(
         checkpoint.model, checkpoint.preprocessing, options.outputs, PRECISIONS[options.precision].dtype
     )
-    metadata = {
-        "model": without_paths(dataclasses.asdict(checkpoint.config)),
-        "preprocessing": dataclasses.asdict(checkpoint.preprocessing),
-        "class_names": checkpoint.class_names,
-        "precision": options.precision,
-        "batch": dataclasses.asdict(options.batch),
-        "outputs": {name: ["float32", *shape] for name, shape in model.output_shapes().items()},
-    }
-    described = {f"tnn.{name}": json.dumps(value) for name, value in metadata.items()}
-    return ExportJob(model, (options.batch.smallest, options.batch.largest), options.opset, calibration, described)
+    content = Content(
+        without_paths(dataclasses.asdict(checkpoint.config)),
+        checkpoint.preprocessing,
+        checkpoint.class_names,
+        model.output_shapes(),
+        without_paths(checkpoint.training),
+        dict(checkpoint.metrics),
+    )
+    batch = (options.batch.smallest, options.batch.largest)
+    return ExportJob(model, batch, options.opset, calibration, content.metadata(options)), content
 
 
-def _reject(reference: Reference, options: ExportOptions, checkpoint: Checkpoint) -> Reject | None:
-    is_real = reference.samples.is_real
-    if not is_real.any():
-        return None
-    score = options.reject_score or reference.head.reject_score
-    outputs = Outputs(reference.logits[is_real], reference.embeddings[torch.from_numpy(is_real)].numpy())
-    return calibrate(outputs, score, options.coverage, checkpoint.density)
-
-
-def _scaling(reference: Reference, options: ExportOptions) -> Scaling:
-    is_real = reference.samples.is_real
-    return find_temperature(reference.logits[is_real], reference.samples.labels[is_real], options.temperature)
-
-
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    return describe_files(folder, sorted(path.name for path in folder.iterdir()))
-
-
-def _signer(key: str | Path) -> Callable[[Path], None]:
-    from tnn_export.bundle.signing import read_private_key, write_signature
-
-    return partial(write_signature, key=read_private_key(key))
-
-
-def _twin(folder: Path) -> tuple[str, Mapping[str, Any]]:
+def _twin(folder: Path) -> Twin:
     checkpoint = load_with_results(folder)
     return f"{checkpoint.config.head} twin", checkpoint.metrics

@@ -15,7 +15,7 @@ from tnn_runtime.bundle.manifest import BatchBounds
 from tnn_runtime.console import Parser, positive_int
 from tnn_train.heads import HEADS
 
-__all__ = ["add_export_options", "export_options"]
+__all__ = ["add_export_options", "add_score_options", "export_options"]
 
 _logger = logging.getLogger(__name__)
 
@@ -37,12 +37,31 @@ def add_export_options(parser: Parser) -> None:
     add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")
     add("--opset", type=int, default=20, help=f"of ONNX, {OPSETS[0]} to {OPSETS[-1]}")
+    add_score_options(
+        parser,
+        f"what to reject by: {', '.join(ALL_SCORES)}; if not given, what suits the head ("
+        + ", ".join(f"{name}: {head.reject_score}" for name, head in HEADS.items())
+        + ")",
+    )
+    add(
+        "--no-exemplars",
+        action="store_true",
+        help="leave out the small pictures of training images that show what features and prototypes are",
+    )
+
+
+def add_score_options(parser: Parser, what: str) -> None:
+    """Add the options of scores, and of the images that they are calibrated on.
+
+    Args:
+        parser: The parser.
+        what: What images may be rejected by.
+    """
+    add = parser.add_argument
     add(
         "--reject-score",
         metavar="NAME",
-        help=f"what to reject by: {', '.join(ALL_SCORES)}; if not given, what suits the head ("
-        + ", ".join(f"{name}: {head.reject_score}" for name, head in HEADS.items())
-        + ")",
+        help=what,
     )
     add(
         "--coverage",
@@ -64,11 +83,6 @@ def add_export_options(parser: Parser) -> None:
         metavar="X",
         help="what logits are divided by for scores, 1 for nothing; if not given, what fits the real images of the "
         "proof best, if their classes are known",
-    )
-    add(
-        "--no-exemplars",
-        action="store_true",
-        help="leave out the small pictures of training images that show what features and prototypes are",
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tnn_export.bundle.inspect import describe_bundle, inspect_bundle
 from tnn_export.bundle.provenance import load_with_results
 from tnn_export.bundle.write import export_bundle
-from tnn_export.commands import edit, importing, pair, slim, triton
+from tnn_export.commands import edit, ensemble, importing, pair, slim, triton
 from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_export.proof.check import check_bundle
 from tnn_export.proof.report import ParityError
@@ -43,6 +43,7 @@ _EPILOG = """examples:
   tnn-export edit --help                   a checkpoint without some features, or with names of features
   tnn-export add-class --help              a checkpoint with one more class, from a few images
   tnn-export import --help                 checkpoints trained with other Tversky layers, and linear ones
+  tnn-export ensemble --help               one bundle of several, with the mean of their probabilities
   tnn-export pair --help                   an untrained Tversky/linear pair, to measure their speed
   tnn-export sign runs/photos-bundle --key KEY.pem
   tnn-export slim runs/photos-bundle -o runs/photos-slim    without what serving can do without
@@ -254,6 +255,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], N
     "edit": (edit.make_parser, edit.run),
     "add-class": (edit.make_class_parser, edit.run_class),
     "import": (importing.make_parser, importing.run),
+    "ensemble": (ensemble.make_parser, ensemble.run),
     "pair": (pair.make_parser, pair.run),
     "sign": (_sign_parser, _sign),
     "slim": (slim.make_parser, slim.run),

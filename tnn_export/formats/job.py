@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tnn_export.errors import ExportError
-from tnn_export.lowering.graph import ServingModel
+from tnn_export.lowering.graph import Served
 
 __all__ = ["ExportJob", "first_line"]
 
@@ -29,7 +29,7 @@ class ExportJob:
         metadata: What the ONNX file says about itself.
     """
 
-    model: ServingModel
+    model: Served
     batch: tuple[int, int | None] = (1, None)
     opset: int = 20
     calibration: NDArray[np.uint8] | None = None

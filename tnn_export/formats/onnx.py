@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -18,7 +18,7 @@ from tnn_export.formats.opsets import CONVERTED, set_smallest_ir, with_opset
 from tnn_export.formats.quantization import quantize
 from tnn_runtime.bundle.manifest import ONNX_FILE
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "write_graph"]
 
 _INLINE_BYTES = 2_000_000_000
 """A larger graph, which protobuf could not read, has its weights in a file of their own."""
@@ -56,14 +56,25 @@ def export_onnx(job: ExportJob, folder: Path) -> Path:
     if job.calibration is not None:
         low, high = job.batch
         proto = quantize(proto, job.calibration, max(low, min(16, high or 16)))
+    write_graph(proto, path, job.metadata)
+    return path
+
+
+def write_graph(proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a graph that is whole, and check it.
+
+    Args:
+        proto: The graph, which is changed.
+        path: The file; the weights of a graph that is too large for it lie beside it.
+        metadata: What the file says about itself.
+    """
     set_smallest_ir(proto)
-    onnx.helper.set_model_props(proto, dict(job.metadata))
+    onnx.helper.set_model_props(proto, dict(metadata))
     if proto.ByteSize() > _INLINE_BYTES:
         onnx.save(proto, path, save_as_external_data=True, location=f"{path.name}.data")
     else:
         onnx.save(proto, path)
     onnx.checker.check_model(path, full_check=True)
-    return path
 
 
 def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:

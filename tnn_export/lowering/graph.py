@@ -14,7 +14,7 @@ from tnn_train.fields import choose
 from tnn_train.heads import HEADS
 from tnn_train.model.image_model import ImageModel, Normalize
 
-__all__ = ["ServingModel", "extra_outputs"]
+__all__ = ["Served", "ServingModel", "extra_outputs"]
 
 _ALWAYS = ("logits", "embedding")
 _OF_ALL = ("probabilities", FEATURE_MAPS)
@@ -29,7 +29,28 @@ def extra_outputs(*families: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*_OF_ALL, *(name for family in families for name in HEADS[family].evidence_meanings)]))
 
 
-class ServingModel(nn.Module):
+class Served(nn.Module):
+    """What artifacts are made of: uint8 images ``[N, H, W, C]`` to named outputs, float32.
+
+    Attributes:
+        outputs: The names of the outputs, in their order.
+        input_shape: Height, width and channels of the images.
+    """
+
+    outputs: list[str]
+    input_shape: tuple[int, int, int]
+
+    def example(self) -> Tensor:
+        """Return a batch of two blank images; two, since exporters take a batch of one for a constant."""
+        return torch.zeros(2, *self.input_shape, dtype=torch.uint8)
+
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Return the shape of each output in its order, ``None`` for the batch size."""
+        with torch.inference_mode():
+            return {name: (None, *value.shape[1:]) for name, value in self(self.example()).items()}
+
+
+class ServingModel(Served):
     """A lowered model with its normalisation: uint8 images ``[N, H, W, C]`` to named outputs, float32.
 
     Args:
@@ -92,12 +113,3 @@ class ServingModel(nn.Module):
             values["feature_maps"] = self.maps(places, embedding)
         values["probabilities"] = torch.softmax(values["logits"], 1)
         return {name: values[name] for name in self.outputs}
-
-    def example(self) -> Tensor:
-        """Return a batch of two blank images; two, since exporters take a batch of one for a constant."""
-        return torch.zeros(2, *self.input_shape, dtype=torch.uint8)
-
-    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """Return the shape of each output in its order, ``None`` for the batch size."""
-        with torch.inference_mode():
-            return {name: (None, *value.shape[1:]) for name, value in self(self.example()).items()}

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from tnn_export.ensemble.head import exported_head
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.samples import Samples
-from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import PROOF_FILE, Manifest
 from tnn_runtime.bundle.reading import read_arrays
 from tnn_runtime.errors import ArtifactError, TnnError
-from tnn_train.heads import build_head
-from tnn_train.model.config import ModelConfig
 
 __all__ = ["read_proof", "write_proof"]
 
@@ -51,9 +49,8 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
             )
         raise ArtifactError(f"{folder} has no {PROOF_FILE}, as bundles of schema 1; export it again")
     try:
-        config: ModelConfig = decode(ModelConfig, manifest.model, "model")
         with torch.random.fork_rng(devices=[]):
-            head = build_head(config.head, manifest.outputs[1].shape[1] or 0, config.num_classes, config.options)
+            head = exported_head(manifest.model, manifest.outputs[1].shape[1] or 0)
         names = [f"{_HEAD}{name}" for name in head.state_dict()]
         maps = [_MAPS] if manifest.feature_maps else []
         wanted = ("images", "kinds", "labels", "embeddings", *maps, *names)

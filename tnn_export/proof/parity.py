@@ -36,7 +36,7 @@ from tnn_export.proof.running import Ran, Runner
 from tnn_export.proof.samples import Samples
 from tnn_runtime.bundle.manifest import FEATURE_MAPS, BatchBounds
 
-__all__ = ["BATCH_SIZES", "check_parity", "compare", "proof_batch_sizes"]
+__all__ = ["BATCH_SIZES", "check_parity", "compare", "cut", "proof_batch_sizes"]
 
 BATCH_SIZES = (1, 7, 64)
 
@@ -75,12 +75,12 @@ def proof_batch_sizes(bounds: BatchBounds) -> tuple[int, ...]:
 
 def compare(reference: Reference, run: Runner, precision: str, batch_sizes: tuple[int, ...]) -> StageParity:
     """Compare one artifact with eager PyTorch, as `check_parity`."""
-    batches = _batches(reference.samples, batch_sizes)
+    batches = cut(reference.samples, batch_sizes)
     ran = run([reference.samples.images[rows] for rows in batches])
     return _judge(reference, batches, ran, precision, batch_sizes)
 
 
-def _batches(samples: Samples, sizes: tuple[int, ...]) -> list[NDArray[np.int64]]:
+def cut(samples: Samples, sizes: tuple[int, ...]) -> list[NDArray[np.int64]]:
     """Return the positions of the samples of each batch; each is full, the last one filled up with the first again."""
     is_real = samples.is_real
     few = np.flatnonzero(~is_real | (np.cumsum(is_real) <= _REAL_IN_SMALL_BATCHES))

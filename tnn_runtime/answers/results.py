@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.density import Density
+from tnn_runtime.answers.hierarchy import levels_of
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.answers.reject import Reject, check_score, check_threshold
 
-__all__ = ["Answers", "Prediction", "Predictions"]
+__all__ = ["Answers", "LevelScore", "Prediction", "Predictions", "plain_levels"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class Prediction:
     index: int
 
 
+@dataclass(frozen=True)
+class LevelScore:
+    """What an image is, seen from one height of a hierarchy of classes.
+
+    Args:
+        label: Name of the parent, such as ``animal``; of the class at the lowest level, such as ``animal/cat``.
+        score: Its probability, 0 to 1: the sum of the scores of the classes below it.
+    """
+
+    label: str
+    score: float
+
+
 class Predictions(list[Prediction]):
     """The best classes of one image, best first: a list, which is empty if the image is rejected.
 
@@ -40,22 +55,42 @@ class Predictions(list[Prediction]):
         rejected: Whether the caller asked to reject images, and this one is below the threshold of the bundle.
         reject_score: How sure the model is of the image, as `Classifier.reject_scores` returns it; ``None`` if the
             bundle does not say which score to use.
+        levels: Where the names of the classes are paths, such as ``animal/cat``: the best parent at the top, the best
+            one below it, and so on down to a class. That need not be the best class of all: ``animal`` may be surer
+            than ``vehicle`` where no animal is as sure as the car. Else empty, as for a rejected image.
     """
 
-    __slots__ = ("reject_score", "rejected")
+    __slots__ = ("levels", "reject_score", "rejected")
 
     def __init__(
-        self, found: Iterable[Prediction] = (), rejected: bool = False, reject_score: float | None = None
+        self,
+        found: Iterable[Prediction] = (),
+        rejected: bool = False,
+        reject_score: float | None = None,
+        levels: Iterable[LevelScore] = (),
     ) -> None:
         super().__init__(found)
+        self.levels = tuple(levels)
         self.rejected = rejected
         self.reject_score = reject_score
+
+    def surest(self, score: float) -> LevelScore | None:
+        """Return the lowest of the `levels` whose score is at least ``score``; ``None`` if none is.
+
+        With 0.9 that may be ``animal/cat`` for one image, and for another one no more than ``animal``.
+        """
+        return next((level for level in reversed(self.levels) if level.score >= score), None)
 
     def __repr__(self) -> str:
         """Show the predictions as a list; those of a rejected image tell its score."""
         if self.rejected:
             return f"<rejected, reject_score={self.reject_score:.4g}>"
         return super().__repr__()
+
+
+def plain_levels(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
+    """Return the entry ``levels`` of an answer in JSON; nothing where there are none."""
+    return {"levels": [asdict(level) for level in predictions.levels]} if predictions.levels else {}
 
 
 class Answers:
@@ -97,7 +132,21 @@ class Answers:
         scores = self.scores[row]
         best = self.best(top_k)[row].tolist()
         found = [Prediction(self.class_names[index], float(scores[index]), index) for index in best]
-        return Predictions(found, False, score)
+        return Predictions(found, False, score, self._levels(row))
+
+    def _levels(self, row: int) -> list[LevelScore]:
+        """Return the best parent at the top, the best one below it, and so on down to a class."""
+        found: list[LevelScore] = []
+        scores, below = self.scores[row], np.ones(len(self.class_names), dtype=bool)
+        for level in levels_of(self.class_names):
+            sums = level.sums(np.where(below, scores, 0.0)[None])[0]
+            best = max(np.unique(level.owners[below]).tolist(), key=sums.__getitem__)
+            below &= level.owners == best
+            found.append(LevelScore(level.names[best], float(sums[best])))
+        if found:
+            best = max(np.flatnonzero(below).tolist(), key=scores.__getitem__)
+            found.append(LevelScore(self.class_names[best], float(scores[best])))
+        return list(dict.fromkeys(found))
 
     @cached_property
     def reject_scores(self) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tnn_runtime.answers.results import Predictions
+from tnn_runtime.answers.results import Predictions, plain_levels
 from tnn_runtime.backends.devices import DEVICES
 from tnn_runtime.bulk import classify_files
 from tnn_runtime.classifier import Classifier
@@ -107,6 +107,7 @@ def _printer(style: str, files: list[Path]) -> Callable[[Path, Predictions], Non
                     "predictions": [dataclasses.asdict(prediction) for prediction in ranked],
                     "rejected": ranked.rejected,
                     "reject_score": ranked.reject_score,
+                    **plain_levels(ranked),
                 }
             )
         )

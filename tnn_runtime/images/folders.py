@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tnn_runtime.images.files import listed
 from tnn_runtime.images.limits import FORMATS
 from tnn_runtime.images.reading import refuse_unusable
 from tnn_runtime.images.walk import Folder, read_tree
-from tnn_runtime.text import why_not_utf8
+from tnn_runtime.text import SEPARATOR, why_not_utf8
 
 __all__ = [
     "SPLITS",
@@ -108,11 +108,16 @@ class ImageFolder:
         )
 
 
-def read_image_folder(folder: Path) -> ImageFolder:
+def read_image_folder(folder: Path, *, nested: bool = False) -> ImageFolder:
     """Read how a folder of images is laid out; no image is opened.
 
     Folders with the names of `SPLITS` are splits if nothing else lies beside them, if both a training and another split
     are there, or if one of them holds folders and no images. Else they are classes, and a note says so.
+
+    Args:
+        folder: The folder.
+        nested: Whether folders in folders are classes of their own, named by their paths, such as ``animal/cat``; else
+            the images below a folder, however deep, are of one class.
     """
     root, unusable = read_tree(folder)
     named = {name: split for name in root.folders if (split := _SPLIT_OF.get(name.casefold()))}
@@ -121,16 +126,22 @@ def read_image_folder(folder: Path) -> ImageFolder:
     is_split = bool(named) and (
         not others or (TRAIN in found and len(found) > 1) or any(_is_outer(root.folders[name]) for name in named)
     )
-    trouble = _trouble_of_splits(root, named, others) if is_split else _trouble_of_classes(root)
+    if is_split:
+        trouble = _trouble_of_splits(root, named, others)
+    else:
+        trouble = _trouble_of_nested(root) if nested else _trouble_of_classes(root)
+    part_of = _nested_part if nested else _flat_part
     if is_split and not trouble:
-        parts = {split: _part(root.folders[name]) for split in SPLITS for name in named if named[name] == split}
+        if nested:
+            trouble = next(filter(None, (_trouble_of_nested(root.folders[name]) for name in named)), "")
+        parts = {split: part_of(root.folders[name]) for split in SPLITS for name in named if named[name] == split}
         return ImageFolder(folder, parts, root.files, unusable, trouble)
     if named and not trouble:
         _LOG.warning(
             "%s has the name of a split, but counts as a class: it holds images itself, and others lie beside it",
             folder / next(iter(named)),
         )
-    return ImageFolder(folder, {TRAIN: _part(root)}, (), unusable, trouble)
+    return ImageFolder(folder, {TRAIN: part_of(root)}, (), unusable, trouble)
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -186,8 +197,21 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold()).strip()
 
 
-def _part(folder: Folder) -> Part:
+def _flat_part(folder: Folder) -> Part:
     return Part(folder.path, {name: inner.below for name, inner in folder.folders.items()}, folder.files)
+
+
+def _nested_part(folder: Folder) -> Part:
+    return Part(folder.path, {name: inner.below for name, inner in _innermost(folder)}, folder.files)
+
+
+def _innermost(folder: Folder, above: str = "") -> Iterator[tuple[str, Folder]]:
+    """Yield the folders below that hold no folders, each with its path."""
+    for name, inner in folder.folders.items():
+        if inner.folders:
+            yield from _innermost(inner, f"{above}{name}{SEPARATOR}")
+        else:
+            yield f"{above}{name}", inner
 
 
 def _is_outer(folder: Folder) -> bool:
@@ -220,6 +244,19 @@ def _trouble_of_splits(root: Folder, named: Mapping[str, str], others: Sequence[
             f"{root.path / beside} alone"
         )
     return f"{root.path} has {strange} beside {beside}; {_EXPECTED}: move the class folders into {root.path / TRAIN}"
+
+
+def _trouble_of_nested(folder: Folder) -> str:
+    """Return what is wrong with folders in folders that are to be classes: images must not lie beside them."""
+    for inner in folder.folders.values():
+        if inner.folders and (images := [path for path in inner.files if has_image_name(path)]):
+            return (
+                f"{inner.path} holds folders and {len(images)} images beside them; with nested classes it is either a "
+                f"class or a parent: move these images into a folder of their own, such as {inner.path / 'other'}"
+            )
+        if trouble := _trouble_of_nested(inner):
+            return trouble
+    return ""
 
 
 def _trouble_of_classes(root: Folder) -> str:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute
 
+from tnn_runtime.answers.results import plain_levels
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.classifier import Classifier
 from tnn_runtime.drawing import item_of, page, style
@@ -108,6 +109,7 @@ async def _answer(classifier: Classifier, image: bytes, top_k: int, explain: boo
         "predictions": [dataclasses.asdict(prediction) for prediction in predictions],
         "rejected": predictions.rejected if reject else None,
         "reject_score": predictions.reject_score,
+        **plain_levels(predictions),
         **more,
     }
 

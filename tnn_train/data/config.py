@@ -53,6 +53,8 @@ class DataConfig:
             the training starts from, or else of the training set.
         mean: Mean of the normalisation in the unit of pixel / 255, one value or one a channel, in place of normalize.
         std: Deviation of the normalisation, likewise.
+        nested_classes: Take folders in folders as classes of their own, named by their paths, such as animal/cat;
+            without it, all images below a folder are of one class.
 
     Raises:
         FieldError: If a value is out of its range.
@@ -74,6 +76,7 @@ class DataConfig:
     normalize: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    nested_classes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("source", "root"):
@@ -82,7 +85,7 @@ class DataConfig:
         if not isinstance(self.groups, str | None):
             raise FieldError(Field(DataConfig, "groups"), f" is {self.groups!r}; expected text or None")
         check_utf8(self, "source", "root", "groups")
-        for name in ("download", "crop_to_boxes", "skip_unusable"):
+        for name in ("download", "crop_to_boxes", "nested_classes", "skip_unusable"):
             if not isinstance(getattr(self, name), bool):
                 raise FieldError(Field(DataConfig, name), f" is {getattr(self, name)!r}; expected True or False")
         _in_range("seed", self.seed, 0, 2**32 - 1)

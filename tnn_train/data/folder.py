@@ -18,15 +18,19 @@ __all__ = ["read_folder"]
 _logger = logging.getLogger(__name__)
 
 
-def read_folder(folder: Path) -> Found:
+def read_folder(folder: Path, *, nested: bool = False) -> Found:
     """Read a folder of classes, or one whose subfolders are the splits; every header is read.
 
     Images that stand beside the folders of classes are left out, and a warning is logged.
 
+    Args:
+        folder: The folder.
+        nested: As for `read_image_folder`.
+
     Raises:
         DataError: If the layout is another one, or a class has no images for training.
     """
-    images = read_image_folder(folder)
+    images = read_image_folder(folder, nested=nested)
     if images.trouble:
         raise DataError(images.trouble)
     classes = _classes(images)

@@ -64,6 +64,7 @@ def load_data(
     normalize: str | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    nested_classes: bool = False,
 ) -> ImageData:
     """Load a data set and split it; the same arguments give the same split.
 
@@ -89,6 +90,7 @@ def load_data(
         normalize: ``"imagenet"``, ``"dataset"``, or ``None`` for the data set's where no weights bring others.
         mean: Mean of the normalisation, in the unit of ``pixel / 255``, one value or one a channel.
         std: Deviation of the normalisation, likewise.
+        nested_classes: Whether folders in folders are classes of their own, named by their paths.
 
     Raises:
         DataError: If the data is missing, empty, damaged, or too small to split, or a group would have to be divided.
@@ -113,6 +115,7 @@ def load_data(
         normalize,
         mean,
         std,
+        nested_classes,
     )
     if isinstance(source, DataConfig):
         if config != DataConfig(name):
@@ -155,7 +158,7 @@ def _find(config: DataConfig) -> Found:
             _logger.warning("%s is the data set of that name; for the folder %s, give ./%s", name, name, name)
         return DATASETS[name](config)
     if name and Path(name).is_dir():
-        return read_folder(Path(name))
+        return read_folder(Path(name), nested=config.nested_classes)
     if name and Path(name).exists():
         raise UsageError(f"{name} is a file; expected a folder with one subfolder of images for each class")
     raise UsageError(

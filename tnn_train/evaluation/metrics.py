@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnn_runtime.answers.calibration import Calibration
+from tnn_runtime.answers.hierarchy import levels_of
 from tnn_runtime.answers.reject import SCORES
 
 __all__ = ["ClassScores", "Coverage", "Evaluation", "best_epoch", "paired_difference", "wilson_interval"]
@@ -139,6 +140,19 @@ class Evaluation:
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95% Wilson interval of the accuracy, as of N images drawn at random."""
         return wilson_interval(int((self.predictions == self.labels).sum()), len(self.labels))
+
+    def level_accuracies(self, class_names: Sequence[str]) -> tuple[float, ...]:
+        """Return the accuracy at each level above the classes, the top first; none where names are no paths.
+
+        At a level the answer is the parent with the largest sum of the probabilities of its classes.
+
+        Args:
+            class_names: One name for each class.
+        """
+        return tuple(
+            float((level.sums(self.probabilities.astype(np.float64)).argmax(1) == level.owners[self.labels]).mean())
+            for level in levels_of(tuple(class_names))
+        )
 
     def calibration(self, bins: int = 15) -> Calibration:
         """Sort the answers by confidence into ``bins`` of equal width, ``((b - 1) / bins, b / bins]``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.hierarchy import levels_of
 from tnn_runtime.errors import InputError
 from tnn_runtime.images.files import listed
 from tnn_runtime.images.folders import TRAIN, ImageFolder, match_names, read_image_folder
@@ -55,6 +56,7 @@ def read_held_out(
     Raises:
         InputError: If files cannot be used; the message lists them.
     """
+    folder = _named_alike(folder, class_names)
     files = _held_out(folder)
     labels, why = _labels(folder, files, class_names)
     if why:
@@ -79,6 +81,7 @@ def read_samples(
     Raises:
         InputError: If files cannot be used; the message lists them.
     """
+    folder = _named_alike(folder, class_names)
     files = _held_out(folder)
     labels, why = _labels(folder, files, class_names)
     known = np.flatnonzero(labels >= 0)
@@ -127,6 +130,7 @@ def read_training(
     Raises:
         InputError: If the class of an image is not known, or files cannot be used; the message lists them.
     """
+    folder = _named_alike(folder, class_names)
     files = _training(folder)
     files = [files[place] for place in even_sample(len(files), count)]
     labels, why = _labels(folder, files, class_names)
@@ -140,6 +144,11 @@ def _training(folder: ImageFolder) -> list[tuple[Path, str]]:
     if folder.trouble:
         _logger.warning("all images of %s are used, as its splits are not clear: %s", folder.folder, folder.trouble)
     return _files(folder, [TRAIN] if TRAIN in folder.parts else list(folder.parts))
+
+
+def _named_alike(folder: ImageFolder, class_names: Sequence[str]) -> ImageFolder:
+    """Return a folder as it is laid out if folders in folders are classes, where the names of the classes are paths."""
+    return read_image_folder(folder.folder, nested=True) if levels_of(tuple(class_names)) else folder
 
 
 def _held_out(folder: ImageFolder) -> list[tuple[Path, str]]:

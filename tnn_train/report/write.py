@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tnn_runtime.answers.hierarchy import levels_of
 from tnn_runtime.bundle.storage import write_text
 from tnn_train.data import ImageSet
 from tnn_train.evaluation.metrics import Evaluation, best_epoch, wilson_interval
@@ -54,6 +55,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         seconds=sum(row["seconds"] for row in run.history),
         unit=speed_unit(frozen=run.config.get("train", {}).get("freeze_backbone", False)),
         speed=float(np.median([row["images_per_second"] for row in run.history])),
+        levels=_levels(run),
         calibration=calibration,
         curves={
             name: plot_history(run.history, quantity, best["epoch"])
@@ -76,6 +78,15 @@ def write_report(path: Path, run: RunSummary) -> None:
         sections=_sections(run.config),
     )
     write_text(path, html)
+
+
+def _levels(run: RunSummary) -> list[dict[str, Any]]:
+    """Return the accuracy at each level above the classes, with what there is at it."""
+    levels = levels_of(tuple(run.class_names))
+    return [
+        {"accuracy": accuracy, "told": f"{len(level.names)} parents, such as {level.names[0]}"}
+        for level, accuracy in zip(levels, run.test.level_accuracies(run.class_names), strict=True)
+    ]
 
 
 def _described(run: RunSummary) -> list[Section]:

@@ -37,6 +37,8 @@ class TrainConfig:
         clip_norm: Largest norm of the gradient; None for any.
         label_smoothing: Probability that is spread over all classes, 0 to below 1.
         class_weights: none, or balanced: images of rare classes count for more, as in scikit-learn.
+        hierarchy_loss: Weight of the cross-entropy of the parents, where classes have names such as animal/cat, beside
+            the loss of the head: mistakes within a parent then cost less than others. 0 for none.
         ema_decay: Decay of an exponential moving average of the weights, which is then validated and kept; None for no
             average.
         patience: Epochs without a better validation accuracy after which training stops; None for never.
@@ -75,6 +77,7 @@ class TrainConfig:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: str = "none"
+    hierarchy_loss: float = 0.0
     ema_decay: float | None = None
     patience: int | None = None
     augment: tuple[str, ...] | None = None
@@ -100,7 +103,15 @@ class TrainConfig:
         at_least(self, 0, "seed", "exemplars", *self._given("workers"))
         if self.seed >= 2**32:
             raise FieldError(_field("seed"), f" is {self.seed}; expected 0 to {2**32 - 1}")
-        at_least(self, 0.0, "learning_rate", "weight_decay", "warmup_epochs", *self._given("head_learning_rate"))
+        at_least(
+            self,
+            0.0,
+            "learning_rate",
+            "weight_decay",
+            "warmup_epochs",
+            "hierarchy_loss",
+            *self._given("head_learning_rate"),
+        )
         one_of(self, "optimizer", OPTIMIZERS)
         one_of(self, "schedule", SCHEDULES)
         one_of(self, "class_weights", ("none", "balanced"))

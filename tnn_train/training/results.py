@@ -51,6 +51,8 @@ class Results:
             runs of versions that did not tell.
         unfinished_val_accuracy: The validation accuracy before the head set what follows from all training images,
             such as prototypes that become patches of them; ``None`` for heads that do not.
+        level_accuracies: The test accuracy at each level above the classes, the top first, where their names are paths
+            such as ``animal/cat``; else none.
     """
 
     config: dict[str, Any]
@@ -73,6 +75,7 @@ class Results:
     unusable: dict[str, str] = field(default_factory=dict)
     normalization: dict[str, Any] = field(default_factory=dict)
     unfinished_val_accuracy: float | None = None
+    level_accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ class RunFolder:
             best_epoch=best["epoch"],
             val_accuracy=best["val_accuracy"],
             unfinished_val_accuracy=best.get(UNFINISHED),
+            level_accuracies=test.level_accuracies(data.class_names),
             parameters=_num_parameters(trainer.model),
             seconds=seconds,
             images_per_second=seen / seconds,

@@ -25,6 +25,7 @@ from tnn_train.heads import Head
 from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel
 from tnn_train.training.average import MovingAverage
+from tnn_train.training.hierarchy import hierarchy_loss
 from tnn_train.training.identity import identity, refuse_other
 from tnn_train.training.image_start import start_images
 from tnn_train.training.optim import Schedule, build_optimizer, exchange_parameters
@@ -82,6 +83,7 @@ class Trainer:
         self._scale = self._scaler.get_scale()
         labels = data.train.labels
         weights = balanced_weights(labels, len(data.class_names)) if config.class_weights == "balanced" else None
+        self._hierarchy = hierarchy_loss(data.class_names, config, self.device)
         self._class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         # Where images are blended, the loss is divided by their number: see `Head.loss`.
         self._shares = Shares(self._batches, labels, weights if self._mix is None else None, config.accumulate)
@@ -348,6 +350,8 @@ class Trainer:
             logits, taken = self._forward(inputs)
         head, smoothing = self.stage.model.head, self.config.label_smoothing
         loss = head.loss(taken.float(), logits.float(), targets, self._class_weights, smoothing) + head.penalty()
+        if self._hierarchy is not None:
+            loss = loss + self._hierarchy(logits.float(), targets, self._class_weights, smoothing)
         # Gradients are averaged over the processes.
         whole = loss * (share.of_step * self.processes.count)
         self._scaler.scale(whole).backward()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tnn_train.data import DataConfig
+from tnn_train.data import DATASETS, DataConfig
 from tnn_train.fields import Field, Part
 from tnn_train.heads import HEADS
 from tnn_train.model.config import ModelConfig, options_field
@@ -41,6 +41,8 @@ def _of_data(config: DataConfig) -> Iterator[tuple[Part, ...]]:
     source = (" with ", Field(DataConfig, "source"), f" {config.source}")
     if config.source not in _IN_ROOT:
         yield from _given(config, ["root"], source)
+    if config.source in DATASETS:
+        yield from _given(config, ["nested_classes"], source)
     if config.source not in _DOWNLOADED:
         yield from _given(config, ["download"], source)
 

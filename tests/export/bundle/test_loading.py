@@ -12,7 +12,8 @@ import pytest
 
 from tnn_export import ExportError, export_bundle
 from tnn_export.__main__ import main
-from tnn_export.bundle import write as bundle_module
+from tnn_export.bundle import finish as bundle_module
+from tnn_export.bundle import write as write_module
 from tnn_runtime import Classifier
 from tnn_train import load_data
 from tnn_train.__main__ import main as train_main
@@ -79,7 +80,7 @@ def other_golden_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "write_head", lambda *arguments: None)
+    monkeypatch.setattr(write_module, "write_head", lambda *arguments: None)
 
 
 def another_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from forms import name
 
 from tnn_export import ExportError, ExportOptions, ParityError, Reference, export_bundle, lower_model
-from tnn_export.bundle import write as bundle_module
+from tnn_export.bundle import finish as bundle_module
 from tnn_export.lowering import graph
 from tnn_export.proof.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +55,29 @@ def test_predict_answers_as_the_classifier(models: Models, client: Client, style
     assert (told["model_name"], told["model_version"], told["rejected"]) == ("pets", "2", None)
     assert [one["label"] for one in told["predictions"]] == [one.label for one in expected]
     assert [one["score"] for one in told["predictions"]] == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+def test_predict_tells_the_parents_of_classes_that_are_paths(tmp_path: Path, runner: asyncio.Runner) -> None:
+    folder = shutil.copytree(FIXTURES / "bundle-v5", tmp_path / "bundle")
+    content = json.loads((folder / "manifest.json").read_text())
+    names = [f"animal/{name}" for name in content["class_names"]]
+    (folder / "manifest.json").write_text(json.dumps({**content, "class_names": names}))
+    with Deployment(folder, "cpu", threads=1) as pets:
+        client = Client(http_app(Models([Model("pets", 1, pets)]), HttpOptions()), runner)
+        told = client.post("/predict", content=IMAGE).json()
+        best = told["predictions"][0]
+        assert told["levels"] == [
+            {"label": "animal", "score": pytest.approx(1)},
+            {k: best[k] for k in ("label", "score")},
+        ]
+        why = client.request("POST", "/explain", params={"against": told["predictions"][1]["label"]}, content=IMAGE)
+        assert why.status_code == 200
+        assert best["label"] in why.text
+        client.close()
+
+
+def test_predict_tells_no_parents_where_there_are_none(client: Client) -> None:
+    assert "levels" not in client.post("/predict", content=IMAGE).json()
 
 
 @pytest.mark.parametrize(
