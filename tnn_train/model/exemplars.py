@@ -198,10 +198,15 @@ def _candidates(
         shares = _shares(nearest, classes, len(class_names))
         numbers = np.arange(similarities.shape[1])
         # Of a head that takes maps, prototypes are features.
-        rows, maps = _most(similarities, count), partial(sensitivity, head.similarities)
-        if head.takes == "map":
-            rows, maps = _with_first(rows, first), lie
-        kinds["prototype"] = _Candidates(similarities, shares, numbers, rows, maps)
+        is_feature = head.takes == "map"
+        rows = _most(similarities, count)
+        kinds["prototype"] = _Candidates(
+            similarities,
+            shares,
+            numbers,
+            _with_first(rows, first) if is_feature else rows,
+            lie if is_feature else partial(sensitivity, head.similarities),
+        )
     shares = _shares(_has(features, head.feature_floor), classes, len(class_names))
     numbers = np.argsort(-np.ptp(shares, axis=1), kind="stable")
     rows = _with_first(_most(features, count, above=head.feature_floor), first)[numbers]
