@@ -163,6 +163,8 @@ def test_public_names() -> None:
         "DataConfig",
         "ImageData",
         "LinearHead",
+        "MatchingConfig",
+        "MatchingHead",
         "ModelConfig",
         "TrainConfig",
         "TverskyConfig",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tnn_train.data import load_data as load_data
     from tnn_train.evaluation.scoring import evaluate as evaluate
     from tnn_train.heads import LinearHead as LinearHead
+    from tnn_train.heads import MatchingHead as MatchingHead
     from tnn_train.heads import TverskyHead as TverskyHead
     from tnn_train.heads.matching.config import MatchingConfig as MatchingConfig
     from tnn_train.heads.tversky.config import TverskyConfig as TverskyConfig
@@ -33,7 +34,7 @@ else:
         {
             "data": ["DataConfig", "ImageData", "load_data"],
             "evaluation.scoring": ["evaluate"],
-            "heads": ["LinearHead", "TverskyHead"],
+            "heads": ["LinearHead", "MatchingHead", "TverskyHead"],
             "heads.matching.config": ["MatchingConfig"],
             "heads.tversky.config": ["TverskyConfig"],
             "heads.tversky.layer": ["TverskySimilarity"],
