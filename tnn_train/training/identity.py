@@ -74,7 +74,8 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
     """Yield each difference, as parts of a message."""
     for key in sorted({*ours, *theirs}):
         named = _FIELDS.get(f"{prefix}{key}", f"{prefix}{key}")
-        one, other = ours.get(key), theirs.get(key, _default(named))
+        one = ours.get(key)
+        other = theirs.get(key, {} if isinstance(one, dict) else _default(named))
         if isinstance(one, dict) and isinstance(other, dict):
             yield from _differences(one, other, f"{prefix}{key}.")
         elif one != other:

@@ -23,6 +23,7 @@ from tnn_train.__main__ import main
 from tnn_train.errors import TrainingError
 from tnn_train.fields import FieldError
 from tnn_train.heads.matching.head import MatchingHead
+from tnn_train.training.identity import identity, refuse_other
 from tnn_train.training.trainer import Trainer
 
 EACH = pytest.mark.parametrize("config", oracle.forms(), ids=oracle.name)
@@ -282,6 +283,16 @@ def test_a_resumed_training_is_the_same(
     resumed = train(data, tmp_path / "parts", MODEL, recipe, resume=True)
     first, second = (load_checkpoint(result.best).model.state_dict() for result in (whole, resumed))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_run_of_a_version_without_the_family_is_resumed(data: ImageData) -> None:
+    ours = identity(data, ModelConfig("tiny"), RECIPE)
+    theirs = json.loads(ours)
+    del theirs["model"]["matching"]
+    refuse_other(ours, json.dumps(theirs), "last")
+    changed = identity(data, ModelConfig("tiny", matching=MatchingConfig(5)), RECIPE)
+    with pytest.raises(FieldError, match="units: was 64, now 5"):
+        refuse_other(changed, json.dumps(theirs), "last")
 
 
 def test_a_step_that_diverges_in_training_is_one_line(
