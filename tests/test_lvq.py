@@ -29,7 +29,17 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run; read only."""
     folder = tmp_path_factory.mktemp("lvq") / "run"
     words = ["--data", str(photos), "--backbone", "tiny", "--epochs", "6", "--learning-rate", "0.01"]
-    words += ["--batch-size", "8", "--augment", "--lvq.prototypes", "2", "--lvq.relevances", "matrix", "--lvq.rank", "8"]
+    words += [
+        "--batch-size",
+        "8",
+        "--augment",
+        "--lvq.prototypes",
+        "2",
+        "--lvq.relevances",
+        "matrix",
+        "--lvq.rank",
+        "8",
+    ]
     assert tnn_train([*words, "--head", "lvq", "--out", str(folder)]) == 0
     return folder
 
