@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lvq_forms import SIZE, random_head
+from lvq_forms import random_head
 from oracles import lvq as oracle
 
 from tnn_train import LvqConfig, LvqHead
@@ -69,4 +69,3 @@ def test_prototypes_are_beside_images_in_the_space_of_the_distances() -> None:
         )
     assert view.owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert view.images.shape == (7, 3)
-    assert SIZE != 3
