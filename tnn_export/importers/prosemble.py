@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -253,9 +253,7 @@ def _check(model: _Model, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 def _in_order(model: _Model, backbone: str, preprocessing: Preprocessing, channels: str | None) -> _Model:
     """Return a model of pixels whose inputs are in our order, channel by channel, and prototypes by their classes."""
     order = np.argsort(model.labels, kind="stable")
-    model = _Model(
-        model.kind, model.prototypes[order], model.labels[order], model.omega, model.layers, model.activation
-    )
+    model = replace(model, prototypes=model.prototypes[order], labels=model.labels[order])
     if backbone != PIXELS or preprocessing.channels == 1:
         if channels is not None:
             raise UsageError(
@@ -273,11 +271,9 @@ def _in_order(model: _Model, backbone: str, preprocessing: Preprocessing, channe
     columns = torch.arange(model.size).reshape(preprocessing.shape).permute(2, 0, 1).flatten()
     if model.layers:
         (weight, bias), *others = model.layers
-        return _Model(
-            model.kind, model.prototypes, model.labels, None, ((weight[columns], bias), *others), model.activation
-        )
+        return replace(model, layers=((weight[columns], bias), *others))
     omega = None if model.omega is None else model.omega[columns]
-    return _Model(model.kind, model.prototypes[:, columns], model.labels, omega, (), model.activation)
+    return replace(model, prototypes=model.prototypes[:, columns], omega=omega)
 
 
 def _form(model: _Model, classes: NDArray[np.int64]) -> LvqConfig:

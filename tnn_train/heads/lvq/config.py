@@ -81,7 +81,7 @@ class LvqConfig:
     prototypes: int = 1
     loss: str = GLVQ
     transfer: str = SIGMOID
-    beta: float = 10.0
+    beta: float = 4.0
     margin: float = 0.0
     pooling: str = NEAREST
     relevances: str = NONE

@@ -77,7 +77,7 @@ def test_the_temperature_of_glvq_learns_by_the_cross_entropy_alone() -> None:
     nearest = head.distances(x)
     own = nearest.gather(1, labels[:, None]).squeeze(1)
     other = nearest.masked_fill(functional.one_hot(labels, CLASSES).bool(), torch.inf).amin(1)
-    plain = torch.sigmoid(10 * (own - other) / (own + other)).mean()
+    plain = torch.sigmoid(head.config.beta * (own - other) / (own + other)).mean()
     assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
     torch.testing.assert_close(of_loss[0], *torch.autograd.grad(plain, [head.prototypes]))
     cross_entropy = functional.cross_entropy(head(x), labels)
