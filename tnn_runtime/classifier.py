@@ -188,9 +188,10 @@ class Classifier:
 
         Args:
             bundle: The bundle folder.
-            device: ``"auto"`` takes CUDA where it works and the CPU otherwise (`info` tells which and why);
-                ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"tensorrt"`` and ``"tensorrt:N"`` mean just that, or an error. A
-                list makes a replica of the model for each of its devices; a device may be in it more than once.
+            device: ``"auto"`` takes a compiled program for a logic head on pixels, and else CUDA where it works and the
+                CPU otherwise (`info` tells which and why); ``"cpu"``, ``"compiled"``, ``"cuda"``, ``"cuda:N"``,
+                ``"tensorrt"`` and ``"tensorrt:N"`` mean just that, or an error. A list makes a replica of the model for
+                each of its devices; a device may be in it more than once.
             providers: Execution providers of ONNX Runtime to use instead of those of the device, first choice first,
                 such as ``("TensorrtExecutionProvider", "CUDAExecutionProvider")`` on a CUDA device.
             provider_options: Options of the first provider, as ONNX Runtime spells them.
@@ -210,7 +211,7 @@ class Classifier:
             limits: What an image may be; by default ``TNN_MAX_PIXELS``, ``TNN_MAX_BYTES`` and ``TNN_FORMATS``, or the
                 defaults of `Limits`.
             decoders: Images that are decoded at once; by default ``TNN_DECODERS``, or the usable cores.
-            cache_dir: Where engines of TensorRT are kept; by default in the user's cache folder.
+            cache_dir: Where engines of TensorRT and compiled programs are kept; by default in the user's cache folder.
             warmup: Whether to run each batch size that the device is prepared for, so that no request waits for it.
             self_check: Whether to replay the golden samples.
             public_key: The PEM file of the Ed25519 key whose owner must have signed the bundle; without one, a

@@ -199,7 +199,7 @@ def _open(bundle: Bundle, device: Device, options: BackendOptions) -> Backend:
 
 
 def _opening(device: Device) -> AbstractContextManager[Any]:
-    return nullcontext() if device.kind in ("cpu", "compiled") else OPENING
+    return nullcontext() if device.is_cpu else OPENING
 
 
 def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
@@ -211,7 +211,7 @@ def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
     manifest = bundle.manifest
     on_cpu = dataclasses.replace(options, cuda_graphs=False)
     told = ""
-    if importlib.import_module(f"{__name__}.compiled").suits(manifest):
+    if manifest.is_circuit:
         try:
             return _open(
                 bundle, Device("compiled"), on_cpu

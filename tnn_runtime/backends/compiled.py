@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends import BackendOptions, Device
-from tnn_runtime.bundle.manifest import HEAD_FILE, Manifest
+from tnn_runtime.bundle.manifest import HEAD_FILE
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.bundle.reading import read_arrays
 from tnn_runtime.circuits import PixelCircuit, c_source, circuit_of
@@ -18,7 +18,7 @@ from tnn_runtime.circuits.source import ENTRY
 from tnn_runtime.engines.compiler import load_program
 from tnn_runtime.errors import ArtifactError, ClassifierClosed, ProviderUnavailable, RunError, UsageError
 
-__all__ = ["CompiledBackend", "probe", "suits"]
+__all__ = ["CompiledBackend", "probe"]
 
 _PROBE = "int run(int one) { return one + one; }\n"
 
@@ -42,7 +42,7 @@ class CompiledBackend:
 
     def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
         manifest = bundle.manifest
-        if not suits(manifest):
+        if not manifest.is_circuit:
             found = f"a {manifest.model['head']} head on {manifest.model['backbone']}"
             raise ArtifactError(
                 f"device 'compiled' runs logic heads on pixels, and {bundle.folder} has {found}; choose device 'cpu', "
@@ -96,11 +96,6 @@ class CompiledBackend:
     def close(self) -> None:
         """Let go of the program; it stays loaded, for others may run it."""
         self._is_closed = True
-
-
-def suits(manifest: Manifest) -> bool:
-    """Return whether a bundle is a circuit on pixels."""
-    return (manifest.model["backbone"], manifest.model["head"]) == ("pixels", "logic") and HEAD_FILE in manifest.files
 
 
 def probe(device: Device) -> str:

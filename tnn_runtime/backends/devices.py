@@ -25,8 +25,13 @@ class Device:
     kind: str
     index: int = 0
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is the CPU, for ONNX Runtime or for a compiled program; ``"auto"`` is none yet."""
+        return self.kind in ("cpu", "compiled")
+
     def __str__(self) -> str:
-        return self.kind if self.kind in ("auto", "cpu", "compiled") else f"{self.kind}:{self.index}"
+        return self.kind if self.is_cpu or self.kind == "auto" else f"{self.kind}:{self.index}"
 
 
 def parse_device(name: object) -> Device:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tnn_runtime.backends.devices import parse_device
+
 __all__ = ["device_bytes", "peak_bytes", "resident_bytes"]
 
 _STATUS = Path("/proc/self/status")
@@ -29,11 +31,11 @@ def device_bytes(device: str) -> int | None:
     Args:
         device: As in `Classifier.load`.
     """
-    kind, _, number = device.partition(":")
-    if kind == "cpu":
+    wanted = parse_device(device)
+    if wanted.is_cpu:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    index = int(number or 0)
+    index = wanted.index
     gpu = visible[index].strip() if index < len(visible) and visible[index] else str(index)
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", gpu]
     try:

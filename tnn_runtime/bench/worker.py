@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tnn_runtime.backends import BackendOptions, TimedRun, open_device_timer
+from tnn_runtime.backends import BackendOptions, TimedRun, open_device_timer, parse_device
 from tnn_runtime.bench.environment import Clock, thread_settings
 from tnn_runtime.bench.errors import BenchmarkError, error_to_json
 from tnn_runtime.bench.memory import device_bytes, peak_bytes, resident_bytes
@@ -133,7 +133,7 @@ def _bundles(job: Job) -> Offer:
             path, device, threads=job.threads, max_batch_size=largest, public_key=what["public_key"]
         )
         about = {key: value for key, value in classifier.info.items() if key != "class_names"}
-        if about["device"] == "cpu":
+        if parse_device(about["device"]).is_cpu:
             return Opened(classifier.logits, about)
         bundle = open_bundle(path, what["public_key"])
         options = BackendOptions(threads=job.threads, max_batch_size=largest)

@@ -198,6 +198,12 @@ class Manifest:
         """The output with feature maps, ``[batch, features, height, width]``; ``None`` if there is none."""
         return next((spec for spec in self.outputs[2:] if spec.name == FEATURE_MAPS), None)
 
+    @property
+    def is_circuit(self) -> bool:
+        """Whether the model is a circuit of gates on pixels, which a compiled program can run."""
+        names = self.model["backbone"], self.model["head"]
+        return names == ("pixels", "logic") and HEAD_FILE in self.files
+
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)})

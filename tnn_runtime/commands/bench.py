@@ -40,7 +40,7 @@ def add_bench(commands: argparse._SubParsersAction[Parser]) -> Parser:
     parser.add_argument(
         "--threads", type=positive_int, nargs="+", default=[1, usable_cores()], metavar="N", help="CPU threads of each"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, tensorrt or tensorrt:N")
+    parser.add_argument("--device", default="cpu", help="cpu, compiled, cuda, cuda:N, tensorrt or tensorrt:N")
     parser.add_argument(
         "--processes", type=positive_int, default=5, metavar="N", help="fresh processes for each thread count"
     )

@@ -20,6 +20,7 @@ from tnn_runtime.bundle.opened import Bundle, open_bundle
     [
         ("auto", Device("auto"), "auto"),
         ("cpu", Device("cpu"), "cpu"),
+        ("compiled", Device("compiled"), "compiled"),
         ("cuda", Device("cuda", 0), "cuda:0"),
         ("cuda:12", Device("cuda", 12), "cuda:12"),
         ("tensorrt", Device("tensorrt", 0), "tensorrt:0"),
@@ -33,7 +34,23 @@ def test_names_of_devices(name: str, device: Device, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "CPU", "cpu:0", "auto:0", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda: 1", "cuda:٣", "tpu", None, 0, b"cpu"],
+    [
+        "",
+        "CPU",
+        "cpu:0",
+        "auto:0",
+        "compiled:0",
+        "gpu",
+        "cuda:",
+        "cuda:-1",
+        "cuda:x",
+        "cuda: 1",
+        "cuda:٣",
+        "tpu",
+        None,
+        0,
+        b"cpu",
+    ],
 )
 def test_what_names_no_device_is_refused(name: object) -> None:
     with pytest.raises(
@@ -97,7 +114,7 @@ def opened(folder: Path, device: str, **options: Any) -> tuple[Backend, str]:
 def test_every_kind_of_device_has_a_backend_that_exists() -> None:
     import importlib
 
-    assert BACKENDS.keys() | {"auto"} == {"auto", "cpu", "cuda", "tensorrt"}
+    assert BACKENDS.keys() | {"auto"} == {"auto", "cpu", "compiled", "cuda", "tensorrt"}
     for module, name in BACKENDS.values():
         assert hasattr(importlib.import_module(f"tnn_runtime.backends.{module}"), name)
 

@@ -139,7 +139,7 @@ class LogicHead(Head):
 
     @torch.no_grad()
     def relaxed_and_discrete(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits ``[N, C]`` of embeddings ``x`` as they are in training, and those of the discrete network."""
+        """Return the logits ``[N, C]`` of embeddings as they are in training, and those of the discrete network."""
         return copy.deepcopy(self).train()(x), copy.deepcopy(self).eval()(x)
 
     def _vote(self, bits: Tensor) -> Tensor:
