@@ -280,3 +280,14 @@ def test_more_prototypes_than_patches(data: ImageData, tmp_path: Path, capsys: p
     options = ["--data", data.config.source, "--backbone", "parted", "--head", "parts", "--epochs", "1"]
     assert tnn_train([*options, "--parts.per-class", "5000", "--out", str(tmp_path / "run")]) == 1
     assert "patches in its training images for 5000 prototypes; choose fewer" in capsys.readouterr().err
+
+
+@pytest.mark.exhaustive
+def test_it_is_swept_paired_and_timed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(photos), "--out", str(tmp_path / "sweep"), "--seeds", "1", "--backbone", "parted"]
+    assert tnn_train(["sweep", *options, "--heads", "linear", "parts", "--epochs", "1", "--parts.per-class", "2"]) == 0
+    assert "head=parts" in capsys.readouterr().out
+    pair = ["--backbone", "parted", "--classes", "3", "--size", "16", "--formats", "onnx", "-o", str(tmp_path / "pair")]
+    assert tnn_export(["pair", "--head", "parts", *pair]) == 0
+    quick = ["--batch", "1", "--threads", "1", "--processes", "1", "--blocks", "2"]
+    assert tnn_runtime(["bench", str(tmp_path / "pair" / "parts"), str(tmp_path / "pair" / "linear"), *quick]) == 0

@@ -193,3 +193,17 @@ class TestBadInput:
     def test_a_name_that_is_no_tuple(self) -> None:
         with pytest.raises(UsageError, match="augment is 'crop'; expected a tuple of names out of crop, "):
             check_augmentations("crop")
+
+
+def test_views_of_an_image_differ_in_colours_alone(images: ImageSet) -> None:
+    one, several = AugmentedSet(images, ("flip",), seed=3), AugmentedSet(images, ("flip",), seed=3, views=2)
+    views, label = several[4, 1]
+    image, same = one[4, 1]
+    assert label == same
+    assert views.shape == (2, *image.shape)
+    assert views.dtype == image.dtype
+    assert not torch.equal(views[0], views[1])
+    assert torch.equal(several[4, 1][0], views)
+    assert not torch.equal(several[5, 1][0], views)
+    for view in views.double().flatten(1):
+        assert np.corrcoef(view, image.double().flatten())[0, 1] > 0.6

@@ -58,11 +58,6 @@ class PatchDetector(nn.Module):
         )
         self.prototypes = nn.Parameter(torch.rand(len(owners), depth))
 
-    @property
-    def largest(self) -> float:
-        """The similarity of a place to a prototype that it is."""
-        return float(self.similarity(torch.zeros((), dtype=torch.float64)))
-
     def encode(self, x: Tensor) -> Tensor:
         """Return maps ``[N, K, h, w]`` in the space of the prototypes."""
         encoded: Tensor = self.add_on(x)
