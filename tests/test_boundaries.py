@@ -196,6 +196,7 @@ def test_public_names() -> None:
         "check_bundle",
         "check_parity",
         "export_bundle",
+        "export_ensemble",
         "lower_head",
         "lower_model",
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tnn_runtime.lazy import attach
 
 if TYPE_CHECKING:
+    from tnn_export.bundle.ensemble import export_ensemble as export_ensemble
     from tnn_export.bundle.options import ExportOptions as ExportOptions
     from tnn_export.bundle.write import export_bundle as export_bundle
     from tnn_export.errors import ExportError as ExportError
@@ -22,6 +23,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "bundle.ensemble": ["export_ensemble"],
             "bundle.options": ["ExportOptions"],
             "bundle.write": ["export_bundle"],
             "errors": ["ExportError"],

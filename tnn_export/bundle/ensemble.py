@@ -108,6 +108,7 @@ def export_ensemble(
         exemplars=False,
     )
     proofs = [read_proof(bundle.manifest, bundle.folder) for bundle in together.bundles]
+    is_given = images is not None
     if images is None:
         real = proofs[0].samples.is_real
         images, labels = proofs[0].samples.images[real], proofs[0].samples.labels[real]
@@ -134,7 +135,7 @@ def export_ensemble(
                 progress.update()
             proven, unproven = prove(reference, artifacts, options, progress)
         accuracies = _accuracies(answers, reference, together)
-        notes += _told(accuracies, reference, proofs, together)
+        notes += _told(accuracies, reference, () if is_given else proofs, together)
         content.metrics.update(accuracies)
         report = ParityReport({**stages, **proven}, unproven, tuple(notes))
         reject = reject_rule(reference, reject_score or reference.head.reject_score, coverage)
@@ -233,7 +234,14 @@ def _accuracies(
 def _told(
     accuracies: Mapping[str, Any], reference: Reference, proofs: Sequence[Reference], members: Members
 ) -> list[str]:
-    """Return what who uses the ensemble should know of its accuracy, one line each."""
+    """Return what who uses the ensemble should know of its accuracy, one line each.
+
+    Args:
+        accuracies: Of the members and of the ensemble.
+        reference: Has the images of the proof.
+        proofs: Those of the members, if the images are from one of them.
+        members: The members.
+    """
     notes = []
     if accuracies:
         pairs = zip(members.records, accuracies["member_accuracies"], strict=True)
@@ -243,7 +251,7 @@ def _told(
             f"together; {each}"
         )
     total = int(reference.samples.is_real.sum())
-    for record, proof in zip(members.records, proofs, strict=True):
+    for record, proof in zip(members.records, proofs, strict=False):
         if count := unseen(reference.samples, proof.samples):
             notes.append(
                 f"{count} of the {total} images of the proof are not among those that {printable(record.name)} was "

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tnn_export.ensemble.member import MEMBERS
 from tnn_export.formats.opsets import oldest_runtime
 from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.manifest import MANIFEST_FILE, ONNX_FILE, SCHEMA_VERSION, Manifest
@@ -71,6 +72,7 @@ def describe_bundle(content: dict[str, Any]) -> str:
         lines.append(("opset", f"{opset}, IR {graph['ir_version']}: {runtime}"))
         operators = ", ".join(f"{count} {name}" for name, count in graph["operators"].items())
         lines.append(("operators", f"{graph['nodes']}: {operators}"))
+    lines += [("member", _member(member)) for member in model.get(MEMBERS, ())]
     for name, entry in content["files"].items():
         text = f"{entry['size']:,} bytes, sha256 {entry['sha256']}"
         optional = ", not needed to serve" if name in content.get("optional", ()) else ""
@@ -101,6 +103,12 @@ def _normalisation(preprocessing: Preprocessing) -> str:
 
 def _scores(temperature: float | None) -> str:
     return "softmax(logits)" if temperature is None else f"softmax(logits / {temperature:.4g})"
+
+
+def _member(member: dict[str, Any]) -> str:
+    model = member["model"]
+    kind = f"{model['backbone']}, {model['head']} head, {member['precision']}, {_scores(member['temperature'])}"
+    return f"{printable(member['name'])}: {kind}, manifest sha256 {member['digest']}"
 
 
 def _tensor(spec: dict[str, Any]) -> str:

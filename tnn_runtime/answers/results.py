@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.density import Density
-from tnn_runtime.answers.hierarchy import levels_of
+from tnn_runtime.answers.hierarchy import Level, levels_of
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.ranking import largest, softmax
 from tnn_runtime.answers.reject import Reject, check_score, check_threshold
@@ -136,17 +136,22 @@ class Answers:
 
     def _levels(self, row: int) -> list[LevelScore]:
         """Return the best parent at the top, the best one below it, and so on down to a class."""
+        if not self._hierarchy:
+            return []
         found: list[LevelScore] = []
         scores, below = self.scores[row], np.ones(len(self.class_names), dtype=bool)
-        for level in levels_of(self.class_names):
+        for level in self._hierarchy:
             sums = level.sums(np.where(below, scores, 0.0)[None])[0]
             best = max(np.unique(level.owners[below]).tolist(), key=sums.__getitem__)
             below &= level.owners == best
             found.append(LevelScore(level.names[best], float(sums[best])))
-        if found:
-            best = max(np.flatnonzero(below).tolist(), key=scores.__getitem__)
-            found.append(LevelScore(self.class_names[best], float(scores[best])))
+        best = max(np.flatnonzero(below).tolist(), key=scores.__getitem__)
+        found.append(LevelScore(self.class_names[best], float(scores[best])))
         return list(dict.fromkeys(found))
+
+    @cached_property
+    def _hierarchy(self) -> tuple[Level, ...]:
+        return levels_of(self.class_names)
 
     @cached_property
     def reject_scores(self) -> NDArray[np.float32]:

@@ -167,7 +167,9 @@ def test_the_runtime_serves_it(
 ) -> None:
     assert main(["check", str(ensemble)]) == 0
     assert main(["inspect", str(ensemble)]) == 0
-    assert "tiny, ensemble head" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "tiny, ensemble head" in out
+    assert "turned: tiny, linear head, fp32, softmax(logits / 0.5), manifest sha256 " in out
     assert runtime(["predict", str(ensemble), str(photos / "cat"), "--format", "csv"]) == 0
     assert "cat" in capsys.readouterr().out
     assert runtime(["explain", str(ensemble), str(photos / "cat" / "0.png"), "-o", str(tmp_path / "why.html")]) == 1
@@ -380,12 +382,20 @@ def test_no_member_is_overwritten(bundles: dict[str, Path], bundle: Path, capsys
 
 
 def test_images_that_a_member_may_have_seen_are_told(
-    bundles: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundles: dict[str, Path],
+    runs: dict[str, TrainResult],
+    data: ImageData,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [str(bundles["linear"]), str(bundles["tversky"]), "--images", str(photos), "--formats", "onnx"]
-    assert main(["ensemble", *words, "-o", str(tmp_path / "out")]) == 0
+    export_bundle(runs["linear"].best, tmp_path / "other", ["onnx"], images=data.test.pixels, labels=data.test.labels)
+    words = ["ensemble", str(bundles["tversky"]), str(tmp_path / "other")]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert "images of the proof are not among those that other was proven on" in capsys.readouterr().out
+    assert main([*words, "-o", str(tmp_path / "out"), "--images", str(photos), "--overwrite"]) == 0
     out = capsys.readouterr().out
-    assert "images of the proof are not among those that linear was proven on" in out
+    assert "are not among those" not in out
     assert "accuracy on 40 held-out images" in out
 
 
