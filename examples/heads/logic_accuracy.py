@@ -37,7 +37,7 @@ def command(arguments: Sequence[str]) -> None:
         if not isinstance(head, LogicHead):
             raise UsageError(f"{folder} has a {head.family} head; expected runs with logic heads")
         normalize, right = Normalize(checkpoint.preprocessing), torch.zeros(2, dtype=torch.int64)
-        for images, classes in zip(pixels.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True):
+        for images, classes in zip(torch.split(pixels, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True):
             with torch.no_grad():
                 both = head.relaxed_and_discrete(model.backbone(normalize(images)))
             right += torch.stack([(logits.argmax(1) == classes).sum() for logits in both])

@@ -29,7 +29,7 @@ def read(folder: Path, name: str, header: int) -> torch.Tensor:
 def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the share of right answers."""
     with torch.no_grad():
-        answers = torch.cat([model(batch).argmax(1) for batch in images.split(500)])
+        answers = torch.cat([model(batch).argmax(1) for batch in torch.split(images, 500)])
     return float((answers == labels).double().mean())
 
 
@@ -55,7 +55,7 @@ def main(folder: str, seed: str = "0") -> None:
         rows = order[step % (len(images) // BATCH) * BATCH :][:BATCH]
         loss = functional.cross_entropy(model(images[rows]), labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     seconds = time.perf_counter() - started
     found = {form: accuracy(model.train(form == "relaxed"), test, answers) for form in ("relaxed", "discrete")}

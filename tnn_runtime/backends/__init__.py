@@ -213,9 +213,8 @@ def _open_best(bundle: Bundle, options: BackendOptions) -> tuple[Backend, str]:
     told = ""
     if manifest.is_circuit:
         try:
-            return _open(
-                bundle, Device("compiled"), on_cpu
-            ), "auto: a compiled program runs logic heads on pixels fastest"
+            compiled = _open(bundle, Device("compiled"), on_cpu)
+            return compiled, "auto: a compiled program runs logic heads on pixels fastest"
         except (EngineError, ProviderUnavailable) as error:
             told = f"no compiled program ({error}), "
     try:

@@ -123,7 +123,8 @@ def test_the_program_gives_the_logits_and_embeddings_of_the_network(
 
 
 def test_thresholds_of_pixels_are_exact() -> None:
-    values = (np.arange(256, dtype=np.float32) * np.float32(1 / (255 * 0.3))) + np.float32(-0.4 / 0.3)
+    scale, shift = np.float32(1) / (np.float32(255) * np.float32(0.3)), -np.float32(0.4) / np.float32(0.3)
+    values = np.arange(256, dtype=np.float32) * scale + shift
     thresholds = np.concatenate([values, values - 1e-4, [-99, 99]]).astype(np.float32)[None]
     network = {
         "left": np.arange(513)[None],

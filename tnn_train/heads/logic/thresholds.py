@@ -23,7 +23,7 @@ _MOST_ROWS = 4096
 class Thresholds(nn.Module):
     """Thresholds for each value: a bit says whether the value is above it.
 
-    In training a bit has the gradient that ``sigmoid((x - threshold) / width)`` has, a straight-through estimator
+    A bit has the gradient that ``sigmoid((x - threshold) / width)`` has, a straight-through estimator
     (Bengio et al., arXiv 1308.3432), so that a backbone before it and thresholds learn; its value is the bit itself.
 
     Args:
@@ -47,7 +47,7 @@ class Thresholds(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return bits 0 and 1, float ``[N, D * B]``, of values ``[N, D]``."""
         above = x[:, :, None] - self.values
-        if self.training and torch.is_grad_enabled() and above.requires_grad:
+        if torch.is_grad_enabled() and above.requires_grad:
             return _Step.apply(above, self.widths).flatten(1)  # type: ignore[no-any-return]
         return (above > 0).flatten(1).to(x.dtype)
 

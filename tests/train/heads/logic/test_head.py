@@ -131,6 +131,7 @@ def test_thresholds_and_a_backbone_learn_through_bits() -> None:
     fixed, x = random_head(LogicConfig())
     assert "thresholds.values" not in dict(fixed.named_parameters())
     assert fixed.train()(x).requires_grad
+    assert fixed.eval()(x.requires_grad_()).requires_grad
 
 
 @pytest.mark.parametrize(
