@@ -164,6 +164,7 @@ def test_public_names() -> None:
         "ImageData",
         "LinearHead",
         "ModelConfig",
+        "PartsConfig",
         "TrainConfig",
         "TverskyConfig",
         "TverskyHead",
