@@ -317,9 +317,18 @@ class PartsHead(Head):
 
     def describe(self, sample: Sample | None) -> Sequence[Section]:
         """Return the section on the parts."""
-        from tnn_train.heads.parts.section import parts_section
+        from tnn_train.heads.parts.section import LearnedParts, parts_section
 
-        return [parts_section(self, sample)]
+        weight = self._last_layer.weight.detach()
+        learned = LearnedParts(
+            self.config.kind,
+            weight.cpu(),
+            self.sources.cpu(),
+            self.steps.cpu(),
+            lambda maps: self.similarities(maps.to(weight.device)).cpu(),
+            self.feature_names,
+        )
+        return [parts_section(learned, sample)]
 
     def _wide(self, x: Tensor) -> Tensor:
         return x.float() if self.training else x.double()

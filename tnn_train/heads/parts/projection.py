@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 from tnn_train.errors import TrainingError
@@ -33,6 +32,8 @@ def start_patches(detector: PatchDetector, batches: Batches) -> Tensor:
     Raises:
         TrainingError: If a class has fewer patches than prototypes.
     """
+    from sklearn.cluster import kmeans_plusplus
+
     generator = torch.Generator().manual_seed(0)
     needed = torch.bincount(detector.owners)
     found: dict[int, list[Tensor]] = {label: [] for label in range(len(needed))}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from tnn_train.heads.description import Block, Card, Cards, Image, Sample, Section, Table, Text
 from tnn_train.heads.parts.config import PIPNET, PROTOPNET
-from tnn_train.heads.parts.head import PartsHead
 from tnn_train.heads.parts.projection import NOWHERE
 
-__all__ = ["parts_section"]
+__all__ = ["LearnedParts", "parts_section"]
 
 _MOST_PARTS = 50
 _NEAREST = 5
@@ -25,17 +27,38 @@ _ABOUT = {
 }
 
 
-def parts_section(head: PartsHead, sample: Sample | None) -> Section:
+@dataclass(frozen=True)
+class LearnedParts:
+    """The parts of a trained head, on the CPU.
+
+    Args:
+        kind: Of the head.
+        weight: ``[C, P]``.
+        sources: Where each part comes from, int64 ``[P, 3]``: `PartsHead.sources`.
+        steps: What the end of the training did: `PartsHead.steps`.
+        similarities: Returns how far each part is in images, ``[n, P]``, from their maps.
+        titles: Returns what the parts are called, for the names of the classes.
+    """
+
+    kind: str
+    weight: Tensor
+    sources: Tensor
+    steps: Tensor
+    similarities: Callable[[Tensor], Tensor]
+    titles: Callable[[Sequence[str]], Sequence[str | None]]
+
+
+def parts_section(head: LearnedParts, sample: Sample | None) -> Section:
     """Return the section on the parts of a trained head.
 
     Args:
         head: The head.
         sample: Training images; ``None`` for the learned weights alone.
     """
-    weight = head.arrays()["weight"].detach().cpu()
+    weight = head.weight
     used = (weight != 0).any(0)
     blocks: list[Block] = [
-        Text(_ABOUT[head.config.kind]),
+        Text(_ABOUT[head.kind]),
         Text(
             f"The head has {weight.shape[1]} parts, {int(used.sum())} of them with a weight; of the "
             f"{weight.numel()} weights {int((weight != 0).sum())} are not 0."
@@ -43,20 +66,20 @@ def parts_section(head: PartsHead, sample: Sample | None) -> Section:
         *_steps(head),
     ]
     if sample is not None:
-        blocks += _cards(head, weight, sample)
+        blocks += _cards(head, sample)
     return Section("Parts", blocks)
 
 
-def _steps(head: PartsHead) -> list[Block]:
+def _steps(head: LearnedParts) -> list[Block]:
     before, projected, fitted, bound = head.steps.tolist()
     if fitted < 0:
         return []
     rows = [("after the last step of the training", f"{before:.4f}")]
-    if head.config.kind == PROTOPNET:
+    if head.kind == PROTOPNET:
         rows.append(("after each prototype became a patch", f"{projected:.4f}"))
     rows.append(("after the fit of the last layer alone", f"{fitted:.4f}"))
     blocks: list[Block] = [Table(rows, ("accuracy on the training images", ""), prose=(0,))]
-    if head.config.kind == PROTOPNET:
+    if head.kind == PROTOPNET:
         blocks.append(
             Text(
                 f"By how far the prototypes moved, their projection could change the answer to at most {bound:.1%} of "
@@ -67,12 +90,12 @@ def _steps(head: PartsHead) -> list[Block]:
     return blocks
 
 
-def _cards(head: PartsHead, weight: Tensor, sample: Sample) -> list[Block]:
-    names, device = sample.class_names, head.weight.device
+def _cards(head: LearnedParts, sample: Sample) -> list[Block]:
+    names, weight = sample.class_names, head.weight
     with torch.no_grad():
-        similarities = torch.cat([head.similarities(x.to(device)).cpu() for x in torch.split(sample.embeddings, 64)])
+        similarities = torch.cat([head.similarities(x) for x in torch.split(sample.embeddings, 64)])
     busiest = weight.abs().sum(0).argsort(descending=True, stable=True)[:_MOST_PARTS].sort().values.tolist()
-    titles = head.feature_names(names)
+    titles = head.titles(names)
     cards = []
     for part in busiest:
         values = similarities[:, part]
