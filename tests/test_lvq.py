@@ -29,17 +29,8 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run; read only."""
     folder = tmp_path_factory.mktemp("lvq") / "run"
     words = ["--data", str(photos), "--backbone", "tiny", "--epochs", "6", "--learning-rate", "0.01"]
-    words += [
-        "--batch-size",
-        "8",
-        "--augment",
-        "--lvq.prototypes",
-        "2",
-        "--lvq.relevances",
-        "matrix",
-        "--lvq.rank",
-        "8",
-    ]
+    words += ["--batch-size", "8", "--augment", "--lvq.prototypes", "2"]
+    words += ["--lvq.relevances", "matrix", "--lvq.rank", "8"]
     assert tnn_train([*words, "--head", "lvq", "--out", str(folder)]) == 0
     return folder
 
@@ -59,6 +50,13 @@ def test_it_learns_and_its_report_shows_prototypes_and_relevances(run: Path) -> 
     for words in ('<h2 id="prototypes">', "Prototype 3, class dog", '<h2 id="relevances">', '<h2 id="coverage">'):
         assert words in page
     assert "has the rank 8" in page
+
+
+def test_reject_scores_measure_distances_to_the_prototypes(run: Path) -> None:
+    checkpoint = load_checkpoint(run / "best")
+    assert checkpoint.density is not None
+    np.testing.assert_array_equal(checkpoint.density.prototypes, checkpoint.model.head.prototypes.detach())
+    assert checkpoint.density.owners.tolist() == [0, 0, 1, 1]
 
 
 def test_it_is_proven_in_all_formats_with_its_evidence(

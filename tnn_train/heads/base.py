@@ -378,6 +378,13 @@ class Head(nn.Module):
         """
         raise UsageError(f"a {self.family} head cannot get another class without a training")
 
+    def points(self) -> tuple[Tensor, Tensor] | None:
+        """Return prototypes that are points among the embeddings, ``[P, D]``, and their classes, int64 ``[P]``.
+
+        Reject scores measure distances to them; by default ``None``: to the means of the classes.
+        """
+        return None
+
     # The report and the audit
 
     def prototype_view(self, x: Tensor) -> PrototypeView | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -41,6 +42,8 @@ def find_density(
 ) -> Density | None:
     """Find where the embeddings of training images lie; up to 5,000 are looked at, spread evenly.
 
+    Where the head has prototypes among the embeddings, they take the place of the class means.
+
     Args:
         model: The model, in evaluation mode, on any device.
         preprocessing: Of the model.
@@ -59,7 +62,14 @@ def find_density(
             x = model.backbone(normalize(torch.from_numpy(read(some)).to(device))).float()
             rows.append((x if x.ndim == 2 else x.mean((2, 3))).cpu())
     embeddings = torch.cat(rows)
-    return fit_density(embeddings.numpy(), labels[places]) if bool(embeddings.isfinite().all()) else None
+    if not bool(embeddings.isfinite().all()):
+        return None
+    found = fit_density(embeddings.numpy(), labels[places])
+    points = model.head.points()
+    if points is None:
+        return found
+    prototypes, owners = (values.detach().cpu().numpy() for values in points)
+    return dataclasses.replace(found, prototypes=prototypes.astype(np.float32), owners=owners)
 
 
 def fit_density(embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> Density:

@@ -183,6 +183,10 @@ class LvqHead(LvqLayer, Head):
         """Return the head with prototypes of a new class: see `tnn_train.heads.lvq.editing`."""
         return with_class(self, examples, place)
 
+    def points(self) -> tuple[Tensor, Tensor] | None:
+        """Return the prototypes, if they are not behind a network."""
+        return None if self.network is not None else (self.prototypes, self.owners)
+
     def prototype_view(self, x: Tensor) -> PrototypeView:
         """Return the prototypes beside the images, in the space of the distances and from the centre."""
         images, prototypes = self.compared(x)
