@@ -8,7 +8,7 @@ from pathlib import Path
 
 from two_layers import TwoLayers
 
-from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_data
+from tnn_train import ImageData, LvqConfig, ModelConfig, PartsConfig, TrainConfig, TverskyConfig, load_data
 
 __all__ = ["ARMS", "SETTINGS", "Arm", "Setting"]
 
@@ -90,6 +90,12 @@ ARMS = {
     "two layers": Arm(ModelConfig(head=TwoLayers.family)),
     "tversky": Arm(ModelConfig()),
     "tversky, one attribute a class": Arm(ModelConfig(tversky=TverskyConfig(start="linear", code="classes"))),
+    "lvq": Arm(ModelConfig(head="lvq")),
+    "lvq, matrix": Arm(ModelConfig(head="lvq", lvq=LvqConfig(relevances="matrix", rank=32))),
+    "parts": Arm(ModelConfig(head="parts")),
+    "parts, pipnet": Arm(ModelConfig(head="parts", parts=PartsConfig(kind="pipnet"))),
+    "matching": Arm(ModelConfig(head="matching")),
+    "logic": Arm(ModelConfig(head="logic")),
     "tversky, random start": Arm(ModelConfig(tversky=TverskyConfig(start="random"))),
 }
 """The heads by name; the first one is what the others are compared with."""

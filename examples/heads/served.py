@@ -2,7 +2,8 @@
 
 Takes finished runs of several heads, those of `tnn-train sweep` or `examples/accuracy/compare_heads.py`. Exports the
 best checkpoint of each, classifies the test set of the run with the bundle, and times the first bundle of each head
-against the first one of the linear head. Prints a row for each head: accuracy, with the difference from linear paired
+against the first one of the linear head. Runs belong together whose folders differ in what follows the last dash. Prints
+a row for each head: accuracy, with the difference from linear paired
 by seed; calibration error of the served scores; the size of the ONNX file; and ratios of latency. Bundles that exist
 are not made again.
 """
@@ -55,12 +56,6 @@ class Served:
     accuracy: float
     ece: float
     size: float
-
-
-def name_of(result: Run) -> str:
-    """Return the head of a run, and its backbone where another run may have another one."""
-    model = result.results.config["model"]
-    return f"{model['head']} on {model['backbone']}"
 
 
 def serve(result: Run, folder: Path, most: int) -> Served:
@@ -116,9 +111,9 @@ def command(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     groups: dict[str, list[Run]] = defaultdict(list)
     for folder in options.runs:
-        found = read_run(folder)
-        groups[name_of(found)].append(found)
-    baseline = next((name for name in groups if name.startswith(f"{BASELINE} on ")), None)
+        groups[folder.name.rpartition("-")[0] or folder.name].append(read_run(folder))
+    heads = {name: members[0].results.config["model"]["head"] for name, members in groups.items()}
+    baseline = next((name for name, head in heads.items() if head == BASELINE), None)
     if baseline is None:
         raise UsageError(f"none of the {len(options.runs)} runs has a {BASELINE} head; give one to compare with")
     served = {
