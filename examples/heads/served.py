@@ -1,11 +1,10 @@
 """What each head costs where it is served: `python examples/heads/served.py runs/sweep/* --out runs/served`.
 
-Takes finished runs of several heads, those of `tnn-train sweep` or `examples/accuracy/compare_heads.py`. Exports the
-best checkpoint of each, classifies the test set of the run with the bundle, and times the first bundle of each head
-against the first one of the linear head. Runs belong together whose folders differ in what follows the last dash. Prints
-a row for each head: accuracy, with the difference from linear paired
-by seed; calibration error of the served scores; the size of the ONNX file; and ratios of latency. Bundles that exist
-are not made again.
+Takes finished runs of several heads, those of `tnn-train sweep` or `examples/accuracy/compare_heads.py`; runs whose
+folders differ only in what follows the last dash are one head from several seeds. Exports the best checkpoint of each,
+classifies the test set of the run with the bundle, and times the first bundle of each head against the first one of the
+linear head. Prints a row for each head: accuracy, with the difference from linear paired by seed; calibration error of
+the served scores; the size of the ONNX file; and ratios of latency. Bundles that exist are not made again.
 """
 
 from __future__ import annotations
