@@ -30,8 +30,8 @@ LOWERINGS: dict[str, Callable[..., nn.Module]] = {
     "tversky": lower_tversky,
     "lvq": lower_lvq,
     "parts": lower_parts,
-    "logic": lower_logic,
     "matching": lower_matching,
+    "logic": lower_logic,
 }
 """For each head family what lowers a trained head of it.
 

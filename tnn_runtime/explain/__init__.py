@@ -24,8 +24,8 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "tversky": TverskyExplainer,
     "lvq": LvqExplainer,
     "parts": PartsExplainer,
-    "logic": LogicExplainer,
     "matching": MatchingExplainer,
+    "logic": LogicExplainer,
 }
 """The families by name."""
 

@@ -24,7 +24,7 @@ __all__ = ["command"]
 
 _logger = logging.getLogger(__name__)
 
-_DESCRIPTION = """Train a classifier with a Tversky head, or its linear baseline, on labelled images.
+_DESCRIPTION = """Train an image classifier with an interpretable head, or its linear baseline, on labelled images.
 
 examples:
   tnn-train --data photos --out runs/photos           a folder with one subfolder of images for each class

@@ -26,8 +26,7 @@ class ModelConfig:
     """A backbone and a head; each head family with options has a field, of the family's name.
 
     Args:
-        backbone: A classifier of torchvision whose last layer is linear, such as resnet18, resnet50, efficientnet_b0;
-            or pixels, where the head takes the image itself.
+        backbone: A classifier of torchvision with a linear last layer, such as resnet50; or pixels, the image itself.
         head: The family of the head, a key of `tnn_train.heads.HEADS`.
         num_classes: C, the number of logits.
         in_channels: 1 (grey) or 3 (RGB).

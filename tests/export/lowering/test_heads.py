@@ -262,5 +262,5 @@ def test_a_head_without_a_lowering_is_named() -> None:
 
     model = build_model(ModelConfig(backbone="tiny"))
     model.head = Other(24, 10)
-    with pytest.raises(ExportError, match="no lowering for the head family other; expected one of linear, parts, "):
+    with pytest.raises(ExportError, match="no lowering for the head family other; expected one of linear, tversky, "):
         lower_model(model)

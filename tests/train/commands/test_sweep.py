@@ -59,9 +59,12 @@ def test_it_goes_on_with_what_is_missing(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--heads", "linear", "cosine"], "unknown head 'cosine'; choose from linear, parts, tversky"),
+        (
+            ["--heads", "linear", "cosine"],
+            "unknown head 'cosine'; choose from linear, tversky, lvq, parts, matching, logic",
+        ),
         (["--seeds", "0"], "--seeds is 0; expected how many seeds to train from, at least 1"),
-        (["--heads"], "--heads names no head; choose from linear, parts, tversky"),
+        (["--heads"], "--heads names no head; choose from linear, tversky, lvq, parts, matching, logic"),
         (["--heads", "linear", "linear"], "--heads has 'linear' twice; expected each head once"),
         (["--seeds", "0", "1", "2"], "'1, 2' belongs to no option; the option before it takes fewer values"),
         (["--learning-rates", "0.1", "nan"], "--learning-rates is nan; expected a finite number of at least 0.0"),

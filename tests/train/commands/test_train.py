@@ -52,7 +52,7 @@ def test_it_resumes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--data", "nowhere", "--out", "run"], "unknown data 'nowhere': no such folder"),
         (
             ["--data", "digits", "--out", "run", "--head", "cosine"],
-            "unknown head 'cosine'; choose from linear, parts, tversky",
+            "unknown head 'cosine'; choose from linear, tversky, lvq, parts, matching, logic",
         ),
         (["--data", "digits", "--out", "run", "--backbone", "vgg"], "unknown backbone 'vgg'; the nearest are vgg"),
         (

@@ -143,9 +143,9 @@ def test_the_answer_to_a_blended_image_is_right_to_the_share_of_its_class(
     shares: list[float] = []
     loss = LinearHead.loss
 
-    def watched(head: LinearHead, logits: Tensor, targets: Tensor, *options: object) -> Tensor:
+    def watched(head: LinearHead, x: Tensor, logits: Tensor, targets: Tensor, *options: object) -> Tensor:
         shares.extend(targets[torch.arange(len(targets)), logits.argmax(1)].tolist())
-        return loss(head, logits, targets, *options)
+        return loss(head, x, logits, targets, *options)
 
     monkeypatch.setattr(LinearHead, "loss", watched)
     recipe = dataclasses.replace(RECIPE, epochs=4, batch_size=22, learning_rate=1e-2, augment=names)

@@ -533,5 +533,7 @@ def test_unusable_options_are_named(options: dict[str, object], message: str) ->
 
 
 def test_an_unknown_head_lists_the_choices() -> None:
-    with pytest.raises(UsageError, match="unknown head 'cosine'; choose from linear, parts, tversky"):
+    with pytest.raises(
+        UsageError, match="unknown head 'cosine'; choose from linear, tversky, lvq, parts, matching, logic"
+    ):
         build_head("cosine", 4, 3)
