@@ -84,7 +84,7 @@ class _Folded:
             omega = torch.diag(learned) if learned.ndim == 1 else learned
         self.prototypes = (prototypes - self.centre) @ omega.T
         self.omega = omega * head.kept.cpu()
-        self.temperature = head.log_temperature.detach().cpu().double().exp()
+        self.temperature = head.temperature.detach().cpu()
 
 
 class _Classes(nn.Module):

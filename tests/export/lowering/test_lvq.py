@@ -36,7 +36,7 @@ def test_lowered_equals_the_definition_in_float64(config: LvqConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("parts", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_every_form_runs_in_onnx_torchscript_and_pt2_at_any_batch_size(parts: bool, tmp_path: Path) -> None:
     heads = [random_head(config)[0] for config in forms()]
     _, x = random_head(LvqConfig())

@@ -20,7 +20,7 @@ from tnn_train.heads.lvq.start import find_start
 
 __all__ = ["LvqHead"]
 
-_TEMPERATURE_RATE = 10.0
+_TEMPERATURE_RATE = 30.0
 """What the learning rate of the temperature is multiplied by: it starts as a guess."""
 
 
@@ -159,7 +159,7 @@ class LvqHead(LvqLayer, Head):
             "prototypes": self.prototypes,
             "owners": self.owners,
             "centre": self.own_centre if self.config.has_centre else self.prototypes.double().mean(0),
-            "temperature": self.log_temperature.double().exp(),
+            "temperature": self.temperature,
         }
         if self.omega is not None:
             tensors["omega"] = self.omega

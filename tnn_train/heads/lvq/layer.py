@@ -13,6 +13,9 @@ from tnn_train.heads.precision import full_precision, precise
 
 __all__ = ["LvqLayer"]
 
+_MOST = 30.0
+"""The largest size of the logarithm of the temperature: beyond it, steps that are far too long would lead to infinity."""
+
 
 class LvqLayer(nn.Module):
     """The class of the nearest prototype.
@@ -78,8 +81,8 @@ class LvqLayer(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """What distances are divided by for logits."""
-        return precise(self.log_temperature).exp()
+        """What distances are divided by for logits, float64."""
+        return self.log_temperature.double().clamp(-_MOST, _MOST).exp()
 
     def latent(self, x: Tensor) -> Tensor:
         """Return the vectors ``[N, L]`` among the prototypes: embeddings, or what the network makes of them."""

@@ -191,6 +191,19 @@ def test_options_that_do_nothing_are_told(options: Mapping[str, Any], expected: 
 
 def test_rates_and_decay_of_the_parts() -> None:
     head, _ = random_head(LvqConfig(relevances="matrix", prototype_rate=0.5, relevance_rate=0.1))
-    assert head.rates() == {"log_temperature": 10.0, "prototypes": 0.5, "omega": 0.1}
+    assert head.rates() == {"log_temperature": 30.0, "prototypes": 0.5, "omega": 0.1}
     assert set(head.undecayed()) == {"prototypes", "omega"}
     assert all(head.get_parameter(name) is not None for name in (*head.rates(), *head.undecayed()))
+
+
+@pytest.mark.parametrize("logarithm", [1e4, -1e4])
+def test_a_temperature_far_beyond_all_bounds_gives_finite_logits_and_losses(logarithm: float) -> None:
+    head, x = random_head(LvqConfig())
+    with torch.no_grad():
+        head.log_temperature.fill_(logarithm)
+    logits = head(x)
+    loss = head.loss(x, logits, torch.zeros(len(x), dtype=torch.long), None, 0.0)
+    loss.backward()
+    assert logits.isfinite().all()
+    assert loss.isfinite()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
