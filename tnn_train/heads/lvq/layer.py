@@ -14,7 +14,7 @@ from tnn_train.heads.precision import full_precision, precise
 __all__ = ["LvqLayer"]
 
 _MOST = 30.0
-"""The largest size of the logarithm of the temperature: beyond it, steps that are far too long would lead to infinity."""
+"""The largest size of the logarithm of the temperature: steps that are far too long would lead to infinity."""
 
 
 class LvqLayer(nn.Module):
