@@ -15,13 +15,13 @@ from tnn_train.heads.description import Sample, Section
 from tnn_train.heads.lvq.config import AUTO, CLASS_MEANS, CROSS_ENTROPY, GLVQ, IDENTITY, KMEANS, NOISE, NONE, LvqConfig
 from tnn_train.heads.lvq.editing import with_class, without
 from tnn_train.heads.lvq.layer import LvqLayer
-from tnn_train.heads.lvq.loss import glvq_loss
+from tnn_train.heads.lvq.loss import cooling, glvq_loss
 from tnn_train.heads.lvq.start import find_start
 
 __all__ = ["LvqHead"]
 
-_TEMPERATURE_RATE = 30.0
-"""What the learning rate of the temperature is multiplied by: it starts as a guess."""
+_COOLING = 0.1
+"""The share of Newton's step that the temperature makes for a batch, which is a sample of all images."""
 
 
 class LvqHead(LvqLayer, Head):
@@ -92,20 +92,20 @@ class LvqHead(LvqLayer, Head):
     def loss(self, x: Tensor, logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
         """Return the mean loss of a batch: that of GLVQ, or the cross-entropy.
 
-        The loss of GLVQ does not depend on the temperature. This learns by the cross-entropy, which has no influence on
-        anything else, so that the probabilities of the classes mean something.
+        In training, the temperature makes a step to where the cross-entropy is lowest, so that the probabilities of the
+        classes mean something. It is no parameter: the loss of GLVQ does not depend on it.
         """
+        if self.training:
+            with torch.no_grad():
+                self.log_temperature += _COOLING * cooling(logits, targets, weight, label_smoothing)
         if self.config.loss == CROSS_ENTROPY:
             return super().loss(x, logits, targets, weight, label_smoothing)
         nearest = self.distances(x)[:, self.places].amin(2)
-        loss = glvq_loss(nearest, targets, weight, label_smoothing, self.config)
-        cooled = logits.detach() * (self.temperature.detach() / self.temperature)
-        calibration = super().loss(x, cooled, targets, weight, label_smoothing)
-        return loss + calibration - calibration.detach()
+        return glvq_loss(nearest, targets, weight, label_smoothing, self.config)
 
     def rates(self) -> Mapping[str, float]:
-        """Return the rates of the temperature, the prototypes and the relevances."""
-        rates = {"log_temperature": _TEMPERATURE_RATE, "prototypes": self.config.prototype_rate}
+        """Return the rates of the prototypes and the relevances."""
+        rates = {"prototypes": self.config.prototype_rate}
         return rates if self.omega is None else {**rates, "omega": self.config.relevance_rate}
 
     def undecayed(self) -> Collection[str]:

@@ -41,6 +41,7 @@ class LvqLayer(nn.Module):
     log_copies: Tensor
     kept: Tensor
     own_centre: Tensor
+    log_temperature: Tensor
 
     def __init__(self, in_features: int, num_classes: int, config: LvqConfig | None = None) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class LvqLayer(nn.Module):
             self.omega = nn.Parameter(torch.ones(self.size))
         elif config.relevances == MATRIX:
             self.omega = nn.Parameter(nn.init.orthogonal_(torch.empty(config.rank or self.size, self.size)))
-        self.log_temperature = nn.Parameter(torch.zeros(()))
+        self.register_buffer("log_temperature", torch.zeros(()))
         kept = torch.ones(self.size, dtype=torch.bool)
         kept[list(config.dropped)] = False
         self.register_buffer("owners", torch.tensor(owners), persistent=False)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tnn_train.heads.lvq.config import IDENTITY, SIGMOID, SWISH, LvqConfig
 
-__all__ = ["TRANSFERS", "glvq_loss", "relative_differences"]
+__all__ = ["TRANSFERS", "cooling", "glvq_loss", "relative_differences"]
 
 TRANSFERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     IDENTITY: lambda mu, beta: mu,
@@ -51,12 +51,37 @@ def glvq_loss(
         label_smoothing: The probability to spread over all classes.
         config: Says what f, its beta and the margin are.
     """
-    count = distances.shape[1]
-    is_blended = targets.ndim == 2
-    shares = targets.to(distances) if is_blended else functional.one_hot(targets, count).to(distances)
-    shares = (1 - label_smoothing) * shares + label_smoothing / count
-    if weight is not None:
-        shares = shares * weight
-    total = len(targets) if weight is None or is_blended else weight[targets].sum()
+    shares = _shares(distances, targets, weight, label_smoothing)
+    total = len(targets) if weight is None or targets.ndim == 2 else weight[targets].sum()
     losses = TRANSFERS[config.transfer](relative_differences(distances) + config.margin, config.beta)
     return (shares * losses).sum() / total
+
+
+@torch.no_grad()
+def cooling(logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    """Return what to add to the logarithm of the temperature for a lower cross-entropy: a step of -1 to 1.
+
+    It is Newton's, ``-g / (h + |g|)`` with the slope g of the cross-entropy and the variance h of the logits under the
+    probabilities, which is its curvature where g is 0. It does not depend on the scale of anything.
+
+    Args:
+        logits: float32 ``[n, C]``.
+        targets: As for `glvq_loss`.
+        weight: As for `glvq_loss`.
+        label_smoothing: As for `glvq_loss`.
+    """
+    shares = _shares(logits, targets, weight, label_smoothing)
+    each = shares.sum(1)
+    probabilities = logits.softmax(1)
+    means = (probabilities * logits).sum(1, keepdim=True)
+    slope = ((shares * logits).sum(1) - each * means.squeeze(1)).sum()
+    variance = (each * (probabilities * (logits - means).square()).sum(1)).sum()
+    return -slope / (variance + slope.abs()).clamp_min(_TINY)
+
+
+def _shares(values: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float) -> Tensor:
+    """Return how much each image counts for each class, ``[n, C]``."""
+    count = values.shape[1]
+    shares = targets.to(values) if targets.ndim == 2 else functional.one_hot(targets, count).to(values)
+    shares = (1 - label_smoothing) * shares + label_smoothing / count
+    return shares if weight is None else shares * weight
