@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def one_of(config: Any, name: str, choices: Iterable[Any]) -> None:
 
 
 def at_least(config: Any, lowest: float, *names: str) -> None:
-    """Refuse fields below ``lowest``, which are to be integers where it is one, and finite.
+    """Refuse fields below ``lowest``, which are to be integers where it is one, and above 1e30.
 
     Raises:
         FieldError: With the name and the value of the first of them.
@@ -96,11 +97,10 @@ def at_least(config: Any, lowest: float, *names: str) -> None:
             or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
             or not lowest <= value <= _LARGEST
         ):
-            raise FieldError(
-                Field(type(config), name),
-                f" is {value!r}; expected {'an integer' if isinstance(lowest, int) else 'a finite number'} of at least "
-                f"{lowest}",
-            )
+            kind = "an integer" if isinstance(lowest, int) else "a finite number"
+            is_large = isinstance(value, int | float) and _LARGEST < value < math.inf
+            expected = f"{kind} of at most {_LARGEST:g}" if is_large else f"{kind} of at least {lowest}"
+            raise FieldError(Field(type(config), name), f" is {value!r}; expected {expected}")
 
 
 def check_utf8(config: Any, *names: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tnn_export.ensemble.member import Member
+from tnn_export.ensemble.member import MEMBERS, Member
 from tnn_export.errors import ExportError
 from tnn_runtime.bundle.manifest import ONNX_FILE, PRECISIONS, PT2_FILE, TORCHSCRIPT_FILE, BatchBounds, Manifest
 from tnn_runtime.bundle.opened import Bundle, open_bundle
@@ -87,12 +88,14 @@ def read_members(members: Sequence[str | Path], public_key: str | Path | None = 
     first = bundles[0]
     seen: dict[str, Path] = {}
     for bundle in bundles:
-        if bundle.digest in seen:
-            raise ExportError(
-                f"{bundle.folder} is the same bundle as {seen[bundle.digest]}; expected each one once, as an ensemble "
-                "counts all alike"
-            )
-        seen[bundle.digest] = bundle.folder
+        for digest in _digests(bundle):
+            if digest in seen:
+                verb = "is" if digest == bundle.digest else "has a member that is"
+                raise ExportError(
+                    f"{bundle.folder} {verb} the same bundle as {seen[digest]}, or one of its members; expected each "
+                    "one once, as an ensemble counts all alike"
+                )
+        seen |= dict.fromkeys(_digests(bundle), bundle.folder)
         _refuse_other_classes(first, bundle)
         _refuse_other_images(first, bundle)
     manifests = [bundle.manifest for bundle in bundles]
@@ -129,6 +132,17 @@ def _record(bundle: Bundle, class_names: Sequence[str]) -> Member:
 
 def _kinds(manifest: Manifest) -> list[str]:
     return [kind for kind, file in _FILES.items() if file in manifest.files]
+
+
+def _digests(bundle: Bundle) -> list[str]:
+    """Return the digest of a bundle, and if it is an ensemble, those of its members and theirs."""
+
+    def inside(model: Mapping[str, Any]) -> Iterator[str]:
+        for member in model.get(MEMBERS, ()):
+            yield member["digest"]
+            yield from inside(member["model"])
+
+    return [bundle.digest, *inside(bundle.manifest.model)]
 
 
 def _refuse_other_classes(first: Bundle, other: Bundle) -> None:

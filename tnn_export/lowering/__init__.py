@@ -133,11 +133,12 @@ def lower_model(model: ImageModel, *, parts: bool = False, maps: bool = False) -
     """
     head = lower_head(model.head, parts=parts)
     if maps:
+        lowered_maps = lower_maps(model.head)
         try:
             trunk = model.trunk()
         except NoMapsError as error:
             raise ExportError(f"{error}; leave the output feature_maps out, or train one of these") from error
-        lowered = LoweredModel(folded(trunk), head, lower_maps(model.head), takes_means=model.head.takes != "map")
+        lowered = LoweredModel(folded(trunk), head, lowered_maps, takes_means=model.head.takes != "map")
     else:
         lowered = LoweredModel(folded(model.backbone), head)
     return lowered.cpu().eval().requires_grad_(False)

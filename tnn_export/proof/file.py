@@ -45,7 +45,7 @@ def read_proof(manifest: Manifest, folder: Path) -> Reference:
     if PROOF_FILE not in manifest.files:
         if PROOF_FILE in manifest.optional:
             raise ArtifactError(
-                f"{folder} has no {PROOF_FILE}, which was left out; check the bundle that it was made from"
+                f"{folder} has no {PROOF_FILE}, which was left out; give the bundle that it was made from"
             )
         raise ArtifactError(f"{folder} has no {PROOF_FILE}, as bundles of schema 1; export it again")
     try:

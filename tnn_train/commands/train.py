@@ -17,6 +17,7 @@ from tnn_train.data import load_data
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS
 from tnn_train.messages import is_first
+from tnn_train.model.config import PIXELS
 from tnn_train.training.loop import TrainResult, check_machine, pick_device, resolve, train
 from tnn_train.training.run_folder import check_run_folder
 
@@ -89,7 +90,7 @@ def _train(arguments: Sequence[str]) -> None:
         say(
             f"{data.name}: {len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images of "
             f"{len(data.class_names)} classes, {data.preprocessing.height}x{data.preprocessing.width}; "
-            f"{model.backbone}, {model.stem} stem, {model.head} head"
+            f"{model.backbone}, {'' if model.backbone == PIXELS else f'{model.stem} stem, '}{model.head} head"
         )
     if options.train.freeze_backbone and options.train.weights is None:
         _logger.warning("the backbone is frozen with random weights; give it others with --weights")

@@ -42,8 +42,8 @@ def class_means(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_
     for label in classes.tolist():
         if seen[label] < owned[label]:
             raise TrainingError(
-                f"class {label} has {int(seen[label])} images for {int(owned[label])} prototypes to start at their "
-                "means; choose fewer prototypes, or another start"
+                f"class {label} has {int(seen[label])} images for {int(owned[label])} prototypes to start from; choose "
+                "fewer prototypes"
             )
     if sums is None:
         raise TrainingError("there are no embeddings to take class means of")

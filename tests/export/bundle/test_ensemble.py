@@ -192,6 +192,13 @@ def test_an_ensemble_may_be_a_member(ensemble: Path, bundles: dict[str, Path], t
     np.testing.assert_allclose(np.exp(answers(tmp_path / "out", images)["logits"]), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_a_member_of_a_member_does_not_count_twice(ensemble: Path, members: list[Path], tmp_path: Path) -> None:
+    for bundles in ([ensemble, members[0]], [members[0], ensemble]):
+        with pytest.raises(ExportError, match=r"the same bundle as .*, or one of its members; expected each one once"):
+            export_ensemble(bundles, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["pt2", "torchscript"])
 def test_other_formats(kind: str, runs: dict[str, TrainResult], tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("tversky", "linear")]

@@ -59,7 +59,7 @@ def test_a_slim_bundle_serves_as_the_whole_one(
     for name in OPTIONAL:
         assert any(line.split() == ["file", name, "left", "out"] for line in shown.splitlines())
     assert main(["check", str(out)]) == 1
-    assert "has no proof.npz, which was left out; check the bundle that it was made from" in capsys.readouterr().err
+    assert "has no proof.npz, which was left out; give the bundle that it was made from" in capsys.readouterr().err
 
 
 def test_libtorch_needs_no_onnx(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -30,9 +30,7 @@ def test_several_prototypes_of_a_class_share_its_embeddings(prototypes: int) -> 
 
 
 def test_too_few_embeddings_are_named() -> None:
-    with pytest.raises(
-        TrainingError, match="class 1 has 1 images for 2 prototypes to start at their means; choose fewer"
-    ):
+    with pytest.raises(TrainingError, match="class 1 has 1 images for 2 prototypes to start from; choose fewer"):
         class_means([(torch.randn(4, 2), torch.tensor([0, 0, 1, 0]))], 2, 4)
     with pytest.raises(TrainingError, match="class 0 has 0 images for 1 prototypes"):
         class_means([], 2, 2)
