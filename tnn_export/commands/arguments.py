@@ -25,7 +25,12 @@ _DEFAULTS = ExportOptions()
 def add_export_options(parser: Parser) -> None:
     """Add an option for each field of `ExportOptions`."""
     add = parser.add_argument
-    add("--formats", nargs="+", default=["onnx", "torchscript"], metavar="FORMAT", help=", ".join(FORMATS))
+    add(
+        "--formats",
+        nargs="+",
+        metavar="FORMAT",
+        help=f"{', '.join(FORMATS)}; if not given, {' and '.join(_DEFAULTS.formats)}, as far as the precision allows",
+    )
     add("--precision", default="fp32", help=f"of the backbone: {', '.join(PRECISIONS)}")
     add(
         "--outputs",
@@ -94,7 +99,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         ExportError: As `ExportOptions`.
     """
     how = ExportOptions(
-        tuple(options.formats),
+        _usual_formats(options.precision) if options.formats is None else tuple(options.formats),
         options.precision,
         tuple(options.outputs),
         BatchBounds(options.min_batch, options.max_batch),
@@ -108,3 +113,11 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
     if "onnx" not in how.formats and how.opset != _DEFAULTS.opset:
         _logger.warning("--opset does nothing with --formats %s", " ".join(how.formats))
     return how
+
+
+def _usual_formats(precision: str) -> tuple[str, ...]:
+    """Return the formats that are made where none is asked for, without those that cannot have the precision."""
+    refused = [name for name in _DEFAULTS.formats if precision in FORMATS[name].refused]
+    for name in refused:
+        _logger.warning("%s is left out, as it cannot be exported in %s", name, precision)
+    return tuple(name for name in _DEFAULTS.formats if name not in refused)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tnn_export.__main__ import main
+from tnn_export.commands.arguments import add_export_options, export_options
 from tnn_runtime import Classifier
+from tnn_runtime.console import Parser
 from tnn_train.training.loop import TrainResult
 
 
@@ -122,3 +124,21 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "tnn-export runs/photos/best -o runs/photos-bundle" in text
     assert "in a process of its own" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("precision", "formats", "left_out"),
+    [
+        ("fp32", ("onnx", "torchscript"), []),
+        ("fp16", ("onnx", "torchscript"), []),
+        ("bf16", ("torchscript",), ["onnx is left out, as it cannot be exported in bf16"]),
+        ("int8", ("onnx",), ["torchscript is left out, as it cannot be exported in int8"]),
+    ],
+)
+def test_without_formats_those_are_made_that_can_have_the_precision(
+    precision: str, formats: tuple[str, ...], left_out: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    parser = Parser("tnn-export")
+    add_export_options(parser)
+    assert export_options(parser.parse_args(["--precision", precision])).formats == formats
+    assert caplog.messages == left_out
