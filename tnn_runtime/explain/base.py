@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +22,9 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.options import shown
 
 __all__ = ["Added", "Counts", "Explainer", "Pairs", "Values", "contrasts", "pairs", "strongest"]
+
+
+_CHANNELS = ("red", "green", "blue")
 
 
 class Counts(NamedTuple):
@@ -204,6 +208,15 @@ class Explainer(ABC):
         C stands for the number of classes and D for ``size``; any other letter stands for a size that is the same
         wherever the letter is. A number is ``""``.
         """
+
+    @cached_property
+    def pixel_names(self) -> Sequence[str] | None:
+        """The names of the values of an embedding, where these are the pixels themselves; else ``None``."""
+        if self.pixels is None:
+            return None
+        height, width, channels = self.pixels.shape
+        names = [f"pixel ({row}, {column})" for row in range(height) for column in range(width)]
+        return names if channels == 1 else [f"{channel} of {name}" for channel in _CHANNELS for name in names]
 
     def prepare(self, embeddings: Values) -> Values:
         """Return what `explain` takes, ``[N, ...]``, of embeddings ``[N, D]`` or maps ``[N, D, h, w]``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ class LinearExplainer(AdditiveExplainer):
     def terms(self, values: Values, classes: NDArray[np.int64]) -> Values:
         """Return ``weight * x`` of K classes, ``[K, D]``."""
         return np.asarray(self.arrays["weight"][classes] * values)
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The names of the pixels, if the embedding is these."""
+        return self.pixel_names
 
     def bias(self, classes: NDArray[np.int64]) -> Values:
         """Return the biases of K classes, ``[K]``."""

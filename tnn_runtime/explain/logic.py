@@ -24,8 +24,6 @@ __all__ = ["LogicExplainer", "LogicExplanation"]
 _AT_ONCE = 1 << 24
 """Bits of changed inputs that are made at once."""
 
-_CHANNELS = ("red", "green", "blue")
-
 
 @dataclass(frozen=True, eq=False)
 class Input:
@@ -176,19 +174,12 @@ class LogicExplainer(Explainer):
     @cached_property
     def _names(self) -> list[str]:
         thresholds = self.arrays["thresholds"]
-        if self.pixels is None:
+        if self.pixels is None or self.pixel_names is None:
             return [f"value {d} above {t:.4g}" for d, row in enumerate(thresholds.tolist()) for t in row]
-        height, width, channels = self.pixels.shape
-        mean, std = (np.repeat(numbers, height * width)[:, None] for numbers in (self.pixels.mean, self.pixels.std))
+        size = self.pixels.height * self.pixels.width
+        mean, std = (np.repeat(numbers, size)[:, None] for numbers in (self.pixels.mean, self.pixels.std))
         levels = np.floor(255 * (thresholds * std + mean)).astype(int).tolist()
-        names = []
-        for d, row in enumerate(levels):
-            channel, place = divmod(d, height * width)
-            pixel = f"pixel ({place // width}, {place % width})"
-            if channels > 1:
-                pixel = f"{_CHANNELS[channel]} of {pixel}"
-            names += [f"{pixel} above {level}" for level in row]
-        return names
+        return [f"{pixel} above {level}" for pixel, row in zip(self.pixel_names, levels, strict=True) for level in row]
 
 
 def _votes(value: float) -> Part:

@@ -127,7 +127,8 @@ class LvqExplainer(Explainer):
         logits = np.array([self._pooled(leads[own]) for own in owned])
         added = np.stack([share @ terms[own] for share, own in zip(weights, owned, strict=True)])
         biases = logits - added.sum(1)
-        apart = Added(added, biases, lambda one, other: sides(added[one] - added[other]))
+        names = None if self._layers else self.pixel_names
+        apart = Added(added, biases, lambda one, other: sides(added[one] - added[other]), names=names)
         found: list[Explanation] = []
         compared_with = contrasts(compared, classes, apart, self.class_names, scores, counts.features)
         for place, contrast in enumerate(compared_with):
@@ -141,7 +142,12 @@ class LvqExplainer(Explainer):
                     parts=sides(added[place]),
                     bias=float(biases[place]),
                     features=tuple(
-                        LvqFeatureParts(k, (single(float(added[place, k])),), None, tuple(terms[own, k].tolist()))
+                        LvqFeatureParts(
+                            k,
+                            (single(float(added[place, k])),),
+                            names[k] if names else None,
+                            tuple(terms[own, k].tolist()),
+                        )
                         for k in strongest(added[place], counts.features).tolist()
                     ),
                     prototypes=self._prototypes(values, own, weights[place], terms, counts.prototypes),

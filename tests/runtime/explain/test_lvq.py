@@ -15,8 +15,10 @@ from torch import Tensor
 
 from tnn_export.bundle.write import write_head
 from tnn_runtime import ArtifactError, UsageError
+from tnn_runtime.explain import EXPLAINERS
 from tnn_runtime.explain.certificate import NORMS, Certificate
 from tnn_runtime.explain.lvq import LvqExplainer, LvqExplanation
+from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train import LvqConfig, LvqHead
 
 NAMES = tuple(f"class {index}" for index in range(CLASSES))
@@ -203,3 +205,24 @@ def test_a_file_that_does_not_fit_is_told(tmp_path: Path) -> None:
         LvqExplainer(tmp_path / "head.npz", options, NAMES, SIZE + 1)
     with pytest.raises(ArtifactError, match="omega"):
         LvqExplainer(tmp_path / "head.npz", {**options, "relevances": "matrix"}, NAMES, SIZE)
+
+
+@pytest.mark.parametrize("head", ["linear", "lvq"])
+def test_features_of_pixels_are_named_by_their_places(head: str, tmp_path: Path) -> None:
+    shape = Preprocessing(2, 3, 3, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    random = np.random.default_rng(0)
+    if head == "lvq":
+        prototypes = random.normal(size=(2, 18))
+        arrays = {"prototypes": prototypes, "owners": [0, 1], "centre": prototypes.mean(0), "temperature": 1.0}
+    else:
+        arrays = {"weight": random.normal(size=(2, 18)), "bias": [0.0, 0.0]}
+    np.savez(tmp_path / "head.npz", **arrays)
+    options = dataclasses.asdict(LvqConfig()) if head == "lvq" else None
+    explainer = EXPLAINERS[head](tmp_path / "head.npz", options, ("a", "b"), 18)
+    explainer.pixels = shape
+    x, logits = random.normal(size=(1, 18)).astype(np.float32), np.array([[1.0, 0.0]], np.float32)
+    ((explanation,),) = explainer(x, logits, 1, 18)
+    names = {feature.index: feature.name for feature in explanation.features}
+    assert names[0] == "red of pixel (0, 0)"
+    assert names[10] == "green of pixel (1, 1)"
+    assert {lead.name for lead in explanation.contrast.features} <= set(names.values())
