@@ -84,8 +84,8 @@ def one_of(config: Any, name: str, choices: Iterable[Any]) -> None:
     choose(Field(type(config), name), getattr(config, name), choices)
 
 
-def at_least(config: Any, lowest: float, *names: str) -> None:
-    """Refuse fields below ``lowest``, which are to be integers where it is one, and above 1e30.
+def at_least(config: Any, lowest: float, *names: str, most: float = _LARGEST) -> None:
+    """Refuse fields below ``lowest``, which are to be integers where it is one, and above ``most``.
 
     Raises:
         FieldError: With the name and the value of the first of them.
@@ -95,11 +95,11 @@ def at_least(config: Any, lowest: float, *names: str) -> None:
         if (
             isinstance(value, bool)
             or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
-            or not lowest <= value <= _LARGEST
+            or not lowest <= value <= most
         ):
             kind = "an integer" if isinstance(lowest, int) else "a finite number"
-            is_large = isinstance(value, int | float) and _LARGEST < value < math.inf
-            expected = f"{kind} of at most {_LARGEST:g}" if is_large else f"{kind} of at least {lowest}"
+            is_large = isinstance(value, int | float) and most < value < math.inf
+            expected = f"{kind} of at most {most:g}" if is_large else f"{kind} of at least {lowest}"
             raise FieldError(Field(type(config), name), f" is {value!r}; expected {expected}")
 
 

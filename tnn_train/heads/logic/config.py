@@ -14,6 +14,9 @@ FIXED, DISTRIBUTIVE, LEARNED = "fixed", "distributive", "learned"
 RAW, WARP = "raw", "warp"
 """What is learned of a gate."""
 
+_MOST = 256
+"""Thresholds of a value, and layers, at most: more would only take memory."""
+
 
 @dataclass(frozen=True)
 class LogicConfig:
@@ -45,7 +48,7 @@ class LogicConfig:
     wiring: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "bits", "layers")
+        at_least(self, 1, "bits", "layers", most=_MOST)
         if self.width is not None:
             at_least(self, 1, "width")
         at_least(self, 0, "wiring")

@@ -43,6 +43,9 @@ NEAREST, MIXTURE = "nearest", "mixture"
 AUTO, CLASS_MEANS, KMEANS, NOISE = "auto", "class-means", "kmeans", "noise"
 """Where prototypes start."""
 
+_MOST = 1 << 16
+"""Prototypes of a class, and sizes of spaces and layers, at most: more do not fit into memory."""
+
 
 @dataclass(frozen=True)
 class LvqConfig:
@@ -99,7 +102,7 @@ class LvqConfig:
     has_centre: Annotated[bool, Suppress] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "prototypes")
+        at_least(self, 1, "prototypes", most=_MOST)
         at_least(self, 0.0, "beta", "margin", "noise", "prototype_rate", "relevance_rate")
         one_of(self, "loss", (GLVQ, CROSS_ENTROPY))
         one_of(self, "transfer", (IDENTITY, SIGMOID, SWISH))
@@ -111,11 +114,13 @@ class LvqConfig:
             raise FieldError(_field("activate_latent"), f" is {self.activate_latent!r}; expected True or False")
         for name in ("rank", "latent"):
             if getattr(self, name) is not None:
-                at_least(self, 1, name)
+                at_least(self, 1, name, most=_MOST)
         if not isinstance(self.hidden, tuple | list) or not all(
-            type(size) is int and size >= 1 for size in self.hidden
+            type(size) is int and 1 <= size <= _MOST for size in self.hidden
         ):
-            raise FieldError(_field("hidden"), f" is {self.hidden!r}; expected sizes of layers, integers of at least 1")
+            raise FieldError(
+                _field("hidden"), f" is {self.hidden!r}; expected sizes of layers, integers of 1 to {_MOST}"
+            )
         for name in ("hidden", "owners", "dropped"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.hidden and self.latent is None:

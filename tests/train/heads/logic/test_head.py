@@ -151,6 +151,8 @@ def test_thresholds_and_a_backbone_learn_through_bits() -> None:
         ({"bits": 0}, "bits is 0"),
         ({"bits": True}, "bits is True"),
         ({"layers": 0}, "layers is 0"),
+        ({"layers": 10**6}, "layers is 1000000; expected an integer of at most 256"),
+        ({"bits": 10**9}, "bits is 1000000000; expected an integer of at most 256"),
         ({"thresholds": "quantile"}, "unknown thresholds 'quantile'; choose from fixed, distributive, learned"),
         ({"parametrization": "WARP"}, "unknown parametrization 'WARP'; choose from raw, warp"),
         ({"residual": 1.0}, "residual is 1.0; expected a probability from 0 to below 1"),
