@@ -201,8 +201,12 @@ class Manifest:
     @property
     def is_circuit(self) -> bool:
         """Whether the model is a circuit of gates on pixels, which a compiled program can run."""
-        names = self.model["backbone"], self.model["head"]
-        return names == ("pixels", "logic") and HEAD_FILE in self.files
+        return self.is_on_pixels and self.model["head"] == "logic" and HEAD_FILE in self.files
+
+    @property
+    def is_on_pixels(self) -> bool:
+        """Whether the embedding is the normalised pixels, channel by channel and row by row."""
+        return bool(self.model["backbone"] == "pixels")
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""

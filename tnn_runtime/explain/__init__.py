@@ -29,9 +29,6 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 }
 """The families by name."""
 
-_PIXELS = "pixels"
-"""The backbone whose embedding is the pixels, channel by channel and row by row."""
-
 
 def open_explainer(bundle: Bundle) -> Explainer | None:
     """Make the explainer of a bundle.
@@ -54,7 +51,7 @@ def open_explainer(bundle: Bundle) -> Explainer | None:
         options, size = manifest.model.get(family.replace("-", "_")), manifest.outputs[1].shape[1]
         content = bundle.contents[HEAD_FILE]
         made = explainer(folder / HEAD_FILE, options, manifest.class_names, size or 0, content, manifest.temperature)
-        if manifest.model["backbone"] == _PIXELS:
+        if manifest.is_on_pixels:
             made.pixels = manifest.preprocessing
         return made
     if explainer.needs_file:

@@ -14,14 +14,12 @@ from scipy.special import ive, logsumexp
 from tnn_runtime.answers.density import Density
 from tnn_runtime.images.preprocess import Preprocessing
 from tnn_runtime.images.reading import even_sample
+from tnn_train.model.exemplars import LOOKED_AT
 from tnn_train.model.image_model import ImageModel, Normalize
 
 __all__ = ["density_with_class", "find_density", "fit_density"]
 
 Floats: TypeAlias = NDArray[np.float64]
-
-LOOKED_AT = 5000
-"""How many training images are looked at, at most."""
 
 _BATCH = 64
 _MOST_COMPONENTS = 3

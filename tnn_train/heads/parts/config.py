@@ -8,8 +8,9 @@ from typing import Annotated
 from tyro.conf import Suppress
 
 from tnn_train.fields import Field, FieldError, at_least, one_of
+from tnn_train.heads.feature_name import FeatureName
 
-__all__ = ["KINDS", "OF_KIND", "PIPNET", "PROTOPNET", "PartName", "PartsConfig"]
+__all__ = ["KINDS", "OF_KIND", "PIPNET", "PROTOPNET", "PartsConfig"]
 
 PROTOPNET, PIPNET = "protopnet", "pipnet"
 KINDS = (PROTOPNET, PIPNET)
@@ -21,19 +22,6 @@ OF_KIND = {
 """The options that one kind alone has."""
 
 _SMALLEST_EPSILON = 1e-6
-
-
-@dataclass(frozen=True)
-class PartName:
-    """What a person calls a part.
-
-    Args:
-        index: The part, as explanations number it.
-        name: Its name.
-    """
-
-    index: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ class PartsConfig:
     fires_above: float = 0.1
     sparsity: float = 1e-4
     owners: Annotated[tuple[int, ...], Suppress] = ()
-    names: Annotated[tuple[PartName, ...], Suppress] = ()
+    names: Annotated[tuple[FeatureName, ...], Suppress] = ()
 
     def __post_init__(self) -> None:
         one_of(self, "kind", KINDS)

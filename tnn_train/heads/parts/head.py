@@ -17,9 +17,10 @@ from tnn_runtime.explain.parts import part_names
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
+from tnn_train.heads.feature_name import FeatureName
 from tnn_train.heads.new_class import Company, inserted
 from tnn_train.heads.parts.channels import VIEWS, ChannelDetector
-from tnn_train.heads.parts.config import KINDS, OF_KIND, PIPNET, PROTOPNET, PartName, PartsConfig
+from tnn_train.heads.parts.config import KINDS, OF_KIND, PIPNET, PROTOPNET, PartsConfig
 from tnn_train.heads.parts.last_layer import LastLayer, fit_last_layer
 from tnn_train.heads.parts.patches import PatchDetector
 from tnn_train.heads.parts.places import EachPlace, largest, smallest
@@ -264,7 +265,7 @@ class PartsHead(Head):
         kept = {one.index: one.name for one in self.config.names} | dict(names)
         head = copy.deepcopy(self)
         head.config = dataclasses.replace(
-            self.config, names=tuple(PartName(index, name) for index, name in sorted(kept.items()))
+            self.config, names=tuple(FeatureName(index, name) for index, name in sorted(kept.items()))
         )
         return head
 

@@ -18,7 +18,6 @@ from tnn_train.text_files import Row, read_rows
 
 __all__ = [
     "Attribute",
-    "FeatureName",
     "class_attributes",
     "code_of",
     "completed",
@@ -46,19 +45,6 @@ class Attribute:
 
     classes: tuple[int, ...]
     name: str | None = None
-
-
-@dataclass(frozen=True)
-class FeatureName:
-    """What a person calls a feature that is no attribute.
-
-    Args:
-        index: The feature, as explanations number it.
-        name: Its name.
-    """
-
-    index: int
-    name: str
 
 
 def class_attributes(num_classes: int) -> tuple[Attribute, ...]:

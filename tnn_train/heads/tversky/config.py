@@ -9,7 +9,8 @@ from tyro.conf import Suppress
 
 from tnn_train.fields import SMALLEST, Field, FieldError, at_least, one_of
 from tnn_train.heads.base import NOISE, SAMPLES
-from tnn_train.heads.tversky.attributes import Attribute, FeatureName
+from tnn_train.heads.feature_name import FeatureName
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.heads.tversky.inits import INITS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 

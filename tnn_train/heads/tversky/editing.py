@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.attributes import feature_names
+from tnn_train.heads.feature_name import FeatureName
 from tnn_train.heads.new_class import Company, inserted
-from tnn_train.heads.tversky.attributes import Attribute, FeatureName
+from tnn_train.heads.tversky.attributes import Attribute
 from tnn_train.heads.tversky.config import EMBEDDING, TverskyConfig
 from tnn_train.heads.tversky.projection import TverskyProjection
 
