@@ -22,6 +22,8 @@ OF_KIND = {
 """The options that one kind alone has."""
 
 _SMALLEST_EPSILON = 1e-6
+_MOST = 1 << 16
+"""Prototypes of a class, parts, and values of a prototype, at most: more do not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class PartsConfig:
         one_of(self, "similarity", ("log", "linear"))
         one_of(self, "start", ("patches", "random"))
         given = [name for name in ("depth", "num_parts") if getattr(self, name) is not None]
-        at_least(self, 1, "per_class", *given)
+        at_least(self, 1, "per_class", *given, most=_MOST)
         at_least(self, 0.0, "epsilon", "cluster", "separation", "presence", "fires_above", "sparsity")
         if self.alignment is not None:
             at_least(self, 0.0, "alignment")

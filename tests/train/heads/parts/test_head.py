@@ -237,6 +237,8 @@ def test_too_few_patches_for_so_many_prototypes() -> None:
     [
         ({"kind": "protopnett"}, "unknown kind 'protopnett'; choose from protopnet, pipnet"),
         ({"per_class": 0}, "per_class is 0; expected an integer of at least 1"),
+        ({"per_class": 10**9}, "per_class is 1000000000; expected an integer of at most 65536"),
+        ({"depth": 10**9}, "depth is 1000000000; expected an integer of at most 65536"),
         ({"per_class": 1.5}, "per_class is 1.5"),
         ({"depth": 0}, "depth is 0"),
         ({"similarity": "cosine"}, "unknown similarity 'cosine'; choose from log, linear"),
