@@ -6,12 +6,14 @@ import dataclasses
 import importlib.util
 import json
 import sys
+from functools import partialmethod
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tnn_runtime.answers.reject import ALL_SCORES
 from tnn_runtime.bench import timing
@@ -146,6 +148,8 @@ def test_the_cost_of_a_training_step(
     benchmark = load("benchmark_step")
     monkeypatch.setattr(benchmark, "BACKBONE", "tiny")
     monkeypatch.setattr(benchmark, "SIZES", ((4, 8, "small"), (2, 12, "imagenet"))[: 1 if options else 2])
+    # Three models go through Inductor in half a minute; that it takes them is tested elsewhere.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     threads = str(torch.get_num_threads())
     benchmark.command(["--threads", threads, "--rounds", "2", *options, "--out", str(tmp_path)])
     assert "| 4 of 8x8, small |" in capsys.readouterr().out
