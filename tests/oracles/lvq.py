@@ -46,7 +46,7 @@ def lambda_of(head: LvqHead) -> Array:
 
 
 def centre(head: LvqHead) -> Array:
-    return as_array(head.own_centre) if head.config.has_centre else as_array(head.prototypes).mean(0)
+    return as_array(head.own_centre if head.config.has_centre else head.prototypes.mean(0))
 
 
 def seen(head: LvqHead, x: Array) -> Array:
@@ -74,7 +74,7 @@ def logits(head: LvqHead, x: Array) -> Array:
         classes = []
         for label in range(head.num_classes):
             own = [lead for lead, owner in zip(leads, head.owners.tolist(), strict=True) if owner == label]
-            classes.append(max(own) if head.config.pooling == "nearest" else np.log(np.sum(np.exp(own))))
+            classes.append(max(own) if head.config.pooling == "nearest" else np.logaddexp.reduce(own))
         rows.append(classes)
     return np.array(rows)
 

@@ -76,8 +76,7 @@ class _Folded:
 
     def __init__(self, head: LvqHead) -> None:
         prototypes = head.prototypes.detach().cpu().double()
-        own = head.own_centre if head.config.has_centre else head.prototypes.detach().mean(0)
-        self.centre = own.detach().cpu().double()
+        self.centre = head.centre.detach().cpu().double()
         omega = torch.eye(head.size, dtype=torch.float64)
         if head.omega is not None:
             learned = head.omega.detach().cpu().double()

@@ -158,7 +158,7 @@ class LvqHead(LvqLayer, Head):
         tensors = {
             "prototypes": self.prototypes,
             "owners": self.owners,
-            "centre": self.own_centre if self.config.has_centre else self.prototypes.double().mean(0),
+            "centre": self.centre,
             "temperature": self.temperature,
         }
         if self.omega is not None:
