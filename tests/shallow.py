@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
-from torchvision.models import EfficientNet, ResNet, SwinTransformer, VisionTransformer
+from torchvision.models import ConvNeXt, EfficientNet, ResNet, SwinTransformer, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.resnet import Bottleneck
 
 SHALLOW: dict[str, Callable[[], nn.Module]] = {
+    "convnext_tiny": lambda: ConvNeXt([CNBlockConfig(96, 192, 1), CNBlockConfig(192, None, 1)]),
     "resnet50": lambda: ResNet(Bottleneck, [1, 1, 1, 1]),
     "efficientnet_b0": lambda: EfficientNet(
         [MBConvConfig(1, 3, 1, 32, 16, 1, 1.0, 1.0), MBConvConfig(6, 5, 2, 16, 24, 2, 1.0, 1.0)], 0.2, last_channel=1280
