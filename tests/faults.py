@@ -1,6 +1,6 @@
-"""Faults to plant in the Tversky head, its lowering and its explanation, and where: what the tests must find.
+"""Faults to plant in heads, their lowering and their explanation, and where: what the tests must find.
 
-Each is a change of one text in one file. Most show in a part of the head's forms only: those with one value of an
+Each is a change of one text in one file. Most show in a part of a head's forms only: those with one value of an
 option, or with one combination of two or three. `tests/test_faults.py` plants them, one at a time, in a copy of the
 packages.
 """
@@ -30,6 +30,19 @@ EXPLANATION = (
     "runtime/explain/test_tversky.py::test_the_nearest_prototypes_are_those_of_the_head",
     "runtime/explain/test_tversky.py::test_deleting_the_strongest_features_moves_the_logit_by_what_was_said",
 )
+LVQ = (
+    "train/heads/lvq/test_head.py::test_every_form_equals_the_definition_in_float64",
+    "train/heads/lvq/test_head.py::test_the_loss_is_the_weighted_mean_of_its_definition",
+)
+LOWERED_LVQ = ("export/lowering/test_lvq.py::test_lowered_equals_the_definition_in_float64",)
+EXPLAINED_LVQ = (
+    "runtime/explain/test_lvq.py::test_parts_features_and_prototypes_add_up_to_the_logit",
+    "runtime/explain/test_lvq.py::test_no_attack_within_the_radius_changes_an_answer",
+)
+LOWERED_PARTS = ("export/lowering/test_parts.py::test_lowered_equals_the_definition",)
+EXPLAINED_PARTS = ("runtime/explain/test_parts.py::test_a_logit_is_what_each_part_adds",)
+LOWERED_MATCHING = ("export/lowering/test_matching.py::test_lowered_equals_the_definition",)
+LOWERED_LOGIC = ("export/lowering/test_logic.py::test_it_gives_exactly_what_the_discrete_head_and_its_definition_give",)
 
 
 class Fault(NamedTuple):
@@ -314,6 +327,112 @@ _PLACES: list[tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = [
             "explained smooth: theta in the denominator alone": ("common + offset if smooth else common", "common"),
             "explained smooth and linear: nothing of theta": ("self._smooth * self._offset *", "0.0 *"),
             "explained smooth: without theta": ("smooth=self.smooth)", "smooth=False)"),
+        },
+    ),
+    (
+        "tnn_train/heads/lvq/layer.py",
+        LVQ,
+        {
+            "lvq mixture: classes with more prototypes win": (
+                "(by_class - self.log_copies).logsumexp(2)",
+                "by_class.logsumexp(2)",
+            ),
+            "lvq: features that were left out count": (
+                "(self.latent(x) - self.centre) * self.kept",
+                "self.latent(x) - self.centre",
+            ),
+            "lvq vector: roots of the relevances": ("vectors * omega if", "vectors * omega.abs().sqrt() if"),
+            "lvq: distances from another point than the logits": ("squares - 2 * images", "squares - images"),
+        },
+    ),
+    (
+        "tnn_train/heads/lvq/loss.py",
+        LVQ,
+        {
+            "lvq swish: sigmoid": ("mu * torch.sigmoid(beta * mu)", "torch.sigmoid(beta * mu)"),
+            "lvq loss: no margin": (
+                "relative_differences(distances) + config.margin",
+                "relative_differences(distances)",
+            ),
+            "lvq loss: all classes weigh the same": ("shares if weight is None else shares * weight", "shares"),
+        },
+    ),
+    (
+        "tnn_export/lowering/lvq.py",
+        LOWERED_LVQ,
+        {
+            "lowered lvq mixture: classes with more prototypes win": ("grouped - self.log_copies", "grouped"),
+            "lowered lvq: features that were left out count": ("omega * head.kept.cpu()", "omega"),
+            "lowered lvq: prototypes in the wrong classes": ("if not self.is_sorted:", "if False:"),
+            "lowered lvq: confidence is no share of both": ("/ (other + best).clamp_min", "/ other.clamp_min"),
+        },
+    ),
+    (
+        "tnn_runtime/explain/lvq.py",
+        EXPLAINED_LVQ,
+        {
+            "explained lvq certificate: twice as far": (
+                "np.divide(np.maximum(ahead, 0), steepest,",
+                "np.divide(2 * np.maximum(ahead, 0), steepest,",
+            ),
+            "explained lvq mixture: the nearest alone": (
+                "return np.asarray(softmax(leads[None])[0])",
+                "return np.asarray(np.arange(len(leads)) == leads.argmax(), np.float64)",
+            ),
+        },
+    ),
+    (
+        "tnn_export/lowering/parts.py",
+        LOWERED_PARTS,
+        {
+            "lowered parts: the mean over the places": (
+                "self.scores(maps).amax((2, 3))",
+                "self.scores(maps).mean((2, 3))",
+            ),
+            "lowered parts: similarity without epsilon": (
+                "(1 - self.epsilon) / (self.epsilon - scores)",
+                "1 / (self.epsilon - scores)",
+            ),
+            "lowered parts: the sum over the channels": ("-2 / apart.shape[1] * apart", "-2 * apart"),
+            "lowered pipnet: negative presences": (
+                "torch.relu((scores - self.least) / (1 - self.least))",
+                "(scores - self.least) / (1 - self.least)",
+            ),
+        },
+    ),
+    (
+        "tnn_runtime/explain/parts.py",
+        EXPLAINED_PARTS,
+        {
+            "explained parts: the mean over the places": ("apart.min(1)", "apart.mean(1)"),
+            "explained pipnet: presences from 0 on": (
+                "np.maximum((present - least) / (1 - least), 0)",
+                "np.maximum(present, 0)",
+            ),
+        },
+    ),
+    (
+        "tnn_export/lowering/matching.py",
+        LOWERED_MATCHING,
+        {
+            "lowered matching: no ReLU": (
+                "y = torch.relu(torch.addmm(drive, y, self.kept))",
+                "y = torch.addmm(drive, y, self.kept)",
+            ),
+            "lowered matching: not centred": (
+                "return drive, -drive @ head.scaling.center.cpu().double()",
+                "return drive, 0 * drive[:, 0]",
+            ),
+            "lowered matching: few iterations": ("int(head.settled) - 1", "int(head.settled) // 4"),
+        },
+    ),
+    (
+        "tnn_export/lowering/logic.py",
+        LOWERED_LOGIC,
+        {
+            "lowered logic: negated votes count double": ("constant + (signs < 0).sum()", "constant"),
+            "lowered logic: nand for and not": ("& ~h.index_select", "& h.index_select"),
+            "lowered logic: no temperature": ("+ self.constants) / self.temperature", "+ self.constants)"),
         },
     ),
 ]

@@ -65,18 +65,32 @@ def distances(head: LvqHead, x: Array) -> Array:
     return np.array(found)
 
 
-def logits(head: LvqHead, x: Array) -> Array:
-    """Return the logits ``[N, C]``: how much nearer than to the centre an image is to the prototypes of each class."""
+def leads(head: LvqHead, x: Array) -> Array:
+    """Return how much nearer than to the centre an image is to each prototype, ``[N, P]``, over the temperature."""
     metric, rows = lambda_of(head), []
     for h, row in zip(seen(head, x), distances(head, x), strict=True):
         apart = h - centre(head)
-        leads = (apart @ metric @ apart - row) / np.exp(as_array(head.log_temperature))
-        classes = []
-        for label in range(head.num_classes):
-            own = [lead for lead, owner in zip(leads, head.owners.tolist(), strict=True) if owner == label]
-            classes.append(max(own) if head.config.pooling == "nearest" else np.logaddexp.reduce(own))
-        rows.append(classes)
+        rows.append((apart @ metric @ apart - row) / np.exp(as_array(head.log_temperature)))
     return np.array(rows)
+
+
+def logits(head: LvqHead, x: Array) -> Array:
+    """Return the logits ``[N, C]``: the largest lead of the prototypes of each class, or their log-sum-exp."""
+    pool = np.max if head.config.pooling == "nearest" else np.logaddexp.reduce
+    owners = head.owners.numpy()
+    return np.array([[pool(row[owners == label]) for label in range(head.num_classes)] for row in leads(head, x)])
+
+
+def contributions(head: LvqHead, x: Array) -> Array:
+    """Return what is linear in the image in the lead of each prototype, times its share in the logit, ``[N, P]``."""
+    metric, owners, found = lambda_of(head), head.owners.numpy(), []
+    apart = as_array(head.prototypes) - centre(head)
+    lengths = np.array([w @ metric @ w for w in apart]) / np.exp(as_array(head.log_temperature))
+    for row, pooled in zip(leads(head, x), logits(head, x), strict=True):
+        is_nearest = row == pooled[owners]
+        shares = is_nearest if head.config.pooling == "nearest" else np.exp(row - pooled[owners])
+        found.append(shares * (row + lengths))
+    return np.array(found)
 
 
 def confidence(head: LvqHead, x: Array) -> Array:

@@ -39,13 +39,18 @@ def explained(head: LvqHead, x: Tensor, folder: Path, **asked: object) -> list[l
 @each_form
 def test_parts_features_and_prototypes_add_up_to_the_logit(config: LvqConfig, tmp_path: Path) -> None:
     head, x = random_head(config)
-    logits, distances = oracle.logits(head, x.double().numpy()), oracle.distances(head, x.double().numpy())
+    inputs = x.double().numpy()
+    logits, distances = oracle.logits(head, inputs), oracle.distances(head, inputs)
+    contributions = oracle.contributions(head, inputs)
     for number, explanations in enumerate(explained(head, x, tmp_path)):
         for place, e in enumerate(explanations):
             assert e.logit == pytest.approx(logits[number, e.index], rel=1e-9, abs=1e-9)
             assert e.logit == pytest.approx(sum(part.signed for part in e.parts) + e.bias)
             assert e.logit == pytest.approx(sum(part.signed for f in e.features for part in f.parts) + e.bias)
             assert e.logit == pytest.approx(sum(one.contribution for one in e.prototypes) + e.bias)
+            for one in e.prototypes:
+                expected = contributions[number, one.index] if head.owners[one.index] == e.index else 0
+                assert one.contribution == pytest.approx(expected, rel=1e-9, abs=1e-9)
             found = {one.index: -one.similarity for one in e.prototypes}
             assert [found[p] for p in range(len(distances[number]))] == pytest.approx(distances[number].tolist())
             assert list(found.values()) == sorted(found.values())
