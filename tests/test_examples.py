@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
+import shutil
 import sys
 from functools import partialmethod
 from pathlib import Path
@@ -15,11 +17,22 @@ import pytest
 import torch
 from torch import nn
 
+from tnn_export import export_bundle
 from tnn_runtime.answers.reject import ALL_SCORES
 from tnn_runtime.bench import timing
 from tnn_runtime.explain import EXPLAINERS
 from tnn_runtime.images.preprocess import Preprocessing
-from tnn_train import Checkpoint, ModelConfig, build_model, load_checkpoint, save_checkpoint
+from tnn_train import (
+    Checkpoint,
+    LogicConfig,
+    ModelConfig,
+    TrainConfig,
+    build_model,
+    load_checkpoint,
+    load_data,
+    save_checkpoint,
+    train,
+)
 from tnn_train.heads import HEADS
 from tnn_train.heads.tversky.similarity import DIFFERENCES, INTERSECTIONS, MEMBERSHIPS, MODELS
 from tnn_train.model.backbones import BACKBONES
@@ -493,3 +506,31 @@ class TestPixels:
         assert cells[2] == "4x4"
         assert len(cells) == len(module.COLUMNS)
         assert 0 <= float(cells[3].partition("%")[0]) <= 100
+
+
+@pytest.fixture(scope="module")
+def logic(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A small logic head on the pixels of digits; read only."""
+    recipe = TrainConfig(epochs=1, augment=(), exemplars=0)
+    model = ModelConfig("pixels", "logic", logic=LogicConfig(bits=1, layers=1))
+    return train(load_data("digits", limit=300), tmp_path_factory.mktemp("logic") / "run", model, recipe)
+
+
+def test_logic_heads_relaxed_and_discrete(logic: TrainResult, capsys: pytest.CaptureFixture[str]) -> None:
+    program = load("heads/logic_accuracy")
+    program.command([str(logic.folder)])
+    assert re.search(r"relaxed 0\.\d{4}, discrete 0\.\d{4} on 359 test images", capsys.readouterr().out)
+    assert program.run("logic_accuracy", program.command, [str(logic.folder / "no")]) == 1
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler on this system")
+def test_compiled_logic_against_onnxruntime(
+    logic: TrainResult, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    export_bundle(logic.best, tmp_path / "bundle", ("onnx",))
+    program = load("heads/logic_speed")
+    program.command([str(tmp_path / "bundle"), "--batch", "3", "--blocks", "2"])
+    printed = capsys.readouterr().out
+    assert "359 images and as many of random pixels: logits and embeddings are the same bits" in printed
+    assert all(re.search(rf"3 +{name} ", printed) for name in (program.OURS, program.CONTROL, program.ORT))

@@ -153,7 +153,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser("logic_speed", __doc__ or "")
     parser.add_argument("bundle", type=Path, help="bundle with the backbone pixels and the head logic")
     parser.add_argument("--data", default="digits", help="data set, whose test images are run")
-    parser.add_argument("--data-root", help="where it lies")
+    parser.add_argument("--data-root", default="data", help="where it lies")
     parser.add_argument(
         "--batch", type=positive_int, nargs="+", default=[1, 64, 1024], metavar="N", help="images a call"
     )
