@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["SEPARATOR", "csv_line", "one_line", "printable", "why_not_utf8"]
+__all__ = ["SEPARATOR", "a_head", "csv_line", "one_line", "printable", "why_not_utf8"]
 
 SEPARATOR = "/"
 """What stands between the parents of a class in its name, as in ``animal/cat``."""
@@ -17,6 +17,12 @@ SEPARATOR = "/"
 _LINE_END = re.compile(r"\s*\n\s*")
 _JOINERS = "\u200c\u200d"
 """Controls that words of some languages, and emoji, are made with."""
+
+
+def a_head(family: str) -> str:
+    """Return a head with its article, ``"a linear head"``; names without vowels are spelled: ``"an lvq head"``."""
+    vowels = "aeiou" if set("aeiouy") & set(family) else "aefhilmnorsx"
+    return f"{'an' if family.startswith(tuple(vowels)) else 'a'} {family} head"
 
 
 def printable(name: str) -> str:

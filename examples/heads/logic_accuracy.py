@@ -15,6 +15,7 @@ import torch
 
 from tnn_runtime import UsageError
 from tnn_runtime.console import Parser, run
+from tnn_runtime.text import a_head
 from tnn_train import DataConfig, LogicHead, load_checkpoint, load_data
 from tnn_train.model.image_model import Normalize
 from tnn_train.run_files import BEST
@@ -35,7 +36,7 @@ def command(arguments: Sequence[str]) -> None:
         checkpoint = load_checkpoint(folder / BEST)
         model, head = checkpoint.model.eval(), checkpoint.model.head
         if not isinstance(head, LogicHead):
-            raise UsageError(f"{folder} has a {head.family} head; expected runs with logic heads")
+            raise UsageError(f"{folder} has {a_head(head.family)}; expected runs with logic heads")
         normalize, right = Normalize(checkpoint.preprocessing), torch.zeros(2, dtype=torch.int64)
         for images, classes in zip(torch.split(pixels, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True):
             with torch.no_grad():

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tnn_runtime.text import csv_line, one_line, printable, why_not_utf8
+from tnn_runtime.text import a_head, csv_line, one_line, printable, why_not_utf8
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -34,6 +34,23 @@ def test_a_line_shows_what_a_terminal_would_act_on(text: str, line: str) -> None
 )
 def test_a_name_is_quoted_where_it_cannot_be_seen(name: str, shown: str) -> None:
     assert printable(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [
+        ("linear", "a linear head"),
+        ("lvq", "an lvq head"),
+        ("ensemble", "an ensemble head"),
+        ("logic", "a logic head"),
+        ("xyz", "a xyz head"),
+        ("rbf", "an rbf head"),
+        ("gmm", "a gmm head"),
+        ("toy-image", "a toy-image head"),
+    ],
+)
+def test_a_head_has_its_article(family: str, told: str) -> None:
+    assert a_head(family) == told
 
 
 def test_a_name_that_is_not_utf8_is_told_with_the_remedy() -> None:

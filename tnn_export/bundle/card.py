@@ -26,7 +26,7 @@ from tnn_runtime.bundle.manifest import (
 )
 from tnn_runtime.bundle.storage import write_text
 from tnn_runtime.explain.attributes import attribute_description
-from tnn_runtime.text import one_line
+from tnn_runtime.text import a_head, one_line
 from tnn_train.model.editing import EDITS
 
 __all__ = ["write_card"]
@@ -85,6 +85,7 @@ def write_card(
         title=one_line(name),
         folder=one_line(name),
         manifest=manifest,
+        a_head=a_head,
         meanings={**_MEANINGS, **meanings_of(manifest.model["head"])},
         members=_members(manifest),
         purposes=_PURPOSES,

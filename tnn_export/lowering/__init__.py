@@ -19,6 +19,7 @@ from tnn_export.lowering.matching import lower_matching, lower_matching_maps
 from tnn_export.lowering.parts import lower_parts, lower_parts_maps
 from tnn_export.lowering.tversky.head import lower_tversky
 from tnn_export.lowering.tversky.maps import lower_tversky_maps
+from tnn_runtime.text import a_head
 from tnn_train.errors import NoMapsError
 from tnn_train.heads import Head
 from tnn_train.model.image_model import ImageModel
@@ -101,7 +102,7 @@ def lower_head(head: Head, *, parts: bool = False) -> nn.Module:
             "tnn_export.lowering"
         )
     if parts and not head.evidence_meanings:
-        raise ExportError(f"a {family} head gives logits alone, nothing that they are made of; leave the parts out")
+        raise ExportError(f"{a_head(family)} gives logits alone, nothing that they are made of; leave the parts out")
     lowering = LOWERINGS[family]
     return (lowering(head, parts=True) if parts else lowering(head)).eval().requires_grad_(False)
 
@@ -114,7 +115,7 @@ def lower_maps(head: Head) -> nn.Module:
     """
     if head.family not in MAPS:
         raise ExportError(
-            f"a {head.family} head has no feature maps: none of its values is found over the places of an image; "
+            f"{a_head(head.family)} has no feature maps: none of its values is found over the places of an image; "
             "leave the output feature_maps out"
         )
     return MAPS[head.family](head)

@@ -15,7 +15,7 @@ from tnn_runtime.explain.lvq import LvqExplainer
 from tnn_runtime.explain.matching import MatchingExplainer
 from tnn_runtime.explain.parts import PartsExplainer
 from tnn_runtime.explain.tversky import TverskyExplainer
-from tnn_runtime.text import printable
+from tnn_runtime.text import a_head, printable
 
 __all__ = ["EXPLAINERS", "Explainer", "open_explainer", "why_unexplained"]
 
@@ -66,5 +66,5 @@ def why_unexplained(manifest: Manifest) -> str:
         names = ", ".join(printable(str(member.get("name"))) for member in members)
         return f"got an ensemble, which has no explanation of its own; explain with the bundles of its members: {names}"
     if family not in EXPLAINERS:
-        return f"got a bundle with a {family} head; this version explains {', '.join(EXPLAINERS)}: upgrade tnn-deploy"
-    return f"got a bundle with a {family} head and no {HEAD_FILE}, as older versions exported it: export it again"
+        return f"got a bundle with {a_head(family)}; this version explains {', '.join(EXPLAINERS)}: upgrade tnn-deploy"
+    return f"got a bundle with {a_head(family)} and no {HEAD_FILE}, as older versions exported it: export it again"

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.installation import install_command
+from tnn_runtime.text import a_head
 from tnn_train.audit.subject import Subject
 from tnn_train.model.image_model import ImageModel, Normalize
 
@@ -236,7 +237,7 @@ def need_maps(model: ImageModel) -> None:
         UsageError: If it has not.
     """
     if not model.head.has_feature_maps:
-        raise UsageError(f"the features of a {model.head.family} head have no places; leave pixels out of --measures")
+        raise UsageError(f"the features of {a_head(model.head.family)} have no places; leave pixels out of --measures")
     try:
         model.trunk()
     except UsageError as error:

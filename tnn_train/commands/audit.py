@@ -14,6 +14,7 @@ from tnn_runtime.bundle.outputs import check_file
 from tnn_runtime.bundle.storage import write_json
 from tnn_runtime.console import Parser, positive_int, say
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import a_head
 from tnn_train.audit.figures import audit_pair, audit_subject
 from tnn_train.audit.measures import SECTIONS, sections_of
 from tnn_train.audit.pixels import need_captum, need_maps
@@ -148,7 +149,7 @@ def _why_not(section: str, groups: Sequence[Sequence[Run]], checkpoints: Mapping
         )
     heads = [checkpoint.config.head for checkpoint in checkpoints.values()]
     if section == "prototypes" and not any(HEADS[head].prototype_view is not Head.prototype_view for head in heads):
-        return f"a {heads[0]} head has no prototypes; leave prototypes out of --measures"
+        return f"{a_head(heads[0])} has no prototypes; leave prototypes out of --measures"
     return None
 
 

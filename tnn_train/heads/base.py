@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import a_head
 from tnn_train.heads.description import Sample, Section
 
 __all__ = ["NOISE", "SAMPLES", "Head", "PrototypeView"]
@@ -350,7 +351,10 @@ class Head(nn.Module):
         Raises:
             UsageError: If none would be left, or the family has none to leave out.
         """
-        raise UsageError(f"a {self.family} head has no features and prototypes that can be left out")
+        raise UsageError(
+            f"{a_head(self.family)} has no features and prototypes that can be left out; train a head that has "
+            "some, such as linear"
+        )
 
     def renamed(self, names: Mapping[int, str]) -> Head:
         """Return the head with other names of some features.
@@ -361,7 +365,7 @@ class Head(nn.Module):
         Raises:
             UsageError: If features of the family have no names.
         """
-        raise UsageError(f"the features of a {self.family} head have no names")
+        raise UsageError(f"the features of {a_head(self.family)} have no names; leave --rename-feature out")
 
     def with_class(self, examples: Tensor, others: Tensor, place: int) -> Head:
         """Return a head with one more class, from what this one sees of some images, without a training.
@@ -376,7 +380,10 @@ class Head(nn.Module):
         Raises:
             UsageError: If the family cannot do that.
         """
-        raise UsageError(f"a {self.family} head cannot get another class without a training")
+        raise UsageError(
+            f"{a_head(self.family)} cannot get another class without a training; train it again with the images of "
+            "that class among the others"
+        )
 
     def points(self) -> tuple[Tensor, Tensor] | None:
         """Return prototypes that are points among the embeddings, ``[P, D]``, and their classes, int64 ``[P]``.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import a_head
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.new_class import Company, inserted
 from tnn_train.heads.precision import full_precision, precise
@@ -54,7 +55,9 @@ class LinearHead(nn.Linear, Head):
     def without(self, features: Collection[int], prototypes: Collection[int]) -> LinearHead:
         """Return the head without some values of the embedding: their weights are 0."""
         if prototypes:
-            raise UsageError(f"a {self.family} head has no prototypes; leave out features, the values of its embedding")
+            raise UsageError(
+                f"{a_head(self.family)} has no prototypes; leave out features, the values of its embedding"
+            )
         head = copy.deepcopy(self)
         head.weight[:, list(features)] = 0
         if not bool(head.weight.any()):

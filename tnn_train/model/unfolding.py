@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import a_head
 from tnn_train.errors import UnfoldingError
 from tnn_train.heads import BASELINE, LinearHead, TverskyHead
 from tnn_train.heads.tversky.attributes import Attribute, group_lines
@@ -89,7 +90,7 @@ def unfold_checkpoint(checkpoint: Checkpoint, code: str = "hierarchy", *, source
     linear, names = checkpoint.model.head, checkpoint.class_names
     if not isinstance(linear, LinearHead):
         raise UsageError(
-            f"{source} has a {linear.family} head, which is no linear map of the embedding; expected a {BASELINE} head"
+            f"{source} has {a_head(linear.family)}, which is no linear map of the embedding; expected a {BASELINE} head"
             + ("; it can be exported and trained further as it is" if isinstance(linear, TverskyHead) else "")
         )
     check_values(checkpoint.model.state_dict(), source)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from tnn_runtime.text import a_head
 from tnn_train.report.pictures import figure_url
 
 __all__ = ["is_nested", "render"]
@@ -29,7 +30,13 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"chart": _chart, "number": _number, "duration": _duration, "setting": _setting}
+    environment.filters |= {
+        "chart": _chart,
+        "number": _number,
+        "duration": _duration,
+        "setting": _setting,
+        "a_head": a_head,
+    }
     return environment.get_template(template).render(values)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
+from tnn_runtime.text import a_head
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
@@ -224,7 +225,7 @@ class MatchingHead(Head):
     def without(self, features: Collection[int], prototypes: Collection[int]) -> Self:
         """Return the head whose classifier does not see some units; they still inhibit the others."""
         if prototypes:
-            raise UsageError(f"a {self.family} head has no prototypes; leave out features, the units of its circuit")
+            raise UsageError(f"{a_head(self.family)} has no prototypes; leave out features, the units of its circuit")
         head = copy.deepcopy(self)
         head.classifier = self.classifier.without(features, ())
         return head

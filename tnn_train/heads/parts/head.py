@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.parts import part_names
+from tnn_runtime.text import a_head
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
@@ -253,7 +254,7 @@ class PartsHead(Head):
     def without(self, features: Collection[int], prototypes: Collection[int]) -> PartsHead:
         """Return the head without some parts: their weights are 0."""
         if prototypes:
-            raise UsageError(f"the prototypes of a {self.family} head are its features; leave features out")
+            raise UsageError(f"the prototypes of {a_head(self.family)} are its features; leave features out")
         head = copy.deepcopy(self)
         head.weight[:, list(features)] = 0
         if not bool((head._last_layer.weight != 0).any()):

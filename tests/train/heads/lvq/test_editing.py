@@ -64,5 +64,5 @@ def test_what_cannot_be_left_out_is_told() -> None:
         head.without(range(6), [])
     with pytest.raises(UsageError, match="feature 3 is left out already"):
         head.without([3], []).without([1, 3], [])
-    with pytest.raises(UsageError, match="the features of a lvq head have no names"):
+    with pytest.raises(UsageError, match="the features of an lvq head have no names"):
         head.renamed({0: "stripes"})
