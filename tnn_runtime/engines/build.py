@@ -14,6 +14,7 @@ from tnn_runtime.bundle.json_values import decode
 from tnn_runtime.bundle.reading import OpenFolder, read_json
 from tnn_runtime.bundle.storage import FolderKind, describe_files, write_bytes, write_json
 from tnn_runtime.engines.builder import serialize
+from tnn_runtime.engines.cache import OTHER_FOLDER
 from tnn_runtime.engines.hardware import build_target
 from tnn_runtime.engines.library import INSTALL, Library, find_tensorrt
 from tnn_runtime.engines.spec import EngineSpec, fingerprint
@@ -142,8 +143,8 @@ def _build(library: Library, model: Path, spec: EngineSpec, engine: Path) -> Non
             write_bytes(timings, learnt)
     except OSError as error:
         raise EngineError(
-            f"{engine} of {content.nbytes / 2**20:.1f} MiB cannot be written ({error.strerror}); make room or choose "
-            "another folder"
+            f"{engine} of {content.nbytes / 2**20:.1f} MiB cannot be written ({error.strerror}); make room, or "
+            f"{OTHER_FOLDER}"
         ) from error
 
 
@@ -161,7 +162,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise EngineError(
-            f"engines cannot be written to {folder} ({error.strerror}); choose a folder that can be written to"
+            f"engines cannot be written to {folder} ({error.strerror}); make it writable, or {OTHER_FOLDER}"
         ) from error
     try:
         yield

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from tnn_runtime.errors import EngineError
 
-__all__ = ["engine_folder", "program_folder"]
+__all__ = ["OTHER_FOLDER", "engine_folder", "program_folder"]
+
+_VARIABLE = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+OTHER_FOLDER = f"choose another folder with the environment variable {_VARIABLE}, or with cache_dir in Python"
+"""What to do about a folder that cannot be used."""
 
 
 def engine_folder(folder: str | Path | None = None) -> Path:
@@ -36,8 +40,8 @@ def program_folder(folder: str | Path | None = None) -> Path:
     found = path.stat()
     if os.name != "nt" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
         raise EngineError(
-            f"{path} belongs to another user, or others can write to it, and programs in it are loaded and run; choose "
-            "another folder, or take the right to write from all but its owner: chmod go-w"
+            f"{path} belongs to another user, or others can write to it, and programs in it are loaded and run; take "
+            f"the right to write from all but its owner (chmod go-w), or {OTHER_FOLDER}"
         )
     return path
 
@@ -48,12 +52,12 @@ def _made(folder: str | Path | None, name: str) -> Path:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError) as error:
         raise EngineError(
-            f"{name} cannot be kept in {folder or 'the cache folder of this user'} ({error}); choose a folder that "
-            "can be written to"
+            f"{name} cannot be kept in {folder or 'the cache folder of this user'} ({error}); "
+            f"make it writable, or {OTHER_FOLDER}"
         ) from error
     return path.absolute()
 
 
 def _user_cache() -> Path:
-    asked = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME", "")
+    asked = os.environ.get(_VARIABLE, "")
     return Path(asked) if Path(asked).is_absolute() else Path.home() / ".cache"

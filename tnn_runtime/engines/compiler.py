@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from tnn_runtime.bundle.storage import write_bytes, write_text
-from tnn_runtime.engines.cache import program_folder
+from tnn_runtime.engines.cache import OTHER_FOLDER, program_folder
 from tnn_runtime.errors import EngineError, ProviderUnavailable
 
 __all__ = ["Compiler", "find_compiler", "load_program"]
@@ -28,6 +28,7 @@ _FLAGS = ("-std=gnu11", "-O3", "-shared", "-fPIC", "-fvisibility=default", "-ffp
 _NATIVE = "-march=native"
 _MOST_SECONDS = 600
 _INSTALL = "install one, such as apt install gcc, or name one in the environment variable CC"
+_CORRECT = "correct the environment variable CC, or unset it to use cc"
 
 
 class Compiler:
@@ -61,14 +62,14 @@ def find_compiler() -> Compiler:
     Raises:
         ProviderUnavailable: If there is none.
     """
-    asked = os.environ.get("CC", "").strip()
+    asked = _asked()
     try:
         command = shlex.split(asked) or ["cc"]
     except ValueError as error:
-        raise ProviderUnavailable(f"CC is {asked!r}, which is no command ({error}); {_INSTALL}") from error
+        raise ProviderUnavailable(f"CC is {asked!r}, which is no command ({error}); {_CORRECT}") from error
     program = shutil.which(command[0])
     if program is None:
-        raise ProviderUnavailable(f"there is no C compiler {command[0]!r} on this machine; {_INSTALL}")
+        raise ProviderUnavailable(f"there is no C compiler {command[0]!r} on this machine; {_remedy()}")
     said = _run([program, *command[1:], "--version"])
     flags = (*_FLAGS, _NATIVE) if _processor() else _FLAGS
     return Compiler((program, *command[1:]), said.strip().split("\n")[0], flags)
@@ -100,8 +101,8 @@ def load_program(source: str, folder: str | Path | None = None) -> tuple[ctypes.
         return ctypes.CDLL(str(path)), path, compiler
     except OSError as error:
         raise EngineError(
-            f"the program {path} cannot be written or loaded ({' '.join(str(error).split())}); choose a folder that "
-            "can be written to, on a file system that programs may run from"
+            f"the program {path} cannot be written or loaded ({' '.join(str(error).split())}); make the folder "
+            f"writable, on a file system that programs may run from, or {OTHER_FOLDER}"
         ) from error
 
 
@@ -117,6 +118,10 @@ def _compile(source: str, compiler: Compiler, path: Path) -> None:
         text, made = Path(workshop, "program.c"), Path(workshop, "program.so")
         text.write_text(source)
         _run([*compiler.command, *compiler.flags, "-o", str(made), str(text)])
+        if not made.exists():
+            raise ProviderUnavailable(
+                f"{shlex.join(compiler.command)} makes no program, so it is no C compiler; {_remedy()}"
+            )
         content = made.read_bytes()
     # Under another name first: a library that is loaded must not change under whoever runs it.
     path.unlink(missing_ok=True)
@@ -134,13 +139,21 @@ def _run(command: list[str]) -> str:
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=_MOST_SECONDS, stdin=subprocess.DEVNULL
         )
-        said, code = result.stderr.strip() or result.stdout.strip(), result.returncode
+        said, code = result.stderr, result.returncode
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
         said, code = str(error), 1
     if code:
         reason = " ".join(said.split())[:300] or f"exit code {code}"
-        raise ProviderUnavailable(f"the C compiler {command[0]} fails ({reason}); {_INSTALL}")
+        raise ProviderUnavailable(f"the C compiler {_asked() or command[0]} fails ({reason}); {_remedy()}")
     return result.stdout
+
+
+def _asked() -> str:
+    return os.environ.get("CC", "").strip()
+
+
+def _remedy() -> str:
+    return _CORRECT if _asked() else _INSTALL
 
 
 @functools.cache
