@@ -25,6 +25,7 @@ from tnn_runtime.text import one_line, why_not_utf8
 
 __all__ = [
     "INTERRUPTED",
+    "CommandParser",
     "Parser",
     "any_path",
     "logs",
@@ -73,6 +74,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str = "", epilog: str = "") -> None:
         super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=_Formatter)
+        self.register("type", int, _integer)
+        self.register("type", float, _number)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `UsageError`."""
@@ -89,6 +92,17 @@ class Parser(argparse.ArgumentParser):
             given = getattr(found, action.dest, None)
             if action.type is not any_path:
                 refuse_not_utf8(given if isinstance(given, list) else [given])
+        return found, others
+
+
+class CommandParser(Parser):
+    """The parser of one of several commands; it refuses what it does not know, so that errors name its own help."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse arguments as `Parser` does; none may be left."""
+        found, others = super().parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {' '.join(others)}")
         return found, others
 
 
@@ -119,6 +133,20 @@ def positive_int(text: str) -> int:
         if (number := int(text)) >= 1:
             return number
     raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer of at least 1")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a number") from None
 
 
 def any_path(text: str) -> Path:

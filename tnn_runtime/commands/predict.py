@@ -17,7 +17,7 @@ from tnn_runtime.commands.doctor import examine
 from tnn_runtime.commands.explain import add_explain
 from tnn_runtime.commands.files import find_files, refuse_unusable
 from tnn_runtime.commands.serve import add_serve
-from tnn_runtime.console import Parser, any_path, notes, say
+from tnn_runtime.console import CommandParser, Parser, any_path, notes, say
 from tnn_runtime.text import csv_line, printable
 
 __all__ = ["build_parser", "command"]
@@ -36,7 +36,9 @@ def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser("tnn-runtime", "Run exported bundles, without torch.")
     parser.set_defaults(log=notes)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    commands: argparse._SubParsersAction[Parser] = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=CommandParser
+    )
     _add_predict(commands)
     _add_public_key(add_explain(commands))
     _add_public_key(add_serve(commands))

@@ -110,6 +110,10 @@ def test_doctor_prints_a_line_for_each_finding(capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
+        (["predict", "BUNDLE", "note.txt", "--top-k", "2.5"], "argument --top-k: got '2.5'; expected an integer; see"),
+        (["predict", "BUNDLE", "x.png", "--x"], "unrecognized arguments: --x; see tnn-runtime predict --help"),
+        (["serve", "p=BUNDLE", "--x"], "unrecognized arguments: --x; see tnn-runtime serve --help"),
+        (["serve", "p=BUNDLE", "--drain-s", "x"], "argument --drain-s: got 'x'; expected a number; see"),
         (["train"], "invalid choice: 'train' (choose from 'predict', 'explain', 'serve', 'bench', 'doctor')"),
         (["predict"], "the following arguments are required: bundle, images"),
         (["predict", "nowhere", "x.png"], "nowhere does not exist; expected a bundle folder with manifest.json in it"),
