@@ -23,6 +23,8 @@ Box: TypeAlias = tuple[int, int, int, int]
 """A place in a picture: ``(top, left, bottom, right)`` in its pixels."""
 
 _OTHERS = "all other features"
+_OTHERS_TOGETHER = "all other features, and what features do only together"
+_LEFT = "These do not add up: what they leave is a bar of its own."
 _BIAS = "bias, whatever the image is"
 _TOGETHER = "the parts only together"
 _CLASSES = 5
@@ -125,11 +127,11 @@ def _scores(item: Item) -> tuple[tuple[Name, str], ...]:
 def _charts(explanation: Explanation) -> Iterable[Chart]:
     label, contrast = Name(explanation.label), explanation.contrast
     if contrast:
-        yield from _contrast_charts(label, contrast)
+        yield from _contrast_charts(label, contrast, explanation.absence)
     lost = {one.index: explanation.logit - explanation.without([one.index]) for one in explanation.features}
     yield Chart(
         ["For and against ", label, ", by feature"],
-        ["What the logit of ", label, f", {_plain(explanation.logit)}, would lose without each feature."],
+        ["What the logit of ", label, f", {_plain(explanation.logit)}, would lose {explanation.absence}."],
         tuple(Bar(_title(one), lost[one.index]) for one in explanation.features if lost[one.index]),
     )
     yield Chart(
@@ -139,16 +141,22 @@ def _charts(explanation: Explanation) -> Iterable[Chart]:
     )
 
 
-def _contrast_charts(label: Name, contrast: Contrast) -> Iterable[Chart]:
+def _contrast_charts(label: Name, contrast: Contrast, absence: str) -> Iterable[Chart]:
     other = Name(contrast.label)
     note: Words = ["The logit of ", label, f" is {_plain(abs(contrast.difference))} "]
     note += ["above" if contrast.difference >= 0 else "below", " that of ", other, "."]
-    rest = [Bar([_OTHERS], contrast.rest)] if contrast.rest else []
+    others, sums = _OTHERS, "The bars add up to that; what is the same for both is left out."
+    if not contrast.is_sum:
+        others, sums = (
+            _OTHERS_TOGETHER,
+            f"The bars of features are what that would lose {absence}, one at a time. {_LEFT}",
+        )
+    rest = [Bar([others], contrast.rest)] if contrast.rest else []
     together = [Bar([_TOGETHER], contrast.interplay)] if contrast.interplay else []
     bias = _bias_bar(contrast.bias)
     yield Chart(
         [label, " rather than ", other, ", by feature"],
-        [*note, " The bars add up to that; what is the same for both is left out."],
+        [*note, f" {sums}"],
         (*(Bar(_title(lead), lead.value) for lead in contrast.features), *rest, *bias),
     )
     yield Chart([label, " rather than ", other, ", by part"], [], (*_part_bars(contrast), *together, *bias))

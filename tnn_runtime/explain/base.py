@@ -339,6 +339,7 @@ def contrasts(
             rest=float(np.delete(ahead, listed).sum())
             + (0.0 if added.logits is None else difference - bias - float(ahead.sum())),
             interplay=difference - whole,
+            is_sum=added.logits is None,
         )
 
     return [None if other is None else contrast(one, other) for one, other in enumerate(found.rivals)]

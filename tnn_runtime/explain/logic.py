@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,8 @@ class LogicExplanation(Explanation):
         temperature: What the number of gates that are on is divided by.
         input: What `without` asks.
     """
+
+    absence: ClassVar[str] = "with the value of each feature on the other side of its threshold"
 
     gates_on: int = 0
     gates: int = 0

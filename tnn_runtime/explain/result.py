@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +124,8 @@ class Contrast(Parted):
 
     Where logits are sums, these are the differences of their terms, and ``interplay`` is 0. In the ratio model of a
     Tversky head they are quotients, whose parts and features cannot be told apart wholly: what they do only together is
-    ``interplay`` for the parts, and in ``rest`` for the features.
+    ``interplay`` for the parts, and in ``rest`` for the features. In a logic head what features do does not add up,
+    either, and ``rest`` is what the listed ones leave.
 
     Args:
         label: Name of the other class.
@@ -134,8 +135,9 @@ class Contrast(Parted):
         parts: What each part of the logits does to the difference.
         bias: The difference of what is added to both whatever the input is.
         features: The features that do most to the difference, strongest first.
-        rest: What all other features do to it.
+        rest: What all other features do to it, and what features do only together.
         interplay: What the parts do only together.
+        is_sum: Whether features do nothing only together.
     """
 
     label: str
@@ -147,6 +149,7 @@ class Contrast(Parted):
     features: tuple[FeatureLead, ...]
     rest: float
     interplay: float = 0.0
+    is_sum: bool = field(default=True, repr=False)
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,12 @@ class Explanation(Parted):
         maps: Where in the image all that comes from; ``None`` unless it was asked for.
         certificate: How far the embedding may move before the answer can change; ``None`` for classes that are not the
             answer, and in families that cannot tell.
+
+    Attributes:
+        absence: What `without` and the numbers of features are about, for people to read.
     """
+
+    absence: ClassVar[str] = "without each feature"
 
     label: str
     index: int

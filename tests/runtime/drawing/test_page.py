@@ -226,6 +226,18 @@ def test_the_bars_that_set_apart_add_up_to_the_difference() -> None:
         assert sum(bar.value for bar in chart.bars) == pytest.approx(difference)
 
 
+def test_where_features_do_not_add_up_the_page_says_so() -> None:
+    one = item()
+    contrast = dataclasses.replace(one.explanation.contrast, is_sum=False)  # type: ignore[type-var]
+    alone = Item(dataclasses.replace(one.explanation, contrast=contrast), PICTURE)
+    (chart, *_), (sums, *_) = content(alone).charts, content(one).charts
+    assert "These do not add up" in str(chart.note)
+    assert "add up to that" not in str(chart.note)
+    assert "add up to that" in str(sums.note)
+    assert [str(bar.title) for bar in chart.bars if "only together" in str(bar.title)]
+    assert sum(bar.value for bar in chart.bars) == pytest.approx(sum(bar.value for bar in sums.bars))
+
+
 def test_a_lone_explanation_is_drawn() -> None:
     assert "87.5%" in page([Item(explanation(), PICTURE)])
     assert draw(explanation(), PICTURE).mode == "RGB"
