@@ -216,13 +216,15 @@ def _applies(name: str, settings: dict[str, Any]) -> bool:
 
 def _name(settings: dict[str, Any], differing: Iterable[str]) -> str:
     told = [name for name in differing if _applies(name, settings)] or [_HEAD]
-    return ", ".join(f"{name.removeprefix('model.')}={_value(settings.get(name))}" for name in told)
+    return ", ".join(f"{name.removeprefix('model.')}={_value(name, settings.get(name))}" for name in told)
 
 
-def _value(value: Any) -> str:
+def _value(name: str, value: Any) -> str:
     if is_nested(value):
         return f"{len(value)} of them"
-    return "not set" if value is None else "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ("x" if name.endswith("image_size") else "+").join(map(str, value)) or "none"
+    return "not set" if value is None else str(value)
 
 
 def _warnings(runs: Sequence[Run], groups: Sequence[Group], differing: Sequence[str]) -> Iterable[str]:

@@ -27,6 +27,8 @@ _PATHS: dict[str, Collection[str]] = {
 """Settings that are paths, each with the values that are none."""
 
 _SIZE = "data.image_size"
+_MODEL_SIZE = "model.image_size"
+"""No option: it follows from the data, and only some models have it."""
 
 
 def recipes(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         "data.fit": DataConfig.fit,
     }
     given = {name: sorted(value) if name == "train.augment" and value else value for name, value in settings.items()}
-    return given | {name: None for name, value in usual.items() if given.get(name) == value}
+    return given | {name: None for name, value in usual.items() if given.get(name) == value} | {_MODEL_SIZE: None}
 
 
 def _input_size(folder: Path) -> int | list[int] | None:

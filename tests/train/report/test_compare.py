@@ -214,7 +214,7 @@ def test_groups_are_named_by_what_differs(tmp_path: Path) -> None:
         for number, model in enumerate([*(ModelConfig(tversky=form) for form in forms), LINEAR])
     ]
     assert names(compare_runs(runs)) == [
-        "head=tversky, tversky.alpha=0.1, tversky.fixed=",
+        "head=tversky, tversky.alpha=0.1, tversky.fixed=none",
         "head=tversky, tversky.alpha=0.5, tversky.fixed=beta+theta",
         "head=linear",
     ]

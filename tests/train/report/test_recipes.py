@@ -69,6 +69,7 @@ SAME: dict[str, list[dict[str, Any]]] = {
     "one learning rate": [{"train": {"head_learning_rate": rate}} for rate in (None, 1e-3)],
     "one start": [tversky(start="random", prototype_init=init) for init in (None, "uniform")],
     "whole numbers": [{"train": {"clip_norm": norm}} for norm in (1, 1.0)],
+    "a size that follows": [{"model": {"image_size": size}} for size in ([], [8, 8], [16, 16])],
     "threads": [{"train": {"threads": threads, "workers": threads}} for threads in (None, 1, 2)],
 }
 OTHER: dict[str, tuple[list[dict[str, Any]], str]] = {
@@ -112,6 +113,11 @@ def test_the_size_of_the_images_is_that_of_the_model(written: int, count: int, t
     best.mkdir()
     (best / "config.json").write_text('{"preprocessing": {"height": 16, "width": 16}}')
     assert len(compare_runs([tmp_path / "0", tmp_path / "1"]).groups) == count
+
+
+def test_sizes_are_told_as_rows_and_columns(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, *({"data": {"image_size": size}} for size in (16, [8, 24])))
+    assert [group.name for group in comparison.groups] == ["data.image_size=16", "data.image_size=8x24"]
 
 
 def test_other_spellings_of_the_data_do_not_hide_the_heads(tmp_path: Path) -> None:
