@@ -52,7 +52,7 @@ def make_parser() -> Parser:
         type=int,
         default=[],
         metavar="N",
-        help="of heads whose prototypes are followed by a linear map (--tversky.num-prototypes)",
+        help="of lvq heads, and of Tversky heads with a linear map behind them (--tversky.num-prototypes)",
     )
     parser.add_argument(
         "--rename-feature",

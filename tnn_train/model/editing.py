@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tnn_runtime.answers.hierarchy import levels_of
 from tnn_runtime.bundle.json_values import nearest
 from tnn_runtime.errors import UsageError
 from tnn_runtime.explain.exemplars import Gallery
 from tnn_runtime.images.folders import alike_names
-from tnn_runtime.text import why_not_utf8
+from tnn_runtime.text import SEPARATOR, a_head, why_not_utf8
 from tnn_train.heads import Head
 from tnn_train.model.checkpoint import Checkpoint
 from tnn_train.model.density import density_with_class
@@ -171,6 +172,12 @@ def add_class(checkpoint: Checkpoint, name: str, images: NDArray[np.uint8]) -> C
         found = int((head(tried).argmax(1) == place).sum())
     taken = int((after.argmax(1) == place).sum())
     changes = [f"the class {name!r} is added at place {place}, from {len(made)} images and without a training"]
+    if place < len(names):
+        changes.append(
+            f"each class from {names[place]!r} on has the next higher number now, since the names are sorted: tell "
+            "classes by their names"
+        )
+    changes += _kinship(name, names)
     if model.images is not None:
         changes.append("the learned images of prototypes and features are left out: the new prototype has none")
     results = (
@@ -218,7 +225,9 @@ def describe_edit(checkpoint: Checkpoint) -> list[str]:
 def _feature(head: Head, names: Sequence[str | None], given: int | str) -> int:
     """Return the number of a feature that is given by its number or its name."""
     if not names:
-        raise UsageError(f"a {head.family} head has no features that can be edited")
+        raise UsageError(
+            f"{a_head(head.family)} has no features that can be edited; train a head that has some, such as linear"
+        )
     called = [index for index, name in enumerate(names) if name == given]
     text = str(given)
     if text.isascii() and text.isdecimal() and int(text) < len(names):
@@ -268,6 +277,20 @@ def _refuse_known(name: str, names: Sequence[str]) -> None:
             f"the checkpoint has a class {other!r}, and {name!r} differs from it in nothing but capitals, accents or "
             "spaces; give the new one another name"
         )
+
+
+def _kinship(name: str, names: tuple[str, ...]) -> list[str]:
+    """Return what the name of a new class means where names are paths, such as ``animal/cat``."""
+    before, levels = levels_of(names), levels_of((*names, name))
+    if not levels:
+        above, separator, _ = name.rpartition(SEPARATOR)
+        return [f"{name!r} has no parent, as no other class is below {above!r}"] if separator else []
+    for level in reversed(levels):
+        count = int((level.owners == level.owners[-1]).sum())
+        if count > 1:
+            told = "" if before else ", which makes it a parent"
+            return [f"{name!r} is one of {count} classes below {level.names[level.owners[-1]]!r}{told}"]
+    return [f"{name!r} has no parent, unlike {next(one for one in names if SEPARATOR in one)!r}, and stands for itself"]
 
 
 def _logits(checkpoint: Checkpoint, *heads: Head) -> list[Tensor]:

@@ -26,6 +26,7 @@ from tnn_train import (
     load_data,
     train,
 )
+from tnn_train.model.editing import _kinship
 from tnn_train.model.image_model import embed
 from tnn_train.training.loop import TrainResult
 
@@ -172,7 +173,7 @@ def test_prototypes_are_left_out(checkpoints: dict[str, Path], tmp_path: Path) -
         ("mapped", ["--drop-prototypes", "-1"], "the tversky head has no prototype -1; it has prototypes 0 to 4"),
         ("mapped", ["--drop-prototypes", *"01234"], "all 5 prototypes are left out; leave at least one"),
         ("linear", ["--drop-prototypes", "0"], "the linear head has no prototype 0; it has none"),
-        ("mapped", ["--drop-prototypes", "one"], "argument --drop-prototypes: invalid int value: 'one'"),
+        ("mapped", ["--drop-prototypes", "one"], "argument --drop-prototypes: got 'one'; expected an integer"),
         ("linear", ["--rename-feature", "3", "x"], "the features of a linear head have no names"),
         ("tversky", ["--rename-feature", "99", "x"], "the head has no feature '99'"),
         ("tversky", ["--rename-feature", "3", ""], "got the name '' of a feature; expected text on one line"),
@@ -258,10 +259,19 @@ def owls(once: Once) -> Path:
 @pytest.mark.parametrize("name", ["unfolded", "mapped", "tversky", "ratio", "linear"])
 @pytest.mark.parametrize(("label", "place"), [("owl", 2), ("ape", 0), ("cow", 1)])
 def test_a_class_is_added_and_exported(
-    name: str, label: str, place: int, checkpoints: dict[str, Path], owls: Path, tmp_path: Path
+    name: str,
+    label: str,
+    place: int,
+    checkpoints: dict[str, Path],
+    owls: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, out = checkpoints[name], tmp_path / "out"
     assert main(["add-class", str(source), "--name", label, "--images", str(owls), "-o", str(out)]) == 0
+    told = capsys.readouterr().out
+    moved = [one for one in ("cat", "dog") if f"each class from {one!r} on has the next" in told]
+    assert moved == ["cat", "dog"][place : place + 1]
     before, after = load_checkpoint(source), load_checkpoint(out)
     assert after.class_names == tuple(sorted(("cat", "dog", label)))
     assert after.class_names[place] == label
@@ -286,6 +296,25 @@ def test_a_class_is_added_and_exported(
             assert {one.label for one in classifier.explain([owls / "inner" / "1.png"], top_k=3)[0]} == {
                 *after.class_names
             }
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "told"),
+    [
+        (("cat", "dog"), "owl", []),
+        (("n/a", "dog"), "owl", []),
+        (("cat", "dog"), "animal/owl", ["'animal/owl' has no parent, as no other class is below 'animal'"]),
+        (("animal/cat", "dog"), "animal/owl", ["'animal/owl' is one of 2 classes below 'animal', which makes it a p"]),
+        (("animal/cat", "animal/dog"), "animal/owl", ["'animal/owl' is one of 3 classes below 'animal'"]),
+        (("a/b/c", "a/b/d", "a/e"), "a/b/f", ["'a/b/f' is one of 3 classes below 'a/b'"]),
+        (("animal/cat", "animal/dog"), "owl", ["'owl' has no parent, unlike 'animal/cat', and stands for itself"]),
+        (("animal/cat", "animal/dog"), "x/owl", ["'x/owl' has no parent, unlike 'animal/cat', and stands for itself"]),
+    ],
+)
+def test_a_new_class_is_told_its_parent(names: tuple[str, ...], name: str, told: list[str]) -> None:
+    found = _kinship(name, names)
+    assert len(found) == len(told)
+    assert all(one.startswith(start) for one, start in zip(found, told, strict=True))
 
 
 def test_a_larger_checkpoint_trains_further(checkpoints: dict[str, Path], owls: Path, tmp_path: Path) -> None:
