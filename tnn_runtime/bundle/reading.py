@@ -218,7 +218,9 @@ def read_folder(target: Path, kind: FolderKind, read: Callable[[OpenFolder], T])
         with contextlib.closing(folder):
             try:
                 if not folder.has(kind.marker):
-                    raise ArtifactError(f"{target} has no {kind.marker}; {_expected(kind)}")
+                    other = next((told for marker, told in kind.instead if folder.has(marker)), None)
+                    remedy = "" if other is None else f": {other.format(target)}"
+                    raise ArtifactError(f"{target} has no {kind.marker}; {_expected(kind)}{remedy}")
                 return read(folder)
             except ArtifactError:
                 if attempt == _ATTEMPTS or not folder.is_replaced():

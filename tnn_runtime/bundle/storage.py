@@ -45,11 +45,13 @@ class FolderKind:
         name: What it is called in an error: ``"checkpoint"``.
         marker: The file or folder that each folder of the kind has.
         contents: Patterns of the names of all else that is written there.
+        instead: What to do with folders of other kinds, after the marker of each; ``{}`` in it stands for the folder.
     """
 
     name: str
     marker: str
     contents: tuple[str, ...]
+    instead: tuple[tuple[str, str], ...] = ()
 
     def strangers(self, folder: Path) -> list[str]:
         """Return the names of files and folders in ``folder`` that nobody wrote who makes folders of this kind."""

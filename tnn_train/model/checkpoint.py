@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 
 from tnn_runtime.answers.density import Density
 from tnn_runtime.bundle.json_values import decode
+from tnn_runtime.bundle.manifest import MANIFEST_FILE
 from tnn_runtime.bundle.reading import OpenFolder, read_arrays, read_folder, read_json
 from tnn_runtime.bundle.storage import FolderKind, describe_files, new_folder, write_json
 from tnn_runtime.errors import ArtifactError, TnnError, UsageError
@@ -51,7 +52,10 @@ DENSITY_FILE = "density.npz"
 STATE_FILE = "trainer_state.pt"
 
 CHECKPOINT = FolderKind(
-    "checkpoint", CONFIG_FILE, (WEIGHTS_FILE, SAMPLES_FILE, EXEMPLARS_FILE, DENSITY_FILE, STATE_FILE)
+    "checkpoint",
+    CONFIG_FILE,
+    (WEIGHTS_FILE, SAMPLES_FILE, EXEMPLARS_FILE, DENSITY_FILE, STATE_FILE),
+    ((MANIFEST_FILE, "this is a bundle; give the checkpoint that it was exported from"),),
 )
 
 _OPTIONAL = ("labels", "calibration")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_it_exports_and_prints_the_proof(
         (["BEST", "-o", "out", "--precision", "fp8"], "unknown precision 'fp8'; choose from fp32"),
         (["BEST", "-o", "out", "--images", "nowhere"], "nowhere does not exist; expected a folder of images"),
         (["BEST", "-o", "out", "--images", "BEST/config.json"], "config.json is a file; expected a folder of images"),
+        (["BUNDLE", "-o", "out"], "this is a bundle; give the checkpoint that it was exported from"),
+        (["check", "BEST"], "this is a checkpoint; export it first with tnn-export BEST -o BUNDLE"),
+        (["ensemble", "BEST", "BEST", "-o", "out"], "this is a checkpoint; export it first with tnn-export BEST"),
+        (["check", "RUN"], "this is a training run; export it first with tnn-export BEST -o BUNDLE"),
         (["RUN", "-o", "out"], "is a run; give one of its checkpoints: "),
         (
             ["BEST", "-o", "."],
@@ -48,13 +53,16 @@ def test_bad_input_gets_one_line_and_exit_code_1(
     arguments: list[str],
     message: str,
     runs: dict[str, TrainResult],
+    bundles: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = runs["linear"]
-    words = [word.replace("BEST", str(run.best)).replace("RUN", str(run.folder)) for word in arguments]
+    places = {"BEST": run.best, "RUN": run.folder, "BUNDLE": bundles["linear"]}
+    words = [re.sub("^(BEST|RUN|BUNDLE)", lambda name: str(places[name[0]]), word) for word in arguments]
+    message = message.replace("BEST", str(run.best))
     assert main(words) == 1
     error = capsys.readouterr().err
     assert error.startswith("tnn-export: error: ")
