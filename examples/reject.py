@@ -46,7 +46,8 @@ def outputs_of(checkpoint: Checkpoint, images: Pixels) -> Outputs:
         found = [
             checkpoint.model.answer(normalize(batch)) for batch in torch.split(torch.from_numpy(images), BATCH_SIZE)
         ]
-    return Outputs(*(torch.cat(values).numpy() for values in zip(*found, strict=True)))
+    logits, embedding = (torch.cat(values).numpy() for values in zip(*found, strict=True))
+    return Outputs(logits, embedding)
 
 
 def density_of(checkpoint: Checkpoint, train: ImageSet) -> Density:

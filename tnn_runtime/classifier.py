@@ -26,7 +26,7 @@ from tnn_runtime.answers.results import Answers, Predictions
 from tnn_runtime.backends import BackendOptions, open_backend
 from tnn_runtime.bundle.density import read_density
 from tnn_runtime.bundle.golden import replay_golden_samples
-from tnn_runtime.bundle.manifest import DENSITY_FILE, EXEMPLARS_FILE, Manifest
+from tnn_runtime.bundle.manifest import DENSITY_FILE, EXEMPLARS_FILE, FEATURE_MAPS, Manifest, TensorSpec
 from tnn_runtime.bundle.opened import open_bundle
 from tnn_runtime.errors import DeadlineExceeded, InputError, NotAnswered, QueueFull, RunError, UsageError
 from tnn_runtime.explain import Explainer, open_explainer
@@ -46,7 +46,6 @@ from tnn_runtime.replies import (
     NUM_FEATURES,
     NUM_PROTOTYPES,
     Answer,
-    AnswerName,
     Replies,
     Reply,
     embedding,
@@ -322,6 +321,20 @@ class Classifier:
         """Return the embeddings that the head sees, float32 ``[N, D]``."""
         return self._run(images).embedding
 
+    def outputs(self, images: Images, *names: str) -> dict[str, NDArray[np.float32]]:
+        """Return outputs of the graph beside logits and embedding, each float32 ``[N, ...]``, by their names.
+
+        Args:
+            images: As for `predict`.
+            names: Which of `extra_outputs`; by default all of them.
+
+        Raises:
+            UsageError: If the bundle lacks one; the message lists those that it has.
+        """
+        extra = self._replies.extra_names(names)
+        found = self._counted(partial(self._outputs, images, extra)).extra
+        return {name: found[name] for name in extra}
+
     def reject_scores(self, images: Images) -> NDArray[np.float32]:
         """Return how sure the model is of the images that `predict` accepts, ``[N]``: the larger, the surer.
 
@@ -466,12 +479,17 @@ class Classifier:
         timeout_s: float | None = None,
     ) -> Future[Answer]: ...
 
+    @overload
+    def submit(
+        self, image: AnyImage, top_k: int = 5, *, answer: str, timeout_s: float | None = None
+    ) -> Future[Any]: ...
+
     def submit(
         self,
         image: AnyImage,
         top_k: int = 5,
         *,
-        answer: AnswerName = "prediction",
+        answer: str = "prediction",
         reject: bool = False,
         num_features: int = NUM_FEATURES,
         num_prototypes: int = NUM_PROTOTYPES,
@@ -489,7 +507,8 @@ class Classifier:
             top_k: How many classes to return, or to explain.
             answer: What to return, all of it from one run of the model: ``"prediction"``, what `predict` returns for
                 the image; ``"logits"``, float32 ``[classes]``; ``"embedding"``, float32 ``[D]``; ``"explanation"``,
-                what `explain` returns for it; ``"all"``, an `Answer` with all of these.
+                what `explain` returns for it; ``"all"``, an `Answer` with all of these; or the name of one of
+                `extra_outputs`, float32.
             reject: As for `predict`.
             num_features: As for `explain`.
             num_prototypes: As for `explain`.
@@ -537,8 +556,22 @@ class Classifier:
         rows = await self._await_answers(images, embedding, timeout_s)
         return np.stack(rows) if rows else self._nothing().embedding
 
+    async def outputs_async(
+        self, images: Images, *names: str, timeout_s: float | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return what `outputs` returns; see `predict_async`."""
+        extra = self._replies.extra_names(names)
+        answers, _ = await self.answers_async(images, outputs=extra, timeout_s=timeout_s)
+        return {name: answers.extra[name] for name in extra}
+
     async def answers_async(
-        self, images: Images, explain: int = 0, *, maps: bool = False, timeout_s: float | None = None
+        self,
+        images: Images,
+        explain: int = 0,
+        *,
+        maps: bool = False,
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
     ) -> tuple[Answers, list[list[Explanation]]]:
         """Return all that logits and embeddings tell, from one run of the model for each image; see `predict_async`.
 
@@ -546,15 +579,17 @@ class Classifier:
             images: As for `predict`.
             explain: How many of the best classes of each image to explain; 0 for none.
             maps: As for `explain`.
+            outputs: Which of `extra_outputs` the answers have in ``extra``.
             timeout_s: As for `submit`.
 
         Returns:
             The answers, whose scores, rankings and rejections follow from the same bundle as their logits; and for each
             image the explanations of its best classes, as `explain` returns them.
         """
-        rows = await self._await_answers(images, self._replies.outputs(explain, maps), timeout_s)
-        outputs = self._joined([outputs for outputs, _ in rows])
-        return self._make_answers(outputs), [explanations for _, explanations in rows]
+        extra = self._replies.extra_names(outputs) if outputs else ()
+        rows = await self._await_answers(images, self._replies.outputs(extra, explain, maps), timeout_s)
+        joined = self._joined([one for one, _ in rows], extra)
+        return self._make_answers(joined), [explanations for _, explanations in rows]
 
     async def explain_async(
         self,
@@ -579,13 +614,17 @@ class Classifier:
     @property
     def abilities(self) -> frozenset[str]:
         """What the bundle allows: ``"reject"`` if it has a threshold, ``"explain"``, and ``"maps"`` of explanations."""
-        rule, is_explained = self._manifest.reject, self._explainer is not None
-        found = {
-            "reject": rule is not None and rule.threshold is not None,
-            "explain": is_explained,
-            "maps": is_explained and self._manifest.feature_maps is not None,
-        }
-        return frozenset(name for name, there in found.items() if there)
+        return frozenset({"reject", "explain", "maps"} - self.missing_abilities.keys())
+
+    @property
+    def missing_abilities(self) -> dict[str, str]:
+        """Those of the `abilities` that the bundle lacks, each with the reason and what to do."""
+        return self._replies.missing
+
+    @property
+    def extra_outputs(self) -> tuple[TensorSpec, ...]:
+        """What `outputs` can return, with names and shapes: the outputs of the graph beside logits and embedding."""
+        return self._manifest.extra_outputs
 
     @property
     def info(self) -> dict[str, Any]:
@@ -736,9 +775,9 @@ class Classifier:
         finally:
             places.release()
 
-    def _outputs(self, images: Images) -> Outputs:
+    def _outputs(self, images: Images, extra: tuple[str, ...] = ()) -> Outputs:
         """Run the model on all images now."""
-        whole = self._joined([self._replicas.run(batch) for batch in self._batches(images)])
+        whole = self._joined([self._replicas.run(batch, extra=extra) for batch in self._batches(images)], extra)
         if len(bad := whole.bad_rows):
             raise self._not_finite(bad)
         return whole
@@ -747,7 +786,7 @@ class Classifier:
         """Run the model on one batch of the images after another, with feature maps."""
         done = 0
         for batch in self._batches(images):
-            outputs = self._replicas.run(batch, maps=True)
+            outputs = self._replicas.run(batch, extra=(FEATURE_MAPS,))
             if len(bad := outputs.bad_rows):
                 raise self._not_finite(done + bad)
             yield outputs
@@ -770,17 +809,22 @@ class Classifier:
         """Whether images ``[N, H, W, C]`` are what the model takes."""
         return isinstance(images, np.ndarray) and images.dtype == _UINT8 and images.shape[1:] == self._shape
 
-    def _joined(self, pieces: list[Outputs]) -> Outputs:
-        """Return the logits and embeddings of several batches as those of one."""
+    def _joined(self, pieces: list[Outputs], extra: Sequence[str] = ()) -> Outputs:
+        """Return the outputs for several batches as those for one."""
         if len(pieces) == 1:
             return pieces[0]
-        pairs = zip(*(one[:2] for one in (self._nothing(), *pieces)), strict=True)
-        return Outputs(*map(np.concatenate, pairs))
+        pieces = [self._nothing(), *pieces]
+        return Outputs(
+            np.concatenate([one.logits for one in pieces]),
+            np.concatenate([one.embedding for one in pieces]),
+            {name: np.concatenate([one.extra[name] for one in pieces]) for name in extra},
+        )
 
     def _nothing(self) -> Outputs:
         """Return the outputs for no images."""
-        shapes = [[size or 0 for size in spec.shape[1:]] for spec in self._manifest.outputs[:2]]
-        return Outputs(*(np.empty((0, *shape), np.float32) for shape in shapes))
+        specs = self._manifest.outputs
+        empty = {spec.name: np.empty([size or 0 for size in spec.shape], np.float32) for spec in specs}
+        return Outputs(empty.pop("logits"), empty.pop("embedding"), empty)
 
     async def _await_answers(self, images: Images, reply: Reply[T], timeout_s: float | None) -> list[T]:
         """Put images into the queue and wait for the answers to all of them."""
@@ -820,7 +864,7 @@ class Classifier:
         self._lifecycle.check_process()
         limit = self._timeout_s if timeout_s is None else seconds(timeout_s, "timeout_s", endless=True)
         link = self._link()
-        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow, maps=reply.maps) for _ in images]
+        requests = [Request(reply.make, limit, link, is_slow=reply.is_slow, extra=reply.extra) for _ in images]
         self._metrics.request(len(requests))
         try:
             batcher = self._started_batcher()

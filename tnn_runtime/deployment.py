@@ -79,6 +79,7 @@ class Deployment:
     predict = _call(Classifier.predict)
     logits = _call(Classifier.logits)
     embed = _call(Classifier.embed)
+    outputs = _call(Classifier.outputs)
     explain = _call(Classifier.explain)
     exemplars = _call(Classifier.exemplars)
     reject_scores = _call(Classifier.reject_scores)
@@ -86,6 +87,7 @@ class Deployment:
     predict_async = _call_async(Classifier.predict_async)
     logits_async = _call_async(Classifier.logits_async)
     embed_async = _call_async(Classifier.embed_async)
+    outputs_async = _call_async(Classifier.outputs_async)
     answers_async = _call_async(Classifier.answers_async)
     explain_async = _call_async(Classifier.explain_async)
 

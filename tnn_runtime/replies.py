@@ -55,12 +55,12 @@ class Reply(NamedTuple, Generic[T]):
     Args:
         make: Makes it from the answers for a batch and the row of the image.
         is_slow: Whether that takes so long that a batch should not wait for it.
-        maps: Whether it is made from feature maps, too.
+        extra: The other outputs of the graph that it is made from, too.
     """
 
     make: Callable[[Answers, int], T]
     is_slow: bool = False
-    maps: bool = False
+    extra: tuple[str, ...] = ()
 
 
 class Replies:
@@ -77,6 +77,20 @@ class Replies:
         self._explainer = explainer
         self._metrics = metrics
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """What of `Classifier.abilities` the bundle lacks, each with the reason and what to do."""
+        found = {}
+        try:
+            check_threshold(self._manifest.reject)
+        except UsageError as error:
+            found["reject"] = str(error)
+        if self._explainer is None:
+            found |= dict.fromkeys(("explain", "maps"), why_unexplained(self._manifest))
+        elif self._manifest.feature_maps is None:
+            found["maps"] = f"a bundle without the output {FEATURE_MAPS}; export it again with --outputs {FEATURE_MAPS}"
+        return found
+
     def named(
         self,
         name: str,
@@ -87,7 +101,9 @@ class Replies:
         against: str | None,
         maps: bool,
     ) -> Reply[Any]:
-        """Return the reply that has one of the names of `AnswerName`; other arguments as for `Classifier.submit`.
+        """Return the reply that has one of the names of `AnswerName`, or that of an output of the graph.
+
+        The other arguments are those of `Classifier.submit`.
 
         Raises:
             UsageError: If an argument is out of its range, or the bundle lacks what the answer needs.
@@ -102,7 +118,7 @@ class Replies:
         if name == "explanation":
             return self.explanations(top_k, num_features, num_prototypes, against, maps)
         if name != "all":
-            raise UsageError(f"answer is {shown(name)}; expected one of {', '.join(get_args(AnswerName))}")
+            return self._extra(name)
         explain = None
         if maps or self._explainer is not None:
             explain = self.explanations(top_k, num_features, num_prototypes, against, maps).make
@@ -115,7 +131,7 @@ class Replies:
                 None if explain is None else explain(answers, row),
             )
 
-        return Reply(everything, is_slow=explain is not None, maps=maps)
+        return Reply(everything, explain is not None, (FEATURE_MAPS,) if maps else ())
 
     def predictions(self, top_k: int, reject: bool) -> Reply[Predictions]:
         """Return the reply with the best classes.
@@ -149,25 +165,23 @@ class Replies:
         if explainer is None:
             raise UsageError(why_unexplained(self._manifest))
         rival = rival_index(against, self._manifest.class_names)
-        if maps and self._manifest.feature_maps is None:
-            raise UsageError(
-                f"got maps={shown(maps)} for a bundle without the output {FEATURE_MAPS}; export it again with "
-                f"--outputs {FEATURE_MAPS}, or leave maps out"
-            )
+        if maps and "maps" in self.missing:
+            raise UsageError(f"got maps={shown(maps)} for {self.missing['maps']}, or leave maps out")
 
         def make(answers: Answers, row: int) -> list[Explanation]:
-            places = answers.maps[[row]] if maps and answers.maps is not None else None
+            places = answers.extra[FEATURE_MAPS][[row]] if maps else None
             one: Sequence[list[Explanation]] = explainer(
                 answers.embedding[[row]], answers.logits[[row]], top_k, num_features, num_prototypes, rival, places
             )
             return one[0]
 
-        return Reply(make, is_slow=True, maps=maps)
+        return Reply(make, True, (FEATURE_MAPS,) if maps else ())
 
-    def outputs(self, explain: int, maps: bool) -> Reply[tuple[Outputs, list[Explanation]]]:
+    def outputs(self, extra: tuple[str, ...], explain: int, maps: bool) -> Reply[tuple[Outputs, list[Explanation]]]:
         """Return the reply with what the model gives, as a batch of one, and the explanations of the best classes.
 
         Args:
+            extra: Other outputs of the graph that are to be there, as `extra_names` returns them.
             explain: How many classes to explain; 0 for none.
             maps: Whether explanations have maps.
 
@@ -175,13 +189,36 @@ class Replies:
             UsageError: As `explanations`.
         """
         if not explain:
-            return Reply(lambda answers, row: (answers.outputs.rows([row]), []))
+            return Reply(lambda answers, row: (answers.outputs.rows([row], extra), []), extra=extra)
         explanations = self.explanations(explain, NUM_FEATURES, NUM_PROTOTYPES, None, maps)
         return Reply(
-            lambda answers, row: (answers.outputs.rows([row]), explanations.make(answers, row)),
+            lambda answers, row: (answers.outputs.rows([row], extra), explanations.make(answers, row)),
             explanations.is_slow,
-            explanations.maps,
+            (*extra, *explanations.extra),
         )
+
+    def extra_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return names of outputs that the graph has beside logits and embedding, each once; without any, all.
+
+        Raises:
+            UsageError: If it lacks one; the message lists those that it has.
+        """
+        known = [spec.name for spec in self._manifest.extra_outputs]
+        for name in names:
+            if name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none beside logits and embedding"
+                raise UsageError(
+                    f"the bundle has no output {shown(name)}; {has}: name one of these, or export it again with "
+                    "--outputs"
+                )
+        return tuple(dict.fromkeys(names or known))
+
+    def _extra(self, name: str) -> Reply[NDArray[np.float32]]:
+        """Return the reply with an output of the graph that is not in `AnswerName`."""
+        known = [spec.name for spec in self._manifest.extra_outputs]
+        if name not in known:
+            raise UsageError(f"answer is {shown(name)}; expected one of {', '.join([*get_args(AnswerName), *known])}")
+        return Reply(lambda answers, row: answers.extra[name][row].copy(), extra=(name,))
 
 
 logits: Reply[NDArray[np.float32]] = Reply(lambda answers, row: answers.logits[row].copy())

@@ -173,9 +173,9 @@ def test_an_image_without_numbers_is_named_by_its_place(
         (replica,) = classifier._replicas
         run, batches = replica.backend.run, []
 
-        def broken(images: Any, maps: bool) -> Outputs:
+        def broken(images: Any, extra: tuple[str, ...]) -> Outputs:
             batches.append(len(images))
-            outputs = run(images, maps=maps)
+            outputs = run(images, extra)
             return outputs if len(batches) < 3 else outputs._replace(embedding=np.full_like(outputs.embedding, np.nan))
 
         monkeypatch.setattr(replica.backend, "run", broken)

@@ -173,7 +173,7 @@ def test_embeddings_that_are_no_numbers_fail_every_call(
         monkeypatch.setattr(replica.backend, "run", broken)
         for answer in get_args(AnswerName):
             with pytest.raises(RunError, match="values that are no finite numbers"):
-                classifier.submit(images[0], answer=answer).result(FOREVER)  # type: ignore[call-overload]
+                classifier.submit(images[0], answer=answer).result(FOREVER)
         for call in (classifier.predict, classifier.logits, classifier.embed, classifier.explain):
             with pytest.raises(RunError, match="values that are no finite numbers"):
                 call(images[:3])

@@ -25,6 +25,7 @@ from tnn_export.proof.members import answers_of, compare_members, unseen
 from tnn_export.proof.reference import Reference
 from tnn_export.proof.report import ParityReport
 from tnn_export.proof.samples import Samples, make_samples
+from tnn_runtime.answers.reject import ALL_SCORES, DENSITY_SCORES
 from tnn_runtime.bundle.manifest import BUNDLE
 from tnn_runtime.bundle.storage import new_folder
 from tnn_runtime.errors import UsageError
@@ -93,7 +94,7 @@ def export_ensemble(
     for name in outputs:
         choose("output", name, OUTPUTS)
     if reject_score is not None:
-        choose("reject score of an ensemble", reject_score, SCORES)
+        _check_score(reject_score)
     together = members if isinstance(members, Members) else read_members(members)
     _refuse_among(Path(out), together)
     options = ExportOptions(
@@ -140,6 +141,18 @@ def export_ensemble(
         report = ParityReport({**stages, **proven}, unproven, tuple(notes))
         reject = reject_rule(reference, reject_score or reference.head.reject_score, coverage)
         return finish(folder, Path(out), content, reference, report, options, reject, signer=signer)
+
+
+def _check_score(name: str) -> None:
+    """Refuse what an ensemble cannot be rejected by."""
+    choose("reject score", name, ALL_SCORES)
+    if name not in SCORES:
+        reason = (
+            "the embeddings of training images, which no bundle has for all members together"
+            if name in DENSITY_SCORES
+            else "logits that are not the logarithms of probabilities"
+        )
+        raise UsageError(f"the reject score {name} needs {reason}; choose one of {', '.join(SCORES)} for an ensemble")
 
 
 def _refuse_among(out: Path, members: Members) -> None:

@@ -37,7 +37,8 @@ def add_export_options(parser: Parser) -> None:
         nargs="+",
         default=[],
         metavar="OUTPUT",
-        help=f"what to return beside logits and embedding: {', '.join(extra_outputs(*HEADS))}",
+        help="what to return beside logits and embedding: probabilities, and by head "
+        + "; ".join(f"{name}: {', '.join(more)}" for name in HEADS if (more := extra_outputs(name)[1:])),
     )
     add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from tnn_export.errors import ExportError
-from tnn_export.lowering import lower_model
+from tnn_export.lowering import MAPS, lower_model
 from tnn_runtime.bundle.manifest import FEATURE_MAPS
 from tnn_runtime.images.preprocess import Preprocessing
+from tnn_runtime.text import a_head
 from tnn_train.fields import choose
 from tnn_train.heads import HEADS
 from tnn_train.model.image_model import ImageModel, Normalize
@@ -26,7 +27,8 @@ def extra_outputs(*families: str) -> tuple[str, ...]:
     Args:
         families: Keys of `tnn_train.heads.HEADS`.
     """
-    return tuple(dict.fromkeys([*_OF_ALL, *(name for family in families for name in HEADS[family].evidence_meanings)]))
+    of_all = [name for name in _OF_ALL if name != FEATURE_MAPS or not MAPS.keys().isdisjoint(families)]
+    return tuple(dict.fromkeys([*of_all, *(name for family in families for name in HEADS[family].evidence_meanings)]))
 
 
 class Served(nn.Module):
@@ -80,8 +82,9 @@ class ServingModel(Served):
         for name in extra:
             choose("output", name, extra_outputs(*HEADS))
             if name not in possible:
+                has = [one for one in possible if one != FEATURE_MAPS or model.head.has_feature_maps]
                 raise ExportError(
-                    f"a {model.head.family} head has no output {name}; it has {', '.join(possible)}: leave {name} out"
+                    f"{a_head(model.head.family)} has no output {name}; it has {', '.join(has)}: leave {name} out"
                 )
         self.has_parts = any(name not in _OF_ALL for name in extra)
         self.has_maps = FEATURE_MAPS in extra

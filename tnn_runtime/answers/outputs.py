@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,25 +36,25 @@ class Outputs(NamedTuple):
     Args:
         logits: float32 ``[N, classes]``.
         embedding: What the head takes, float32 ``[N, D]``, or a map ``[N, D, h, w]``.
-        maps: Where each feature lies, float32 ``[N, F, h, w]``, if that was asked for.
+        extra: Those of the other outputs of the graph that were asked for, by name, float32 ``[N, ...]``.
     """
 
     logits: NDArray[np.float32]
     embedding: NDArray[np.float32]
-    maps: NDArray[np.float32] | None = None
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({})
 
-    def rows(self, which: slice | list[int]) -> Outputs:
-        """Return the outputs for some of the images."""
-        maps = None if self.maps is None else self.maps[which]
-        return Outputs(self.logits[which], self.embedding[which], maps)
+    def rows(self, which: slice | list[int], names: Iterable[str] | None = None) -> Outputs:
+        """Return the outputs for some of the images; those in ``extra`` that are named, or all of them."""
+        kept = {name: self.extra[name][which] for name in (self.extra if names is None else names)}
+        return Outputs(self.logits[which], self.embedding[which], kept)
 
     @property
     def bad_rows(self) -> NDArray[np.int64]:
-        """The rows whose logits or embedding have a value that is no finite number, int64, ascending.
+        """The rows with a value that is no finite number, int64, ascending.
 
         Finite logits do not tell that the embedding is finite: the minimum of an infinity and a number is the number.
         """
-        looked_at = self[:2]  # the embedding is the mean of what maps are made of
+        looked_at = self.logits, self.embedding, *self.extra.values()
         if all(np.count_nonzero(np.isfinite(values)) == values.size for values in looked_at):
             return _NONE
         good = [np.isfinite(values).all(axis=tuple(range(1, values.ndim))) for values in looked_at]

@@ -113,7 +113,7 @@ class Answers:
         density: Density | None = None,
     ) -> None:
         self.outputs = outputs
-        self.logits, self.embedding, self.maps = outputs
+        self.logits, self.embedding, self.extra = outputs
         self.class_names = tuple(class_names)
         self._rule = rule
         self._temperature = temperature

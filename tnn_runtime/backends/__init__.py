@@ -114,14 +114,14 @@ class Backend(Protocol):
     details: dict[str, Any]
     """What else tells how it runs: providers, the nodes that each has got, options that change precision."""
 
-    def run(self, images: NDArray[np.uint8], maps: bool = False) -> Outputs:
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Outputs:
         """Return the outputs for images ``[N, H, W, C]``; N is one of `batch_sizes`, if there are any.
 
         May be called from several threads at once.
 
         Args:
             images: The images.
-            maps: Whether feature maps come back, too, which the model must have.
+            extra: The outputs beside logits and embedding that come back, too; the manifest has them.
 
         Raises:
             RunError: If the model fails on these images.

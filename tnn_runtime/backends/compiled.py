@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.outputs import Outputs
+from tnn_runtime.answers.ranking import softmax
 from tnn_runtime.backends import BackendOptions, Device
 from tnn_runtime.bundle.manifest import HEAD_FILE
 from tnn_runtime.bundle.opened import Bundle
@@ -17,6 +18,7 @@ from tnn_runtime.circuits import PixelCircuit, c_source, circuit_of
 from tnn_runtime.circuits.source import ENTRY
 from tnn_runtime.engines.compiler import load_program
 from tnn_runtime.errors import ArtifactError, ClassifierClosed, ProviderUnavailable, RunError, UsageError
+from tnn_runtime.text import a_head
 
 __all__ = ["CompiledBackend", "probe"]
 
@@ -36,14 +38,14 @@ class CompiledBackend:
 
     Raises:
         UsageError: If an option is not for compiled programs.
-        ProviderUnavailable: If there is no C compiler, or it fails.
+        ProviderUnavailable: If there is no C compiler, or it fails; if the bundle has outputs that a program lacks.
         ArtifactError: If the bundle is no circuit on pixels, or its arrays cannot be used.
     """
 
     def __init__(self, bundle: Bundle, device: Device, options: BackendOptions) -> None:
         manifest = bundle.manifest
         if not manifest.is_circuit:
-            found = f"a {manifest.model['head']} head on {manifest.model['backbone']}"
+            found = f"{a_head(manifest.model['head'])} on {manifest.model['backbone']}"
             raise ArtifactError(
                 f"device 'compiled' runs logic heads on pixels, and {bundle.folder} has {found}; choose device 'cpu', "
                 "or train with --backbone pixels --head logic"
@@ -55,6 +57,11 @@ class CompiledBackend:
             )
         if options.cuda_graphs:
             raise UsageError("cuda_graphs=True needs a GPU, and device 'compiled' is a CPU; leave it out")
+        if others := [spec.name for spec in manifest.extra_outputs if spec.name != "probabilities"]:
+            raise ProviderUnavailable(
+                f"device 'compiled' does not compute {', '.join(others)}, which {bundle.folder} has; choose device "
+                "'cpu'"
+            )
         pixels = _pixel_circuit(bundle)
         library, path, compiler = load_program(c_source(pixels), options.cache_dir)
         self._function: Any = getattr(library, ENTRY)
@@ -71,23 +78,21 @@ class CompiledBackend:
         self.details = {"program": str(path), "flags": " ".join(compiler.flags), "gates": gates}
         self._is_closed = False
 
-    def run(self, images: NDArray[np.uint8], maps: bool = False) -> Outputs:
-        """Return the outputs for images ``[N, H, W, C]``.
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Outputs:
+        """Return the outputs for images ``[N, H, W, C]``; beside logits and embedding there are ``probabilities``.
 
         Raises:
-            RunError: If there is no memory, or maps are asked for.
+            RunError: If there is no memory.
         """
         if self._is_closed:
             raise ClassifierClosed("this backend is closed; load the bundle again")
-        if maps:
-            raise RunError("a logic head has no feature maps; leave maps out")
         if images.dtype != np.uint8 or images.shape[1:] != self._shape:
             raise RunError(f"got {images.dtype} {list(images.shape)}; expected uint8 [N, {self._shape}]")
         images = np.ascontiguousarray(images)
         logits, embedding = (np.empty((len(images), size), np.float32) for size in self._sizes)
         if self._function(images.ctypes.data, len(images), logits.ctypes.data, embedding.ctypes.data):
             raise RunError(f"there is no memory to run {len(images)} images; use a smaller batch")
-        return Outputs(logits, embedding)
+        return Outputs(logits, embedding, {name: softmax(logits).astype(np.float32) for name in extra})
 
     def warm_up(self) -> None:
         """Run one image."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.backends import CRASHING_OPTIMIZERS, PROBE, BackendOptions, Device, TimedRun
 from tnn_runtime.backends.batches import bucket_sizes
-from tnn_runtime.backends.binding import BoundSlot, failed_run
+from tnn_runtime.backends.binding import ALWAYS, BoundSlot, failed_run
 from tnn_runtime.backends.capture import OPENING
 from tnn_runtime.backends.cuda import Cuda
 from tnn_runtime.backends.failures import complaint
@@ -26,7 +26,7 @@ from tnn_runtime.backends.providers import CPU, CUDA, TENSORRT, chosen_providers
 from tnn_runtime.backends.runs import Bound, Runs, Unbound
 from tnn_runtime.backends.slots import AT_ONCE, Slots
 from tnn_runtime.backends.weights import shared_weights
-from tnn_runtime.bundle.manifest import FEATURE_MAPS, ONNX_FILE, Manifest
+from tnn_runtime.bundle.manifest import ONNX_FILE, Manifest
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.errors import ArtifactError, NotAnswered, ProviderUnavailable, RunError, TnnError, UsageError
 
@@ -58,8 +58,8 @@ class OnnxRuntimeBackend:
     convolutions again whenever the batch size changes: each of the two places where calls run has a session for each
     size, and the weights are in the memory of the GPU once. With CUDA graphs, which are recorded when it is opened, all
     calls go through one thread, as ONNX Runtime demands, and one call at a time is as good as several. Without
-    cuda-bindings, batches go through pageable memory, and `details` says so; runs that return feature maps do that
-    always, and are not recorded. The TensorRT provider has one engine for all sizes, and one session.
+    cuda-bindings, batches go through pageable memory, and `details` says so; runs that return more than logits and
+    embedding do that always, and are not recorded. The TensorRT provider has one engine for all sizes, and one session.
 
     Args:
         bundle: The bundle, with whose manifest the graph must agree.
@@ -82,8 +82,7 @@ class OnnxRuntimeBackend:
         self.batch_sizes: tuple[int, ...] = ()
         self.concurrency = 1
         self.versions = {"onnxruntime": ort.__version__}
-        self._shapes = tuple(spec.shape[1:] for spec in manifest.outputs[:2])
-        self._map_shape = () if manifest.feature_maps is None else manifest.feature_maps.shape[1:]
+        self._shapes = {spec.name: spec.shape[1:] for spec in manifest.outputs}
         providers = chosen_providers(device, manifest, options)
         without = CRASHING_OPTIMIZERS.get(manifest.precision, ())
         if device.kind == "cuda":
@@ -106,29 +105,21 @@ class OnnxRuntimeBackend:
         else:
             self._runs = self._on_gpu(device, manifest, options, sessions)
 
-    def run(self, images: NDArray[np.uint8], maps: bool = False) -> Outputs:
-        """Return the outputs for images ``[N, H, W, C]``, with feature maps if these are asked for.
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Outputs:
+        """Return the outputs for images ``[N, H, W, C]``, with those that are asked for.
 
         Raises:
             RunError: If the model does not run.
             DeviceLost: If the device failed for good.
             ArtifactError: If the model gives something else than the manifest says.
         """
-        if maps:
-            logits, embedding, places = self._runs.run(images, (FEATURE_MAPS,))
-        else:
-            (logits, embedding), places = self._runs.run(images), None
-        count = len(images)
-        if (
-            len(logits) != count
-            or len(embedding) != count
-            or (logits.shape[1:], embedding.shape[1:]) != self._shapes
-            or (places is not None and places.shape != (count, *self._map_shape))
-        ):
-            found = [output.shape for output in (logits, embedding, places) if output is not None]
-            expected = [(count, *shape) for shape in (*self._shapes, self._map_shape)][: len(found)]
+        outputs = self._runs.run(images, extra)
+        found = [output.shape for output in outputs]
+        expected = [(len(images), *self._shapes[name]) for name in ALWAYS + extra]
+        if found != expected:
             raise ArtifactError(f"the model gives {found} where the manifest has {expected}; export the bundle again")
-        return Outputs(logits, embedding, places)
+        logits, embedding, *others = outputs
+        return Outputs(logits, embedding, dict(zip(extra, others, strict=True)))
 
     def warm_up(self) -> None:
         """Run each batch size everywhere where it may run; on the CPU, which takes any, the smallest.

@@ -21,7 +21,7 @@ from tnn_runtime.backends.cuda import Cuda, Graph, cuda_runtime
 from tnn_runtime.backends.failures import failure
 from tnn_runtime.backends.libraries import driver_problems
 from tnn_runtime.backends.slots import AT_ONCE, Slot, Slots, Tensors
-from tnn_runtime.bundle.manifest import FEATURE_MAPS, ONNX_FILE, TensorSpec
+from tnn_runtime.bundle.manifest import ONNX_FILE, TensorSpec
 from tnn_runtime.bundle.opened import Bundle
 from tnn_runtime.engines import Library, build_engine, engine_folder, find_tensorrt, read_engine
 from tnn_runtime.engines.library import collecting_logger
@@ -79,16 +79,18 @@ class TensorRtBackend:
             ) from error
         self._slots = Slots(made)
 
-    def run(self, images: NDArray[np.uint8], maps: bool = False) -> Outputs:
+    def run(self, images: NDArray[np.uint8], extra: tuple[str, ...] = ()) -> Outputs:
         """Return the outputs for images ``[N, H, W, C]``, where N is one of `batch_sizes`.
 
-        The engine computes feature maps, if it has them, in every run; they are copied if they are asked for.
+        The engine computes all outputs in every run; those beside logits and embedding are copied if they are asked
+        for.
 
         Raises:
             RunError: If TensorRT fails on these images.
             DeviceLost: If the device failed for good.
         """
-        return Outputs(*self._slots.run(images, (FEATURE_MAPS,) if maps else ()))
+        logits, embedding, *others = self._slots.run(images, extra)
+        return Outputs(logits, embedding, dict(zip(extra, others, strict=True)))
 
     def warm_up(self) -> None:
         """Do nothing: each batch size has run in each slot when this was opened."""

@@ -55,6 +55,10 @@ BUNDLE = FolderKind(
     "bundle",
     MANIFEST_FILE,
     (SIGNATURE_FILE, CARD_FILE, "model*", HEAD_FILE, GOLDEN_FILE, PROOF_FILE, EXEMPLARS_FILE, DENSITY_FILE),
+    (
+        ("config.json", "this is a checkpoint; export it first with tnn-export {} -o BUNDLE, and give BUNDLE"),
+        ("best", "this is a training run; export it first with tnn-export {}/best -o BUNDLE, and give BUNDLE"),
+    ),
 )
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 16
@@ -194,9 +198,14 @@ class Manifest:
         return dataclasses.replace(manifest, files=files), content
 
     @property
+    def extra_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs beside logits and embedding."""
+        return self.outputs[2:]
+
+    @property
     def feature_maps(self) -> TensorSpec | None:
         """The output with feature maps, ``[batch, features, height, width]``; ``None`` if there is none."""
-        return next((spec for spec in self.outputs[2:] if spec.name == FEATURE_MAPS), None)
+        return next((spec for spec in self.extra_outputs if spec.name == FEATURE_MAPS), None)
 
     @property
     def is_circuit(self) -> bool:

@@ -68,7 +68,7 @@ class Request(Future[Any]):
     Args:
         answer: Makes the answer from those of the batch and the row of this image.
         is_slow: Whether that takes so long that other batches should not wait for it.
-        maps: Whether that takes feature maps.
+        extra: The outputs beside logits and embedding that this takes.
         timeout_s: Seconds from now until the batch must have begun, or ``None``.
         link: An OpenTelemetry link to the span in which the image was submitted, or ``None``.
     """
@@ -80,11 +80,11 @@ class Request(Future[Any]):
         link: Any = None,
         *,
         is_slow: bool = False,
-        maps: bool = False,
+        extra: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self._is_slow = is_slow
-        self._maps = maps
+        self._extra = extra
         self._accepted = time.monotonic()
         self._link = link
         self._callbacks: Callbacks | None = None
@@ -389,8 +389,8 @@ class Batcher:
         links = [request._link for request in batch if request._link is not None]
         try:
             images = np.stack([request._pixels for request in batch if request._pixels is not None])
-            maps = any(request._maps for request in batch)
-            answers = self._make_answers(self._outputs(replica, images, links, maps))
+            extra = tuple(dict.fromkeys(name for request in batch for name in request._extra))
+            answers = self._make_answers(self._outputs(replica, images, links, extra))
         except TnnError as error:
             self._failures.log.warning(
                 "batch", "a batch of %d images failed on %s: %s", len(batch), replica.backend.device, error
@@ -409,12 +409,14 @@ class Batcher:
             else:
                 request._succeed(answers, row)
 
-    def _outputs(self, replica: Replica, images: NDArray[np.uint8], links: Sequence[Any], maps: bool) -> Outputs:
+    def _outputs(
+        self, replica: Replica, images: NDArray[np.uint8], links: Sequence[Any], extra: tuple[str, ...]
+    ) -> Outputs:
         """Run a batch on a replica, or on another one if its device is lost."""
         try:
-            return replica.run(images, links, maps)
+            return replica.run(images, links, extra)
         except DeviceLost:
-            return self._replicas.run(images, links, maps)
+            return self._replicas.run(images, links, extra)
 
 
 def _failed(error: BaseException) -> RunError:

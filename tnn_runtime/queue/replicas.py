@@ -49,13 +49,13 @@ class Replica:
         self._metrics = metrics
         self._tracer = tracer
 
-    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), maps: bool = False) -> Outputs:
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), extra: tuple[str, ...] = ()) -> Outputs:
         """Return the outputs for uint8 images ``[N, H, W, C]``, N from 1 to the largest batch.
 
         Args:
             images: The images.
             links: OpenTelemetry links to the spans in which they were submitted.
-            maps: As for `Backend.run`.
+            extra: As for `Backend.run`.
 
         Raises:
             RunError: If the model fails on this batch.
@@ -66,7 +66,7 @@ class Replica:
         with self._slots:
             if self.lost is not None:
                 raise own_copy(self.lost)
-            run = partial(self.backend.run, maps=True) if maps else self.backend.run
+            run = partial(self.backend.run, extra=extra) if extra else self.backend.run
             started = time.perf_counter()
             self._metrics.run_begins()
             try:
@@ -111,20 +111,20 @@ class Replicas:
         """The errors of the devices that were lost."""
         return [replica.lost for replica in self._replicas if replica.lost is not None]
 
-    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), maps: bool = False) -> Outputs:
+    def run(self, images: NDArray[np.uint8], links: Sequence[Any] = (), extra: tuple[str, ...] = ()) -> Outputs:
         """Run a batch on the replica that has the least to do, and on another one if its device is lost.
 
         Arguments and errors are those of `Replica.run`; `DeviceLost` if there is no device left.
         """
         if len(self._replicas) == 1:
-            return self._replicas[0].run(images, links, maps)
+            return self._replicas[0].run(images, links, extra)
         while True:
             with self._lock:
                 replica = min(self._replicas, key=lambda replica: (replica.lost is not None, replica.running))
                 replica.running += 1
             is_last = replica.lost is not None
             try:
-                return replica.run(images, links, maps)
+                return replica.run(images, links, extra)
             except DeviceLost:
                 if is_last:
                     raise

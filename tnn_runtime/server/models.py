@@ -16,7 +16,7 @@ from tnn_runtime.errors import TnnError, UsageError
 from tnn_runtime.options import shown
 from tnn_runtime.queue.metrics import Distribution, MetricsSnapshot
 from tnn_runtime.server.options import MAX_IMAGES
-from tnn_runtime.server.outputs import OUTPUTS, Answered, offered
+from tnn_runtime.server.outputs import Answered, offered
 from tnn_runtime.server.requests import INPUTS, InferRequest, Wanted
 from tnn_runtime.server.responses import tensors, wanted
 from tnn_runtime.server.statuses import NotAllowed, RequestTooLarge, UnknownModel
@@ -72,12 +72,16 @@ class Model:
             )
 
         async def answer(classifier: Classifier) -> list[tuple[Tensor, Wanted]]:
-            chosen = wanted(request, offered(classifier.abilities))
-            outputs = [OUTPUTS[one.name] for one in chosen]
+            known = offered(classifier.abilities, classifier.extra_outputs)
+            chosen = wanted(request, known, classifier.missing_abilities)
+            outputs = [known[one.name] for one in chosen]
             explain = request.top_k if any(output.explains for output in outputs) else 0
             maps = any("maps" in output.needs for output in outputs)
-            found = await classifier.answers_async(request.images, explain, maps=maps, timeout_s=request.timeout_s)
-            return await off_loop(request.is_large, tensors, Answered(*found, request.top_k), chosen)
+            extra = [one.name for one in chosen if known[one.name].extra]
+            found = await classifier.answers_async(
+                request.images, explain, maps=maps, outputs=extra, timeout_s=request.timeout_s
+            )
+            return await off_loop(request.is_large, tensors, Answered(*found, request.top_k), chosen, known)
 
         return await self.deployment.run_async(answer)
 
@@ -136,10 +140,11 @@ class Model:
     def _outputs(self) -> list[dict[str, Any]]:
         classifier = self.deployment.current
         classes = [len(classifier.class_names)]
-        sizes = {"logits": classes, "probabilities": classes, "embedding": classifier.info["embedding_shape"]}
+        sizes: dict[str, Any] = {spec.name: spec.shape[1:] for spec in classifier.extra_outputs}
+        sizes |= {"logits": classes, "probabilities": classes, "embedding": classifier.info["embedding_shape"]}
         return [
             {"name": name, "datatype": output.datatype, "shape": [-1, *sizes.get(name, [-1] * output.more_axes)]}
-            for name, output in offered(classifier.abilities).items()
+            for name, output in offered(classifier.abilities, classifier.extra_outputs).items()
         ]
 
 

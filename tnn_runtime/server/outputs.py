@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tnn_runtime.answers.results import Answers
+from tnn_runtime.bundle.manifest import TensorSpec
 from tnn_runtime.explain.result import Explanation
 
 __all__ = ["OUTPUTS", "Answered", "Output", "offered"]
@@ -34,12 +35,14 @@ class Output:
         more_axes: How many axes follow that of the images.
         make: Makes its values.
         needs: What of `Classifier.abilities` it needs.
+        extra: Whether it is one of `Classifier.extra_outputs`, which come only if they are asked for.
     """
 
     datatype: str
     more_axes: int
     make: Callable[[Answered], NDArray[Any]]
     needs: frozenset[str] = frozenset()
+    extra: bool = False
 
     @property
     def explains(self) -> bool:
@@ -47,9 +50,21 @@ class Output:
         return "explain" in self.needs
 
 
-def offered(abilities: frozenset[str]) -> dict[str, Output]:
-    """Return the outputs of a classifier with these `Classifier.abilities`, by name."""
-    return {name: output for name, output in OUTPUTS.items() if output.needs <= abilities}
+def offered(abilities: frozenset[str], extra: Iterable[TensorSpec] = ()) -> dict[str, Output]:
+    """Return the outputs of a classifier by name: those of all classifiers first, then those of its bundle.
+
+    Args:
+        abilities: Its `Classifier.abilities`.
+        extra: Its `Classifier.extra_outputs`.
+    """
+    found = {name: output for name, output in OUTPUTS.items() if output.needs <= abilities}
+    for spec in extra:
+        found.setdefault(spec.name, Output("FP32", len(spec.shape) - 1, _extra(spec.name), extra=True))
+    return found
+
+
+def _extra(name: str) -> Callable[[Answered], NDArray[Any]]:
+    return lambda found: found.answers.extra[name]
 
 
 def _labels(found: Answered) -> NDArray[np.object_]:

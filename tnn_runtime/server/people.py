@@ -130,7 +130,7 @@ async def _drawn(classifier: Classifier, image: bytes, asked: Query) -> str:
 
 def _draw(classifier: Classifier, image: bytes, answer: Answer, name: str) -> str:
     if answer.explanations is None:
-        raise BadRequest("this bundle cannot be explained; ask /predict")
+        raise BadRequest(f"{classifier.missing_abilities['explain']}, or ask /predict")
     return page([item_of(classifier, answer, image, name)])
 
 

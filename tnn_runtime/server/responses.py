@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,35 +34,39 @@ class Body:
     header_length: int | None
 
 
-def wanted(request: InferRequest, known: Mapping[str, Output]) -> tuple[Wanted, ...]:
-    """Return the outputs of the answer to a request; if it names none, all but explanations.
+def wanted(
+    request: InferRequest, known: Mapping[str, Output], missing: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Wanted, ...]:
+    """Return the outputs of the answer to a request; if it names none, all but explanations and those of its bundle.
 
     Args:
         request: The request.
         known: What its model has: `offered` returns it.
+        missing: Its `Classifier.missing_abilities`.
 
     Raises:
         BadRequest: If the model lacks one, or classes are asked for in place of an output that has none.
     """
     for one in request.outputs:
         if one.name not in known:
-            raise BadRequest(
-                f"unknown output {shown(one.name)}{nearest(one.name, known)}; expected some of {', '.join(known)}"
-            )
+            needs = OUTPUTS[one.name].needs if one.name in OUTPUTS else ()
+            reasons = [f": {missing[need]}" for need in sorted(needs) if need in missing]
+            why = reasons[0] if reasons else nearest(one.name, known)
+            raise BadRequest(f"unknown output {shown(one.name)}{why}; expected some of {', '.join(known)}")
         if one.class_count and one.name not in _BY_CLASS:
             raise BadRequest(
                 f"got classification for the output {one.name!r}; expected it for one of {', '.join(_BY_CLASS)}"
             )
     return request.outputs or tuple(
-        Wanted(name, request.binary) for name, output in known.items() if not output.explains
+        Wanted(name, request.binary) for name, output in known.items() if not (output.explains or output.extra)
     )
 
 
-def tensors(found: Answered, outputs: tuple[Wanted, ...]) -> list[tuple[Tensor, Wanted]]:
-    """Return the outputs that are asked for, as `wanted` returns them."""
+def tensors(found: Answered, outputs: tuple[Wanted, ...], known: Mapping[str, Output]) -> list[tuple[Tensor, Wanted]]:
+    """Return the outputs that are asked for, as `wanted` returns them; ``known`` as there."""
     made = []
     for one in outputs:
-        values = OUTPUTS[one.name].make(found)
+        values = known[one.name].make(found)
         if one.class_count:
             values = _classes(values, found.answers.class_names, one.class_count)
         made.append((Tensor(one.name, values), one))

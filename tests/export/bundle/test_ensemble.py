@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import shutil
@@ -30,10 +31,13 @@ from tnn_export.ensemble import onnx as onnx_module
 from tnn_export.ensemble.graph import LOADERS
 from tnn_export.ensemble.head import EnsembleHead
 from tnn_export.ensemble.member import Member
-from tnn_runtime import Classifier, Manifest
+from tnn_runtime import Classifier, Deployment, Manifest
 from tnn_runtime.__main__ import main as runtime
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION, BatchBounds
 from tnn_runtime.bundle.onnx_file import external_files
+from tnn_runtime.server.models import Model
+from tnn_runtime.server.requests import InferRequest, Wanted
+from tnn_runtime.server.statuses import BadRequest
 from tnn_train import ImageData, ModelConfig, load_checkpoint
 from tnn_train.heads import LinearHead, TverskyHead
 from tnn_train.training.loop import TrainResult
@@ -173,7 +177,15 @@ def test_the_runtime_serves_it(
     assert runtime(["predict", str(ensemble), str(photos / "cat"), "--format", "csv"]) == 0
     assert "cat" in capsys.readouterr().out
     assert runtime(["explain", str(ensemble), str(photos / "cat" / "0.png"), "-o", str(tmp_path / "why.html")]) == 1
-    assert "explain with the bundles of its members: jumping, turned, old" in capsys.readouterr().err
+    members_told = "explain with the bundles of its members: jumping, turned, old"
+    assert members_told in capsys.readouterr().err
+    with Deployment(ensemble, "cpu") as deployment:
+        images = np.zeros((2, 16, 16, 3), np.uint8)
+        model = Model("abc", 1, deployment)
+        for name in ("explanation", "summary", "parts", "map"):
+            with pytest.raises(BadRequest, match=f"unknown output '{name}': .*{members_told}; expected some of logits"):
+                asyncio.run(model.infer(InferRequest(images, outputs=(Wanted(name),))))
+        assert deployment.outputs(images, "member_probabilities")["member_probabilities"].shape == (2, 3, 2)
     quick = ["--blocks", "1", "--batch", "2", "--threads", "1", "--processes", "1"]
     assert runtime(["bench", str(ensemble), str(members[0]), *quick]) == 0
     slim_bundle(ensemble, tmp_path / "slim", ["onnx"])
@@ -333,7 +345,8 @@ def with_manifest(bundle: Path, **changes: Any) -> Path:
         (lambda bundle, other: [bundle, other, "--formats", "pt2"], "has no model.pt2"),
         (lambda bundle, other: [bundle, other, "--formats", "coreml"], "unknown format 'coreml'"),
         (lambda bundle, other: [bundle, other, "--outputs", "feature_maps"], "unknown output 'feature_maps'"),
-        (lambda bundle, other: [bundle, other, "--reject-score", "energy"], "unknown reject score of an ensemble"),
+        (lambda bundle, other: [bundle, other, "--reject-score", "energy"], "choose one of lead, probability, logit"),
+        (lambda bundle, other: [bundle, other, "--reject-score", "vmf"], "choose one of lead, probability, logit"),
         (lambda bundle, other: [bundle, other, "--coverage", "1"], "got a coverage of 1"),
         (lambda bundle, other: [bundle, other, "--temperature", "0"], "got the temperature 0"),
         (lambda bundle, other: [bundle, other, "--sign", "nothing.pem"], "nothing.pem"),

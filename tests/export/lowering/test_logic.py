@@ -20,6 +20,7 @@ from torch import Tensor
 from tnn_export import ExportError, export_bundle, lower_head
 from tnn_export.__main__ import main as tnn_export
 from tnn_export.lowering import lower_maps
+from tnn_export.lowering.graph import extra_outputs
 from tnn_runtime import Classifier
 from tnn_train import ImageData, LogicConfig, LogicHead, ModelConfig, TrainConfig, train
 from tnn_train.heads.logic.config import DISTRIBUTIVE, FIXED, LEARNED, RAW, WARP
@@ -101,6 +102,8 @@ def test_a_logic_head_has_no_parts_and_no_maps() -> None:
         lower_head(HEADS[0], parts=True)
     with pytest.raises(ExportError, match="a logic head has no feature maps"):
         lower_maps(HEADS[0])
+    assert extra_outputs("logic") == ("probabilities",)
+    assert extra_outputs("logic", "lvq") == ("probabilities", "feature_maps", "distances", "nearest", "confidence")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,14 @@ def test_old_and_new_opsets_have_what_it_needs(run: Path, data: ImageData, tmp_p
         assert classifier.logits(data.test.pixels).shape == (len(data.test), len(data.class_names))
 
 
+def test_an_output_of_another_head_is_refused_with_those_that_there_are(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tnn_export([str(run), "-o", str(tmp_path / "bundle"), "--outputs", "distances"]) == 1
+    assert "a logic head has no output distances; it has probabilities: leave distances out" in capsys.readouterr().err
+
+
 def test_edits_are_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tnn_export(["edit", str(run), "-o", str(tmp_path / "edit"), "--drop-features", "3"]) == 1
-    assert "a logic head has no features that can be edited" in capsys.readouterr().err
+    assert "a logic head has no features that can be edited; train a head that has some" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -20,8 +20,10 @@ def test_finite_numbers_are_good_whatever_their_size(value: float, shape: tuple[
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2000), (4, 3, 2, 2)])
-def test_bad_rows_are_those_of_the_logits_and_of_the_embedding(value: float, shape: tuple[int, ...]) -> None:
+def test_bad_rows_are_those_of_any_output(value: float, shape: tuple[int, ...]) -> None:
     logits, embedding = np.full((4, 2), 3e38, np.float32), np.full(shape, -3e38, np.float32)
-    logits[3, 1] = embedding[1].flat[-1] = value
+    distances = np.zeros((4, 5), np.float32)
+    logits[3, 1] = embedding[1].flat[-1] = distances[2, 0] = value
     with warnings.catch_warnings(action="error"):
         assert Outputs(logits, embedding).bad_rows.tolist() == [1, 3]
+        assert Outputs(logits, embedding, {"distances": distances}).bad_rows.tolist() == [1, 2, 3]

@@ -265,6 +265,7 @@ def test_on_cuda_two_calls_overlap_in_page_locked_memory(
 def test_feature_maps_come_back_if_they_are_asked_for(
     fake: FakeCuda, mapped: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
 ) -> None:
+    extra = ("feature_maps",)
     bundle = open_bundle(mapped["tversky"])
     session = module.open_session(str(mapped["tversky"] / ONNX_FILE), "cpu", 1)
     monkeypatch.setattr(module, "_session", lambda *arguments: session)
@@ -284,15 +285,16 @@ def test_feature_maps_come_back_if_they_are_asked_for(
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", watched)
     for asked in (False, True, False):
-        found = backend.run(batch, maps=asked)
+        found = backend.run(batch, extra if asked else ())
         assert np.array_equal(found.logits, logits)
-        assert np.array_equal(found.maps, maps) if asked else found.maps is None
+        assert list(found.extra) == (list(extra) if asked else [])
+        assert not asked or np.array_equal(found.extra["feature_maps"], maps)
     assert seen == [(True, "-1") if cuda_graphs else (False, None)]  # never as a part of a recorded graph
     with pytest.raises(RunError, match="got a batch of 3; expected one of"):
-        backend.run(batch[:3], maps=True)
+        backend.run(batch[:3], extra)
     backend.close()
     with pytest.raises(ClassifierClosed):
-        backend.run(batch, maps=True)
+        backend.run(batch, extra)
     assert fake.leaks == []
 
 

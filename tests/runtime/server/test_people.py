@@ -184,7 +184,7 @@ def test_a_form_is_refused(client: Client, path: str, kind: str) -> None:
 def test_a_bundle_without_explanations_says_so(client: Client, path: str) -> None:
     answer = client.post(path, content=IMAGE)
     assert answer.status_code == 400
-    assert "cannot be explained; ask /predict" in answer.json()["error"]
+    assert "export it again, or ask /predict" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ from tnn_runtime.server.statuses import BadRequest, RequestTooLarge, UnknownMode
 LOGITS = np.array([[0, 2, 1], [5, 0, 0]], np.float32)
 EMBEDDING = np.array([[1, 2], [3, 4]], np.float32)
 NAMES = ("cat", "Füchsin", "dog")
-WITHOUT_THRESHOLD = {name: output for name, output in OUTPUTS.items() if name != "reject"}
+PLAIN = {name: output for name, output in OUTPUTS.items() if not output.needs}
+MISSING = {
+    "reject": "no threshold; give --images",
+    **dict.fromkeys(("explain", "maps"), "an ensemble; ask its members"),
+}
 IMAGES = np.zeros((2, 1, 1, 3), np.uint8)
 
 
@@ -39,7 +43,7 @@ def answers() -> Answers:
 
 def test_all_outputs_are_told_in_json(answers: Answers) -> None:
     request = InferRequest(IMAGES, "a\ud800", top_k=2)
-    body = response_body("m", "3", request.id, tensors(Answered(answers, [], 2), wanted(request, OUTPUTS)))
+    body = response_body("m", "3", request.id, tensors(Answered(answers, [], 2), wanted(request, OUTPUTS), OUTPUTS))
     whole = json.loads(body.content)
     assert body.header_length is None
     assert (whole["model_name"], whole["model_version"], whole["id"]) == ("m", "3", "a\ud800")
@@ -66,7 +70,7 @@ def test_all_outputs_are_told_in_json(answers: Answers) -> None:
 )
 def test_binary_data_follows_the_json(answers: Answers, name: str, raw: bytes) -> None:
     request = InferRequest(IMAGES, outputs=(Wanted(name, True), Wanted("scores"), Wanted("probabilities", True)))
-    body = response_body("m", "1", None, tensors(Answered(answers, [], 1), wanted(request, OUTPUTS)))
+    body = response_body("m", "1", None, tensors(Answered(answers, [], 1), wanted(request, OUTPUTS), OUTPUTS))
     assert body.header_length is not None
     first, second, third = json.loads(body.content[: body.header_length])["outputs"]
     assert first["parameters"] == {"binary_data_size": len(raw)}
@@ -79,7 +83,7 @@ def test_binary_data_follows_the_json(answers: Answers, name: str, raw: bytes) -
 @pytest.mark.parametrize(("name", "best"), [("logits", "2.000000:1:Füchsin"), ("probabilities", "0.665241:1:Füchsin")])
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_classes_come_in_place_of_values(answers: Answers, name: str, best: str, count: int) -> None:
-    ((tensor, _),) = tensors(Answered(answers, [], 1), (Wanted(name, class_count=count),))
+    ((tensor, _),) = tensors(Answered(answers, [], 1), (Wanted(name, class_count=count),), OUTPUTS)
     assert (tensor.datatype, tensor.values.shape) == ("BYTES", (2, min(count, 3)))
     assert tensor.to_json()[0] == best
 
@@ -89,14 +93,15 @@ def test_classes_come_in_place_of_values(answers: Answers, name: str, best: str,
     [
         (Wanted("logit"), "unknown output 'logit'; did you mean 'logits'"),
         (Wanted(""), "unknown output ''; expected some of logits"),
-        (Wanted("reject"), "unknown output 'reject'; expected"),
+        (Wanted("reject"), "unknown output 'reject': no threshold; give --images; expected some of logits"),
+        (Wanted("map"), "unknown output 'map': an ensemble; ask its members; expected"),
         (Wanted("labels", class_count=2), "classification for the output 'labels'; expected it for one of logits"),
         (Wanted("embedding", class_count=1), "classification for the output 'embedding'"),
     ],
 )
 def test_outputs_that_cannot_be_had_are_refused(output: Wanted, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
-        wanted(InferRequest(IMAGES, outputs=(output,)), WITHOUT_THRESHOLD)
+        wanted(InferRequest(IMAGES, outputs=(output,)), PLAIN, MISSING)
 
 
 @pytest.mark.parametrize(
