@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -149,7 +149,7 @@ class Contrast(Parted):
     features: tuple[FeatureLead, ...]
     rest: float
     interplay: float = 0.0
-    is_sum: bool = field(default=True, repr=False)
+    is_sum: bool = True
 
 
 @dataclass(frozen=True)
