@@ -90,7 +90,8 @@ class TverskyHead(TverskyProjection, Head):
         """Move the prototypes to means of the embeddings of their classes, if that is how they start."""
         if self.config.prototype_init == CLASS_MEANS:
             with torch.no_grad():
-                means = class_means(batches, self.num_classes, len(self.prototypes)).to(self.prototypes.device)
+                option = "--tversky.num-prototypes (num_prototypes=)"
+                means = class_means(batches, self.num_classes, len(self.prototypes), option).to(self.prototypes.device)
                 self.prototypes.copy_(means if self.config.prototype_space == "embedding" else self.project(means))
 
     def feature_values(self, x: Tensor) -> Tensor:
