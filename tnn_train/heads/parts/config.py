@@ -44,7 +44,7 @@ class PartsConfig:
         separation: Weight of the distance to the nearest prototype of another class, which is to be large (protopnet).
         start: patches: prototypes start at patches of training images; or random: between 0 and 1 (protopnet).
         num_parts: Parts, after a 1x1 convolution; None for the channels of the backbone's map themselves (pipnet).
-        alignment: Weight of how far parts differ between two views of an image; None for 2.5, or for 0 where the
+        alignment: Weight of how far parts differ between two views of an image; None for 0.5, or for 0 where the
             backbone is frozen and there is but one view (pipnet).
         presence: Weight of how far parts are absent from a whole batch (pipnet).
         fires_above: The share of a place that a part must exceed to count, 0 to below 1 (pipnet).
@@ -67,7 +67,7 @@ class PartsConfig:
     alignment: float | None = None
     presence: float = 1.0
     fires_above: float = 0.1
-    sparsity: float = 1e-4
+    sparsity: float = 1e-3
     owners: Annotated[tuple[int, ...], Suppress] = ()
     names: Annotated[tuple[FeatureName, ...], Suppress] = ()
 
