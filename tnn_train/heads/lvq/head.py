@@ -59,7 +59,15 @@ class LvqHead(LvqLayer, Head):
     # Training
 
     @classmethod
-    def resolve(cls, options: LvqConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> LvqConfig:
+    def resolve(
+        cls,
+        options: LvqConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
+    ) -> LvqConfig:
         """Return the form with its start decided.
 
         Raises:

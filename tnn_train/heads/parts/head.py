@@ -143,9 +143,15 @@ class PartsHead(Head):
 
     @classmethod
     def resolve(
-        cls, options: PartsConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+        cls,
+        options: PartsConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
     ) -> PartsConfig:
-        """Return the options with the size of prototypes, and with no alignment where there are no views.
+        """Return the options with the size of prototypes, the sparsity, and no alignment where there are no views.
 
         Raises:
             FieldError: If prototypes are larger than the map at each place, or views are asked for where none are.
@@ -171,7 +177,7 @@ class PartsHead(Head):
                 Field(PartsConfig, "num_parts"),
                 f" is missing, and the backbone's map has {in_features} channel; expected at least 2 parts",
             )
-        return dataclasses.replace(options, depth=depth, alignment=alignment)
+        return dataclasses.replace(options, depth=depth, alignment=alignment, sparsity=options.strength)
 
     @classmethod
     def unused(cls, options: PartsConfig, resolved: PartsConfig) -> Iterator[tuple[str, str]]:
@@ -388,7 +394,7 @@ class PartsHead(Head):
         if isinstance(self.detector, PatchDetector):
             towards = self.detector.own(self.num_classes).to(self.weight)
         return fit_last_layer(
-            similarities, labels, self._last_layer, towards, self.config.sparsity, is_positive=is_positive
+            similarities, labels, self._last_layer, towards, self.config.strength, is_positive=is_positive
         )
 
     def _grown(self, config: PartsConfig, state: Mapping[str, Tensor]) -> PartsHead:

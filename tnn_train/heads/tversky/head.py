@@ -69,7 +69,13 @@ class TverskyHead(TverskyProjection, Head):
 
     @classmethod
     def resolve(
-        cls, options: TverskyConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+        cls,
+        options: TverskyConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
     ) -> TverskyConfig:
         """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
         return resolve_start(options, class_names, is_frozen=is_frozen)
