@@ -28,6 +28,7 @@ __all__ = [
     "CommandParser",
     "Parser",
     "any_path",
+    "is_out_of_memory",
     "logs",
     "notes",
     "positive_int",
@@ -286,7 +287,7 @@ def run(
     except TnnError as error:
         return end(f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         return end(f"error: out of memory ({str(error)[:200]}); use a smaller batch or a smaller model")
     except KeyboardInterrupt as interrupt:
@@ -295,6 +296,11 @@ def run(
         exec("")  # noqa: S102
         return end(f"interrupted{'; ' if str(interrupt) else ''}{interrupt}", INTERRUPTED)
     return 0
+
+
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Return whether an error says that there is too little memory, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def _told(error: OSError) -> str:

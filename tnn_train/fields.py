@@ -16,8 +16,11 @@ __all__ = ["SMALLEST", "Field", "FieldError", "Part", "at_least", "check_utf8", 
 
 T = TypeVar("T")
 
-SMALLEST, _LARGEST = 1e-30, 1e30
-"""Numbers beyond these are 0 or infinite in float32, or in a product of two of them."""
+SMALLEST = 1e-30
+"""Numbers below are 0 in float32, or in a product of two of them."""
+
+_LARGEST = 1e4
+"""Numbers above leave nothing of what they are added to, or stand beside as a weight."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,16 @@ class Field:
         config: The class of the configuration.
         name: What the field is called in Python.
         prefix: What to put before it where fields of several configurations are named.
+        is_off: Whether the error speaks of the field as a flag that was turned off.
     """
 
     config: type
     name: str
     prefix: str = dataclasses.field(default="", compare=False)
+    is_off: bool = dataclasses.field(default=False, compare=False)
 
     def __str__(self) -> str:
-        return self.prefix + self.name
+        return f"{self.prefix}{self.name}{'=False' if self.is_off else ''}"
 
 
 Part: TypeAlias = str | Field
@@ -84,20 +89,24 @@ def one_of(config: Any, name: str, choices: Iterable[Any]) -> None:
     choose(Field(type(config), name), getattr(config, name), choices)
 
 
-def at_least(config: Any, lowest: float, *names: str, most: float = _LARGEST) -> None:
+def at_least(config: Any, lowest: float, *names: str, most: float | None = None) -> None:
     """Refuse fields below ``lowest``, which are to be integers where it is one, and above ``most``.
+
+    By default integers have no upper bound, and other numbers one that only a mistake exceeds.
 
     Raises:
         FieldError: With the name and the value of the first of them.
     """
+    is_whole = isinstance(lowest, int)
+    most = (math.inf if is_whole else _LARGEST) if most is None else most
     for name in names:
         value = getattr(config, name)
         if (
             isinstance(value, bool)
-            or not isinstance(value, type(lowest) if isinstance(lowest, int) else int | float)
+            or not isinstance(value, int if is_whole else int | float)
             or not lowest <= value <= most
         ):
-            kind = "an integer" if isinstance(lowest, int) else "a finite number"
+            kind = "an integer" if is_whole else "a finite number"
             is_large = isinstance(value, int | float) and most < value < math.inf
             expected = f"{kind} of at most {most:g}" if is_large else f"{kind} of at least {lowest}"
             raise FieldError(Field(type(config), name), f" is {value!r}; expected {expected}")

@@ -107,11 +107,26 @@ def test_two_processes_do_what_the_plain_loop_does(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [{}, {"ema_decay": 0.9}, {"accumulate": 2, "augment": ("mixup",)}], ids=str)
-def test_what_is_validated_is_what_is_saved(more: dict[str, Any], uneven: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "head"),
+    [
+        ({}, ()),
+        ({"ema_decay": 0.9}, ()),
+        ({"accumulate": 2, "augment": ("mixup",)}, ()),
+        ({}, ("--head", "lvq", "--lvq.prototypes", "2", "--lvq.relevances", "matrix")),
+        ({}, ("--head", "parts", "--parts.per-class", "2")),
+        ({}, ("--head", "parts", "--parts.kind", "pipnet")),
+        ({}, ("--head", "logic")),
+        ({}, ("--head", "matching")),
+    ],
+    ids=str,
+)
+def test_what_is_validated_is_what_is_saved(
+    more: dict[str, Any], head: tuple[str, ...], uneven: Path, tmp_path: Path
+) -> None:
     """Batch norm of the CPU has other statistics in each process."""
     recipe = dataclasses.replace(RECIPE, **more)
-    run(options(uneven, tmp_path / "run", recipe, "--backbone", "tiny"))
+    run(options(uneven, tmp_path / "run", recipe, "--backbone", "tiny", *head))
     data = load_data(uneven)
     for name in ("last", "best"):
         checkpoint = load_checkpoint(tmp_path / "run" / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ __all__ = ["Content", "Twin", "finish", "prove", "reject_rule", "signer_of"]
 
 Twin = tuple[str, Mapping[str, Any]]
 """Another model to compare metrics with: its name, and its metrics."""
+
+_logger = logging.getLogger(__name__)
 
 _VERSIONS = (DISTRIBUTION, "torch", "torchvision", "onnx", "onnxscript")
 
@@ -125,7 +128,18 @@ def reject_rule(reference: Reference, score: str, coverage: float, density: Dens
     if not is_real.any():
         return None
     outputs = Outputs(reference.logits[is_real], reference.embeddings[torch.from_numpy(is_real)].numpy())
-    return calibrate(outputs, score, coverage, density)
+    rule = calibrate(outputs, score, coverage, density)
+    scores = rule.scores(outputs, density)
+    lowest = int((scores == scores.min()).sum())
+    if rule.threshold == scores.min() and lowest > max(1, (1 - coverage) * len(scores)):
+        _logger.warning(
+            "the reject threshold %g rejects none of the held-out images: %d of %d have this score, and none a lower "
+            "one; lower --coverage, or choose another --reject-score",
+            rule.threshold,
+            lowest,
+            len(scores),
+        )
+    return rule
 
 
 def finish(

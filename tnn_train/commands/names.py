@@ -46,8 +46,12 @@ class Names(NamedTuple):
 
 
 def option(field: Field) -> str:
-    """Return the command-line option of a field, such as ``--split-seed``."""
-    return NAMES[field].option
+    """Return the command-line option of a field, such as ``--split-seed``, or ``--parts.no-add-on`` of a flag."""
+    given = NAMES[field].option
+    if not field.is_off:
+        return given
+    place = given.rfind(".") + 1 or len("--")
+    return f"{given[:place]}no-{given[place:]}"
 
 
 def in_file(field: Field) -> str:

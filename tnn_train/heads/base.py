@@ -86,7 +86,9 @@ class Head(nn.Module):
     # Training
 
     @classmethod
-    def resolve(cls, options: Any, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> Any:
+    def resolve(
+        cls, options: Any, class_names: Sequence[str], in_features: int, *, is_frozen: bool, is_pixels: bool = False
+    ) -> Any:
         """Return the options with what the data and the recipe decide; by default as they are.
 
         To resolve them again changes nothing.
@@ -96,6 +98,7 @@ class Head(nn.Module):
             class_names: The classes.
             in_features: As for `from_config`.
             is_frozen: Whether the head alone is trained, on the embeddings of a frozen backbone.
+            is_pixels: Whether embeddings are the pixels themselves.
 
         Raises:
             UsageError: If they contradict each other, or do not suit the classes or the backbone.

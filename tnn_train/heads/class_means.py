@@ -12,7 +12,9 @@ from tnn_train.errors import TrainingError
 __all__ = ["class_means"]
 
 
-def class_means(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_prototypes: int) -> Tensor:
+def class_means(
+    batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_prototypes: int, option: str = "num_prototypes"
+) -> Tensor:
     """Return means of embeddings, ``[num_prototypes, D]``, in one pass; prototype p is of class ``p % num_classes``.
 
     The embeddings of a class with several prototypes take turns, so that its prototypes differ.
@@ -21,6 +23,7 @@ def class_means(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_
         batches: Embeddings ``[n, D]`` and class indices, int64 ``[n]``.
         num_classes: C.
         num_prototypes: P.
+        option: What an error calls the option that decides P.
 
     Raises:
         TrainingError: If a class has fewer embeddings than prototypes.
@@ -43,7 +46,7 @@ def class_means(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, num_
         if seen[label] < owned[label]:
             raise TrainingError(
                 f"class {label} has {int(seen[label])} images for {int(owned[label])} prototypes to start from; choose "
-                "fewer prototypes"
+                f"fewer with {option}"
             )
     if sums is None:
         raise TrainingError("there are no embeddings to take class means of")

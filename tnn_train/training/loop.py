@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tnn_runtime.bundle.claim import claimed
+from tnn_runtime.console import is_out_of_memory
 from tnn_runtime.errors import UsageError
 from tnn_train.data import DataConfig, ImageData, load_data
 from tnn_train.data.augment import MIXING
@@ -26,7 +27,7 @@ from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import HEADS
 from tnn_train.messages import is_first
 from tnn_train.model.backbones import check_image_size, embedding_size
-from tnn_train.model.config import ModelConfig
+from tnn_train.model.config import PIXELS, ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.kept_head import keep_head, with_kept_head
 from tnn_train.model.weights import load_weights, resolve_stem
@@ -46,6 +47,10 @@ _logger = logging.getLogger(__name__)
 _MOST_PER_CORE = 4
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _CHOICE = "choose auto, cpu, cuda or cuda:N"
+_LESS_MEMORY = (
+    *("lower ", Field(TrainConfig, "batch_size"), " (and raise ", Field(TrainConfig, "accumulate"), ") or "),
+    *(Field(DataConfig, "image_size"), ", or choose a smaller ", Field(ModelConfig, "backbone"), " or head"),
+)
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,17 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     stem = resolve_stem(model, height, width, None if config is None else config.weights)
     model = dataclasses.replace(model, num_classes=len(data.class_names), in_channels=channels, stem=stem)
     model = model.for_size(height, width)
-    check_image_size(model, height, width)
     choose("head", model.head, HEADS)
     size = embedding_size(model, HEADS[model.head].takes)
+    check_image_size(model, height, width)
     is_frozen = config is not None and config.freeze_backbone
     if config is not None and config.weights is not None and config.keep_head:
         model = with_kept_head(model, config.weights, data.class_names, data.preprocessing)
     else:
-        options = HEADS[model.head].resolve(model.options, data.class_names, size, is_frozen=is_frozen)
+        is_pixels = model.backbone == PIXELS
+        options = HEADS[model.head].resolve(
+            model.options, data.class_names, size, is_frozen=is_frozen, is_pixels=is_pixels
+        )
         model = model.with_options(options)
     if HEADS[model.head].learns_images(model.options) and is_frozen:
         raise FieldError(
@@ -254,7 +262,7 @@ def _settings(config: TrainConfig) -> Iterator[None]:
     """Give torch the threads and the determinism of the recipe, and its own settings back afterwards.
 
     Raises:
-        UsageError: If torch has no compiler, or no deterministic form of an operator.
+        UsageError: If torch has no compiler, no deterministic form of an operator, or too little memory.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if config.threads is not None:
@@ -264,8 +272,10 @@ def _settings(config: TrainConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(True)
     try:
         yield
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
+        if is_out_of_memory(error):
+            raise FieldError(f"out of memory ({reason}); ", *_LESS_MEMORY) from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise UsageError(f"torch.compile does not work here ({reason}); leave --compile out") from error
         if "deterministic" in reason:

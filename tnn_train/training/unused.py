@@ -78,7 +78,7 @@ def _of_heads(model: ModelConfig, config: TrainConfig, resolved: Sequence[ModelC
             yield from _given(options, names, (" with ", Field(ModelConfig, "head"), f" {', '.join(trained)}"))
         elif not config.keep_head:
             for name, reason in head.unused(options, trained[family]):
-                yield from _given(options, [name], (" with ", *_value(trained[family], reason)))
+                yield from _given(options, [name], _beside(trained[family], reason))
 
 
 def _first_fall(config: TrainConfig) -> float:
@@ -91,10 +91,19 @@ def _first_fall(config: TrainConfig) -> float:
 
 def _given(config: Any, names: Sequence[str], why: tuple[Part, ...]) -> Iterator[tuple[Part, ...]]:
     """Yield a sentence for each of the fields that has another value than its default."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name in names:
-        if getattr(config, name) != defaults[name]:
-            yield Field(type(config), name), " does nothing", *why
+        value = getattr(config, name)
+        if value != getattr(type(config), name):
+            yield Field(type(config), name, is_off=value is False), " does nothing", *why
+
+
+def _beside(config: Any, name: str) -> tuple[Part, ...]:
+    """Return ``with`` or ``without`` and a field, as a person gives it or leaves it out."""
+    value = getattr(config, name)
+    is_given = value is not None and (value is not False or getattr(type(config), name))
+    if is_given and not isinstance(value, bool):
+        return " with ", *_value(config, name)
+    return " with " if is_given else " without ", Field(type(config), name, is_off=is_given and not value)
 
 
 def _value(config: Any, name: str) -> tuple[Part, ...]:

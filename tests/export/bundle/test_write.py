@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,9 +16,11 @@ from forms import name
 
 from tnn_export import ExportError, ExportOptions, ParityError, Reference, export_bundle, lower_model
 from tnn_export.bundle import finish as bundle_module
+from tnn_export.bundle.finish import reject_rule
 from tnn_export.lowering import graph
 from tnn_export.proof.samples import Samples
 from tnn_runtime import ArtifactError, Classifier, Manifest, OutputExistsError, UsageError
+from tnn_runtime.answers.outputs import Outputs
 from tnn_runtime.answers.reject import Reject
 from tnn_runtime.bundle.manifest import SCHEMA_VERSION
 from tnn_train import ImageData, TverskyConfig, build_model, evaluate, load_checkpoint, save_checkpoint
@@ -229,6 +232,20 @@ def test_a_threshold_to_reject_by_follows_from_the_real_images(
         np.testing.assert_allclose(np.sort(classifier.reject_scores(data.test.pixels)), largest)
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert f"where it is below {manifest.reject.threshold:.4g}; at least 75% of images like the 8 held-out ones" in card
+
+
+@pytest.mark.parametrize(("silent", "is_noted"), [(1, False), (2, False), (3, True), (10, True)])
+def test_a_threshold_that_rejects_nothing_has_a_note(
+    silent: int, is_noted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = np.maximum(np.arange(10, dtype=np.float32) - silent + 1, 0)[:, None] * np.ones(3, np.float32)
+    samples = SimpleNamespace(is_real=np.ones(10, bool))
+    reference = SimpleNamespace(samples=samples, logits=logits, embeddings=torch.zeros(10, 2))
+    rule = reject_rule(reference, "logit", 0.8)  # type: ignore[arg-type]
+    assert rule is not None
+    assert rule.rejects(rule.scores(Outputs(logits, logits))).any() != is_noted
+    note = f"the reject threshold 0 rejects none of the held-out images: {silent} of 10 have this score"
+    assert [message[: len(note)] for message in caplog.messages] == [note] * is_noted
 
 
 @pytest.mark.parametrize(

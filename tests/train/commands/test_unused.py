@@ -75,6 +75,21 @@ def notes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]
             ["--tversky.prototype-gain does nothing with --tversky.prototype-init class-means"],
         ),
         (
+            "--head lvq --lvq.hidden 8 --lvq.activate-latent --lvq.rank 3",
+            [
+                *(f"--lvq.{name} does nothing without --lvq.latent" for name in ("hidden", "activate-latent")),
+                "--lvq.rank does nothing with --lvq.relevances none",
+            ],
+        ),
+        (
+            "--head parts --parts.no-add-on --parts.depth 8",
+            ["--parts.depth does nothing with --parts.no-add-on"],
+        ),
+        (
+            "--head parts --parts.kind pipnet --parts.no-add-on --parts.epsilon 0.1",
+            [f"--parts.{name} does nothing with --parts.kind pipnet" for name in ("no-add-on", "epsilon")],
+        ),
+        (
             "--download --data-root elsewhere",
             [f"--{name} does nothing with --data DATA" for name in ("data-root", "download")],
         ),

@@ -263,6 +263,10 @@ def test_what_torch_cannot_do_here_is_one_clear_error(
     fail(RuntimeError("x does not have a deterministic implementation"))
     with pytest.raises(UsageError, match="x does not have a deterministic implementation; leave --deterministic"):
         train(data, tmp_path / "run", TINY, RECIPE)
+    for error in (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError("Unable to allocate 2 GiB")):
+        fail(error)
+        with pytest.raises(UsageError, match=r"^out of memory \(.*2 GiB\); lower batch_size .* or image_size, or"):
+            train(data, tmp_path / "run", TINY, RECIPE)
     fail(RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"):
         train(data, tmp_path / "run", TINY, RECIPE)

@@ -22,7 +22,17 @@ from waiting import Clock, until
 
 from tnn_runtime import ArtifactError, UsageError
 from tnn_runtime.bundle.storage import stands
-from tnn_train import ImageData, ModelConfig, TrainConfig, TverskyConfig, load_checkpoint, load_data, train
+from tnn_train import (
+    ImageData,
+    LvqConfig,
+    ModelConfig,
+    PartsConfig,
+    TrainConfig,
+    TverskyConfig,
+    load_checkpoint,
+    load_data,
+    train,
+)
 from tnn_train.__main__ import main
 from tnn_train.run_files import RESULTS_SCHEMA
 from tnn_train.training import stopping
@@ -43,6 +53,13 @@ RECIPES = {
     "plateau": dataclasses.replace(RECIPE, schedule="plateau", warmup_epochs=1.5, decay_epochs=1, optimizer="sgd"),
     "step": dataclasses.replace(RECIPE, schedule="step", warmup_epochs=0.5, optimizer="adam", precision="bf16"),
     "frozen": dataclasses.replace(RECIPE, augment=None, freeze_backbone=True),
+    **dict.fromkeys(("lvq", "logic", "pipnet", "matching"), RECIPE),
+}
+HEADS = {
+    "lvq": ModelConfig("tiny", "lvq", lvq=LvqConfig(prototypes=2, relevances="matrix")),
+    "logic": ModelConfig("tiny", "logic"),
+    "pipnet": ModelConfig("tiny", "parts", parts=PartsConfig("pipnet")),
+    "matching": ModelConfig("tiny", "matching"),
 }
 
 
@@ -74,14 +91,15 @@ def test_a_training_stopped_in_an_epoch_ends_the_same(
     name: str, data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dataclasses.replace(RECIPES[name], batch_size=4, embedding_cache=str(tmp_path / "cache"))
-    whole = train(data, tmp_path / "whole", TINY, recipe)
+    model = HEADS.get(name, TINY)
+    whole = train(data, tmp_path / "whole", model, recipe)
     for step in (3, 9, 14):
         undo = stop_after(step, monkeypatch)
         with pytest.raises(KeyboardInterrupt, match=r"last holds epoch \d, step \d+: repeat the command with --resume"):
-            train(data, tmp_path / "parts", TINY, recipe, resume=step > 3)
+            train(data, tmp_path / "parts", model, recipe, resume=step > 3)
         undo()
         torch.randn(7)
-    same(train(data, tmp_path / "parts", TINY, recipe, resume=True), whole)
+    same(train(data, tmp_path / "parts", model, recipe, resume=True), whole)
 
 
 @pytest.mark.slow

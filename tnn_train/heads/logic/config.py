@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from tnn_train.fields import Field, FieldError, at_least, one_of
 
-__all__ = ["DISTRIBUTIVE", "FIXED", "LEARNED", "RAW", "WARP", "LogicConfig"]
+__all__ = ["AUTO", "DISTRIBUTIVE", "FIXED", "LEARNED", "RAW", "WARP", "LogicConfig"]
 
-FIXED, DISTRIBUTIVE, LEARNED = "fixed", "distributive", "learned"
+AUTO, FIXED, DISTRIBUTIVE, LEARNED = "auto", "fixed", "distributive", "learned"
 """Where thresholds come from."""
 
 RAW, WARP = "raw", "warp"
@@ -25,7 +25,8 @@ class LogicConfig:
     Args:
         bits: Thresholds for each value of the embedding; each gives a bit, whether the value is above it.
         thresholds: fixed: evenly spaced over the range of the training embeddings; distributive: for each value at
-            equal shares of its distinct values in training; or learned: these, and then trained with the gates.
+            equal shares of its distinct values in training; learned: these, and then trained with the gates; or auto:
+            learned behind a backbone that learns, too, else distributive.
         layers: Layers of gates.
         width: Gates in each layer, a multiple of the number of classes; None for the smallest multiple that is twice
             the number of bits, and 128 gates a class.
@@ -39,7 +40,7 @@ class LogicConfig:
     """
 
     bits: int = 3
-    thresholds: str = DISTRIBUTIVE
+    thresholds: str = AUTO
     layers: int = 3
     width: int | None = None
     parametrization: str = WARP
@@ -52,7 +53,7 @@ class LogicConfig:
         if self.width is not None:
             at_least(self, 1, "width")
         at_least(self, 0, "wiring")
-        one_of(self, "thresholds", (FIXED, DISTRIBUTIVE, LEARNED))
+        one_of(self, "thresholds", (AUTO, FIXED, DISTRIBUTIVE, LEARNED))
         one_of(self, "parametrization", (RAW, WARP))
         at_least(self, 0.0, "residual")
         if self.parametrization == WARP and 0 < self.residual <= 0.5:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head
 from tnn_train.heads.description import Sample, Section
-from tnn_train.heads.logic.config import FIXED, LEARNED, LogicConfig
+from tnn_train.heads.logic.config import AUTO, DISTRIBUTIVE, FIXED, LEARNED, LogicConfig
 from tnn_train.heads.logic.gates import GateLayer, connections
 from tnn_train.heads.logic.section import section
 from tnn_train.heads.logic.thresholds import Thresholds, sample
@@ -74,13 +74,23 @@ class LogicHead(Head):
             return self._vote(self.thresholds(precise(x)))
 
     @classmethod
-    def resolve(cls, options: LogicConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> Any:
-        """Return the options with the width and the temperature that the classes and the embedding decide.
+    def resolve(
+        cls,
+        options: LogicConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
+    ) -> LogicConfig:
+        """Return the options with the thresholds, and the width and the temperature that the classes decide.
 
         Raises:
             UsageError: If a layer has more gates than there are pairs of bits, too few gates to use every bit, or a
                 number of gates that the classes cannot share.
         """
+        if options.thresholds == AUTO and not is_frozen and not is_pixels:
+            options = dataclasses.replace(options, thresholds=LEARNED)
         return _resolved(options, in_features, len(class_names))
 
     def undecayed(self) -> Collection[str]:
@@ -193,4 +203,5 @@ def _resolved(config: LogicConfig, in_features: int, num_classes: int) -> LogicC
     temperature = config.temperature
     if temperature is None:
         temperature = round(math.sqrt(width // num_classes) / 2, 2)
-    return dataclasses.replace(config, width=width, temperature=temperature)
+    thresholds = DISTRIBUTIVE if config.thresholds == AUTO else config.thresholds
+    return dataclasses.replace(config, thresholds=thresholds, width=width, temperature=temperature)

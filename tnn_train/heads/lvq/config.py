@@ -123,11 +123,6 @@ class LvqConfig:
             )
         for name in ("hidden", "owners", "dropped"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.hidden and self.latent is None:
-            raise FieldError(
-                *(_field("hidden"), f" is {self.hidden}, and ", _field("latent"), " is None; give the size of the "),
-                *("space that the network leads to, or leave ", _field("hidden"), " out"),
-            )
         if self.loss == GLVQ and self.pooling == MIXTURE:
             raise FieldError(
                 *(
@@ -137,11 +132,6 @@ class LvqConfig:
                     f" is {GLVQ}, which looks at the nearest ",
                 ),
                 *(f"prototypes alone; choose {CROSS_ENTROPY}, or leave ", _field("pooling"), " out"),
-            )
-        if self.rank is not None and self.relevances != MATRIX:
-            raise FieldError(
-                *(_field("rank"), f" is {self.rank}, and ", _field("relevances"), f" is {self.relevances}; only a "),
-                *(f"{MATRIX} has a rank: choose it, or leave ", _field("rank"), " out"),
             )
 
 

@@ -12,7 +12,18 @@ from torch import Tensor
 from tnn_train.fields import Field, FieldError
 from tnn_train.heads.base import Head, PrototypeView
 from tnn_train.heads.description import Sample, Section
-from tnn_train.heads.lvq.config import AUTO, CLASS_MEANS, CROSS_ENTROPY, GLVQ, IDENTITY, KMEANS, NOISE, NONE, LvqConfig
+from tnn_train.heads.lvq.config import (
+    AUTO,
+    CLASS_MEANS,
+    CROSS_ENTROPY,
+    GLVQ,
+    IDENTITY,
+    KMEANS,
+    MATRIX,
+    NOISE,
+    NONE,
+    LvqConfig,
+)
 from tnn_train.heads.lvq.editing import with_class, without
 from tnn_train.heads.lvq.layer import LvqLayer
 from tnn_train.heads.lvq.loss import cooling, glvq_loss
@@ -48,7 +59,15 @@ class LvqHead(LvqLayer, Head):
     # Training
 
     @classmethod
-    def resolve(cls, options: LvqConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> LvqConfig:
+    def resolve(
+        cls,
+        options: LvqConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
+    ) -> LvqConfig:
         """Return the form with its start decided.
 
         Raises:
@@ -63,7 +82,7 @@ class LvqHead(LvqLayer, Head):
                 "as many",
             )
         size = options.latent or in_features
-        if options.rank is not None and options.rank > size:
+        if options.relevances == MATRIX and (options.rank or 0) > size:
             raise FieldError(
                 *(
                     _field("rank"),
@@ -80,8 +99,10 @@ class LvqHead(LvqLayer, Head):
             "transfer": ("loss", resolved.loss != GLVQ),
             "beta": ("loss", resolved.loss != GLVQ),
             "margin": ("loss", resolved.loss != GLVQ),
+            "hidden": ("latent", resolved.latent is None),
             "activation": ("latent", resolved.latent is None),
             "activate_latent": ("latent", resolved.latent is None),
+            "rank": ("relevances", resolved.relevances != MATRIX),
             "relevance_rate": ("relevances", resolved.relevances == NONE),
             "noise": ("start", resolved.start != NOISE),
         }

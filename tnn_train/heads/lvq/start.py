@@ -21,6 +21,7 @@ _MOST_ROWS = 2000
 """How many vectors of each class are kept, at most, beside the means of all."""
 
 _RUNS = 3
+_OPTION = "--lvq.prototypes (prototypes=)"
 _SMALLEST_DISTANCE = 1e-6
 
 
@@ -54,7 +55,7 @@ def find_start(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, confi
     """
     kept = _Kept(num_classes, config.prototypes)
     count = num_classes * config.prototypes
-    by_turn = class_means(kept.all_of(batches), num_classes, count)
+    by_turn = class_means(kept.all_of(batches), num_classes, count, _OPTION)
     prototypes = by_turn.view(config.prototypes, num_classes, -1).transpose(0, 1)
     rows = [torch.cat(some) for some in kept.rows]
     generator = torch.Generator().manual_seed(torch.initial_seed() % (1 << 63))
@@ -99,7 +100,7 @@ def _centres(rows: Tensor, count: int, label: int, generator: torch.Generator) -
     if (different := len(np.unique(rows.numpy(), axis=0))) < count:
         raise TrainingError(
             f"class {label} has {different} different images for {count} prototypes to start at their clusters; choose "
-            "fewer prototypes"
+            f"fewer with {_OPTION}"
         )
     seed = int(torch.randint(1 << 31, (), generator=generator))
     return torch.from_numpy(KMeans(count, n_init=_RUNS, random_state=seed).fit(rows.numpy()).cluster_centers_).float()

@@ -71,7 +71,13 @@ class MatchingHead(Head):
 
     @classmethod
     def resolve(
-        cls, options: MatchingConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+        cls,
+        options: MatchingConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
     ) -> MatchingConfig:
         """Return the form as it is, unless a linear circuit has more units than the embedding has values."""
         if not options.is_rectified and options.units > in_features:

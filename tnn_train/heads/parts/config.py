@@ -22,6 +22,7 @@ OF_KIND = {
 """The options that one kind alone has."""
 
 _SMALLEST_EPSILON = 1e-6
+_SPARSITY = {PROTOPNET: 1e-3, PIPNET: 1e-4}
 _MOST = 1 << 16
 """Prototypes of a class, parts, and values of a prototype, at most: more do not fit into memory."""
 
@@ -44,12 +45,13 @@ class PartsConfig:
         separation: Weight of the distance to the nearest prototype of another class, which is to be large (protopnet).
         start: patches: prototypes start at patches of training images; or random: between 0 and 1 (protopnet).
         num_parts: Parts, after a 1x1 convolution; None for the channels of the backbone's map themselves (pipnet).
-        alignment: Weight of how far parts differ between two views of an image; None for 2.5, or for 0 where the
+        alignment: Weight of how far parts differ between two views of an image; None for 0.5, or for 0 where the
             backbone is frozen and there is but one view (pipnet).
         presence: Weight of how far parts are absent from a whole batch (pipnet).
         fires_above: The share of a place that a part must exceed to count, 0 to below 1 (pipnet).
         sparsity: Weight of the sizes of the last layer's weights when it is fitted, after the last step: of all that
-            are not of a prototype's own class (protopnet), or of all (pipnet). 0 for no sparsity.
+            are not of a prototype's own class (protopnet), or of all (pipnet). 0 for no sparsity; None for 0.001
+            (protopnet) or 0.0001 (pipnet).
         owners: The class of each prototype where classes were added (protopnet); filled in by an edit.
         names: What a person calls parts; filled in by an edit.
     """
@@ -67,7 +69,7 @@ class PartsConfig:
     alignment: float | None = None
     presence: float = 1.0
     fires_above: float = 0.1
-    sparsity: float = 1e-4
+    sparsity: float | None = None
     owners: Annotated[tuple[int, ...], Suppress] = ()
     names: Annotated[tuple[FeatureName, ...], Suppress] = ()
 
@@ -77,9 +79,8 @@ class PartsConfig:
         one_of(self, "start", ("patches", "random"))
         given = [name for name in ("depth", "num_parts") if getattr(self, name) is not None]
         at_least(self, 1, "per_class", *given, most=_MOST)
-        at_least(self, 0.0, "epsilon", "cluster", "separation", "presence", "fires_above", "sparsity")
-        if self.alignment is not None:
-            at_least(self, 0.0, "alignment")
+        at_least(self, 0.0, "epsilon", "cluster", "separation", "presence", "fires_above")
+        at_least(self, 0.0, *(name for name in ("alignment", "sparsity") if getattr(self, name) is not None))
         if not isinstance(self.add_on, bool):
             raise FieldError(Field(PartsConfig, "add_on"), f" is {self.add_on!r}; expected True or False")
         if not _SMALLEST_EPSILON <= self.epsilon < 1:
@@ -95,3 +96,8 @@ class PartsConfig:
             raise FieldError(
                 Field(PartsConfig, "num_parts"), " is 1, and one part alone is everywhere; expected at least 2"
             )
+
+    @property
+    def strength(self) -> float:
+        """The sparsity, with the default of the kind filled in."""
+        return _SPARSITY[self.kind] if self.sparsity is None else self.sparsity

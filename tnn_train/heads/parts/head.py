@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Self
@@ -31,9 +32,18 @@ from tnn_train.heads.precision import full_precision
 __all__ = ["PartsHead"]
 
 _DEPTH = 128
-_ALIGNMENT = 2.5
+_ALIGNMENT = 0.5
 _STEPS = 4
 _UNKNOWN = -1.0
+
+_RATE = 50.0
+"""What the learning rate of PIP-Net's last layer is multiplied by: its weights start near 1 for all classes alike. With
+the default rate that is 0.05, as in the paper."""
+
+_SILENT = 0.1
+"""The share of training images in which no part fires from which on a note says so."""
+
+_logger = logging.getLogger(__name__)
 
 
 class PartsHead(Head):
@@ -134,9 +144,15 @@ class PartsHead(Head):
 
     @classmethod
     def resolve(
-        cls, options: PartsConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+        cls,
+        options: PartsConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
     ) -> PartsConfig:
-        """Return the options with the size of prototypes, and with no alignment where there are no views.
+        """Return the options with the size of prototypes, the sparsity, and no alignment where there are no views.
 
         Raises:
             FieldError: If prototypes are larger than the map at each place, or views are asked for where none are.
@@ -162,7 +178,7 @@ class PartsHead(Head):
                 Field(PartsConfig, "num_parts"),
                 f" is missing, and the backbone's map has {in_features} channel; expected at least 2 parts",
             )
-        return dataclasses.replace(options, depth=depth, alignment=alignment)
+        return dataclasses.replace(options, depth=depth, alignment=alignment, sparsity=options.strength)
 
     @classmethod
     def unused(cls, options: PartsConfig, resolved: PartsConfig) -> Iterator[tuple[str, str]]:
@@ -196,8 +212,8 @@ class PartsHead(Head):
         return super().loss(x, logits, targets, weight, label_smoothing) + terms
 
     def rates(self) -> Mapping[str, float]:
-        """Return that the last layer of ProtoPNet stays as it is while prototypes are learned."""
-        return {"weight": 0.0, "bias": 0.0} if self.config.kind == PROTOPNET else {}
+        """Return that the last layer of ProtoPNet stays as it is while prototypes are learned; PIP-Net's runs ahead."""
+        return {"weight": 0.0, "bias": 0.0} if self.config.kind == PROTOPNET else {"weight": _RATE}
 
     def undecayed(self) -> Collection[str]:
         """Return that prototypes, and weights that count how much there is of a part, do not decay."""
@@ -224,13 +240,15 @@ class PartsHead(Head):
         similarities, labels = _joined([(self.similarities(x), labels) for x, labels in batches])
         accuracy = _accuracy(before(similarities), labels)
         self.steps[1] = accuracy
-        if not isinstance(detector, PatchDetector):
+        if isinstance(detector, ChannelDetector):
             self.steps[0] = accuracy
-        fitted = self._fitted(similarities, labels)
+        fitted = self.fitted(similarities, labels)
         self.weight.copy_(fitted.weight)
         if self.bias is not None and fitted.bias is not None:
             self.bias.copy_(fitted.bias)
         self.steps[2] = _accuracy(self._last_layer(similarities), labels)
+        if isinstance(detector, ChannelDetector):
+            self._note_silence(similarities)
         return True
 
     def training_sources(self) -> Tensor:
@@ -256,8 +274,10 @@ class PartsHead(Head):
         if prototypes:
             raise UsageError(f"the prototypes of {a_head(self.family)} are its features; leave features out")
         head = copy.deepcopy(self)
+        if not head._has_weights:
+            raise UsageError("no part of this head has a weight, so that its logits are all 0; train it again")
         head.weight[:, list(features)] = 0
-        if not bool((head._last_layer.weight != 0).any()):
+        if not head._has_weights:
             raise UsageError("all parts that have a weight are left out; leave at least one")
         return head
 
@@ -284,6 +304,11 @@ class PartsHead(Head):
         if not isinstance(self.detector, PatchDetector):
             similarities = self.similarities(x)
             row = (similarities[is_new].mean(0) - similarities[~is_new].mean(0)).clamp_min(0)
+            if not bool(row.any()):
+                raise UsageError(
+                    "no part fires more in the images of the new class than in others; give other images, or train the "
+                    "class with the others"
+                )
             state["weight"] = inserted(state["weight"], company.gain(similarities @ row) * row, place)
             return self._grown(config, state)
         owners = [owner + (owner >= place) for owner in self.detector.owners.tolist()]
@@ -332,6 +357,25 @@ class PartsHead(Head):
         )
         return [parts_section(learned, sample)]
 
+    def _note_silence(self, similarities: Tensor) -> None:
+        """Note training images without a part, and a layer without a weight: their logits are all 0."""
+        silent, count = int((similarities == 0).all(1).sum()), len(similarities)
+        if silent > _SILENT * count:
+            _logger.warning(
+                "no part fires in %d of %d training images, so that their logits are all 0; train longer, start from a "
+                "trained backbone (--weights), or lower --parts.fires-above (fires_above=)",
+                silent,
+                count,
+            )
+        elif not self._has_weights:
+            _logger.warning(
+                "the fit of the last layer made all weights 0, and so all logits; lower --parts.sparsity (sparsity=)"
+            )
+
+    @property
+    def _has_weights(self) -> bool:
+        return bool((self._last_layer.weight != 0).any())
+
     def _wide(self, x: Tensor) -> Tensor:
         return x.float() if self.training else x.double()
 
@@ -344,13 +388,14 @@ class PartsHead(Head):
         weight = self.weight if self.config.kind == PROTOPNET else functional.relu(self.weight)
         return LastLayer(weight, self.bias)
 
-    def _fitted(self, similarities: Tensor, labels: Tensor) -> LastLayer:
+    def fitted(self, similarities: Tensor, labels: Tensor) -> LastLayer:
+        """Return the last layer, fitted alone, for training images with similarities ``[N, P]`` and classes ``[N]``."""
         is_positive = self.config.kind == PIPNET
         towards = torch.zeros_like(self.weight)
         if isinstance(self.detector, PatchDetector):
             towards = self.detector.own(self.num_classes).to(self.weight)
         return fit_last_layer(
-            similarities, labels, self._last_layer, towards, self.config.sparsity, is_positive=is_positive
+            similarities, labels, self._last_layer, towards, self.config.strength, is_positive=is_positive
         )
 
     def _grown(self, config: PartsConfig, state: Mapping[str, Tensor]) -> PartsHead:

@@ -69,7 +69,13 @@ class TverskyHead(TverskyProjection, Head):
 
     @classmethod
     def resolve(
-        cls, options: TverskyConfig, class_names: Sequence[str], in_features: int, *, is_frozen: bool
+        cls,
+        options: TverskyConfig,
+        class_names: Sequence[str],
+        in_features: int,
+        *,
+        is_frozen: bool,
+        is_pixels: bool = False,
     ) -> TverskyConfig:
         """Return the form with its start decided: see `tnn_train.heads.tversky.start`."""
         return resolve_start(options, class_names, is_frozen=is_frozen)
@@ -90,7 +96,8 @@ class TverskyHead(TverskyProjection, Head):
         """Move the prototypes to means of the embeddings of their classes, if that is how they start."""
         if self.config.prototype_init == CLASS_MEANS:
             with torch.no_grad():
-                means = class_means(batches, self.num_classes, len(self.prototypes)).to(self.prototypes.device)
+                option = "--tversky.num-prototypes (num_prototypes=)"
+                means = class_means(batches, self.num_classes, len(self.prototypes), option).to(self.prototypes.device)
                 self.prototypes.copy_(means if self.config.prototype_space == "embedding" else self.project(means))
 
     def feature_values(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from tnn_train import ImageData, LogicConfig, LogicHead, ModelConfig, load_check
 from tnn_train.__main__ import main as tnn_train
 from tnn_train.errors import TrainingError
 from tnn_train.heads.description import Sample, Table, Text
-from tnn_train.heads.logic.config import DISTRIBUTIVE, FIXED, LEARNED, RAW, WARP
+from tnn_train.heads.logic.config import AUTO, DISTRIBUTIVE, FIXED, LEARNED, RAW, WARP
 from tnn_train.heads.logic.gates import PASS, GateLayer, connections
 from tnn_train.heads.logic.section import GATE_NAMES
 from tnn_train.heads.logic.thresholds import distributive, evenly_spaced
@@ -153,7 +153,7 @@ def test_thresholds_and_a_backbone_learn_through_bits() -> None:
         ({"layers": 0}, "layers is 0"),
         ({"layers": 10**6}, "layers is 1000000; expected an integer of at most 256"),
         ({"bits": 10**9}, "bits is 1000000000; expected an integer of at most 256"),
-        ({"thresholds": "quantile"}, "unknown thresholds 'quantile'; choose from fixed, distributive, learned"),
+        ({"thresholds": "quantile"}, "unknown thresholds 'quantile'; choose from auto, fixed, distributive, learned"),
         ({"parametrization": "WARP"}, "unknown parametrization 'WARP'; choose from raw, warp"),
         ({"residual": 1.0}, "residual is 1.0; expected a probability from 0 to below 1"),
         ({"residual": 0.3}, "residual is 0.3, with which warp gates start without a gradient"),
@@ -185,6 +185,16 @@ def test_the_default_width_suits_any_embedding_and_resolving_twice_changes_nothi
     assert once.width % classes == 0
     assert LogicHead.resolve(once, names, size, is_frozen=False) == once
     assert LogicHead(size, classes, once).config == once
+
+
+@pytest.mark.parametrize(("is_frozen", "is_pixels"), [(False, False), (True, False), (False, True)])
+def test_thresholds_learn_where_embeddings_do(is_frozen: bool, is_pixels: bool) -> None:
+    for given in (AUTO, FIXED, DISTRIBUTIVE, LEARNED):
+        config = LogicConfig(thresholds=given)
+        found = LogicHead.resolve(config, ["a", "b"], SIZE, is_frozen=is_frozen, is_pixels=is_pixels)
+        decided = DISTRIBUTIVE if is_frozen or is_pixels else LEARNED
+        assert found.thresholds == (decided if given == AUTO else given)
+    assert LogicHead(SIZE, CLASSES).config.thresholds == DISTRIBUTIVE
 
 
 def test_images_that_are_all_the_same_are_refused() -> None:

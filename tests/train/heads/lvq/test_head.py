@@ -153,10 +153,8 @@ def test_the_head_computes_in_float32_under_autocast_and_in_double() -> None:
         ({"beta": -1.0}, "beta is -1.0"),
         ({"margin": float("nan")}, "margin is nan"),
         ({"relevances": "tensor"}, "unknown relevances"),
-        ({"rank": 2}, "rank is 2, and relevances is none; only a matrix has a rank"),
         ({"rank": 0, "relevances": "matrix"}, "rank is 0"),
         ({"latent": 0}, "latent is 0"),
-        ({"hidden": (3,)}, "hidden is .3,., and latent is None; give the size"),
         ({"hidden": (0,), "latent": 2}, "hidden is .0,.; expected sizes of layers"),
         ({"hidden": 3, "latent": 2}, "hidden is 3; expected sizes of layers"),
         ({"hidden": ("3",), "latent": 2}, "expected sizes of layers"),
@@ -200,10 +198,10 @@ def test_resolving_decides_the_start_once() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, {"activation", "activate_latent", "relevance_rate", "noise"}),
+        ({}, {"hidden", "activation", "activate_latent", "rank", "relevance_rate", "noise"}),
         ({"transfer": "identity"}, {"beta", "margin"}),
         ({"loss": "cross-entropy"}, {"transfer", "beta", "margin"}),
-        ({"relevances": "vector", "latent": 2, "start": "noise"}, set()),
+        ({"relevances": "matrix", "latent": 2, "start": "noise"}, set()),
     ],
 )
 def test_options_that_do_nothing_are_told(options: Mapping[str, Any], expected: set[str]) -> None:

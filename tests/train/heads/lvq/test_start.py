@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_start() -> None:
 @pytest.mark.parametrize("start", [CLASS_MEANS, KMEANS, NOISE])
 def test_more_prototypes_than_images_of_a_class_are_refused(start: str) -> None:
     x, labels, _ = clusters(5)
-    with pytest.raises(TrainingError, match="class 0 has 5 images for 6 prototypes.*choose fewer prototypes"):
+    with pytest.raises(TrainingError, match="class 0 has 5 images for 6 .*choose fewer with --lvq.prototypes"):
         find_start(batches(x, labels), 4, LvqConfig(prototypes=6, start=start))
 
 

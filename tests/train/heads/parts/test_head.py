@@ -95,7 +95,7 @@ def test_the_last_layer_of_protopnet_stays_until_the_end() -> None:
     head = PartsHead(SIZE, CLASSES, PROTOPNET)
     assert head.weight.tolist() == [[1.0 if p // 2 == c else -0.5 for p in range(8)] for c in range(CLASSES)]
     assert head.rates() == {"weight": 0.0, "bias": 0.0}
-    assert PartsHead(SIZE, CLASSES, PIPNET).rates() == {}
+    assert PartsHead(SIZE, CLASSES, PIPNET).rates() == {"weight": 50.0}
 
 
 def batches_of(count: int = 24, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -184,6 +184,34 @@ def test_the_end_of_a_training_is_told(config: PartsConfig) -> None:
     assert int((weight == 0).sum()) > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (
+            {"fires_above": 0.999},
+            "no part fires in 60 of 60 training images, so that their logits are all 0; train longer",
+        ),
+        ({"sparsity": 10.0}, "the fit of the last layer made all weights 0, and so all logits; lower --parts.sparsity"),
+        ({}, None),
+    ],
+)
+def test_a_head_without_a_reason_has_a_note(
+    options: dict[str, float], note: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    head, x = random_parts(dataclasses.replace(PIPNET, **options))  # type: ignore[arg-type]
+    with torch.no_grad():
+        head.finish(batches_of(60))
+    if note is None:
+        assert not caplog.messages
+        return
+    assert [message[: len(note)] for message in caplog.messages] == [note]
+    with pytest.raises(UsageError, match="no part of this head has a weight, so that its logits are all 0"):
+        head.without([0], [])
+    if "fires_above" in options:
+        with pytest.raises(UsageError, match="no part fires more in the images of the new class than in others"):
+            head.with_class(x[:2], x[2:], 0)
+
+
 def test_parts_of_pipnet_come_from_where_they_are_most() -> None:
     head, _ = random_parts(dataclasses.replace(PIPNET, fires_above=0.0))
     batches = batches_of()
@@ -267,7 +295,7 @@ def test_what_follows_from_the_backbone() -> None:
 
     assert (resolved(PartsConfig()).depth, resolved(PartsConfig(), 20).depth) == (128, 20)
     assert resolved(PartsConfig(add_on=False, depth=3)).depth is None
-    assert resolved(PartsConfig("pipnet")).alignment == 2.5
+    assert resolved(PartsConfig("pipnet")).alignment == 0.5
     assert resolved(PartsConfig("pipnet"), is_frozen=True).alignment == 0
     with pytest.raises(FieldError, match="depth is 64, and the backbone's map has 20 values at each place"):
         resolved(PartsConfig(depth=64), 20)
