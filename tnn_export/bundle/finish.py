@@ -131,7 +131,7 @@ def reject_rule(reference: Reference, score: str, coverage: float, density: Dens
     rule = calibrate(outputs, score, coverage, density)
     scores = rule.scores(outputs, density)
     lowest = int((scores == scores.min()).sum())
-    if rule.threshold == scores.min() and lowest > max(1, (1 - coverage) * len(scores)):
+    if rule.threshold == scores.min() and lowest >= max(2, (1 - coverage) * len(scores)):
         _logger.warning(
             "the reject threshold %g rejects none of the held-out images: %d of %d have this score, and none a lower "
             "one; lower --coverage, or choose another --reject-score",
