@@ -184,6 +184,12 @@ def sent(models: Models, name: str, content: bytes) -> tuple[str, str]:
     return asyncio.run(main())
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged, but for gRPC's poller: it finds the event loop of an earlier test closed."""
+    found = [record.getMessage() for record in caplog.records]
+    return [message for message in found if "PollerCompletionQueue" not in message]
+
+
 @pytest.mark.parametrize("content", [b"\xff\xff", b"\x0a\xff", b"\x0a\x01\xff"])
 def test_bytes_that_are_no_message_are_a_wrong_request(
     models: Models, content: bytes, caplog: pytest.LogCaptureFixture
@@ -192,7 +198,7 @@ def test_bytes_that_are_no_message_are_a_wrong_request(
         for name in ("ModelReady", "ModelMetadata", "ModelInfer"):
             status, told = sent(models, name, content)
             assert (status, "the message cannot be read" in told) == ("INVALID_ARGUMENT", True)
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 def test_a_stream_goes_on_after_bytes_that_are_no_message(models: Models, pixels: np.ndarray[Any, Any]) -> None:
@@ -216,7 +222,7 @@ def test_calls_that_the_server_does_not_have(models: Models, name: str, caplog: 
     with caplog.at_level(logging.WARNING):
         status, told = sent(models, name, b"")
     assert (status, told) == ("UNIMPLEMENTED", "this server has no shared memory, and no settings of traces and logs")
-    assert not caplog.records
+    assert not logged(caplog)
 
 
 @pytest.mark.parametrize("letter", ["a", "\n", "\N{GRINNING FACE}"])

@@ -515,7 +515,7 @@ def test_the_papers_spelling_is_accepted() -> None:
         ({"model": "ratio", "theta": 0.0, "fixed": ("theta",)}, "theta is 0; the ratio model divides by it"),
         ({"model": "ratio", "alpha": 0.0}, "alpha is 0; the ratio model learns it as a positive number, .* or fix it"),
         ({"model": "ratio", "theta": 1e-40}, "theta is 1e-40; the ratio model divides by it"),
-        ({"alpha": 1e39}, r"alpha is 1e\+39; expected a finite number of at most 1e\+30"),
+        ({"alpha": 1e39}, r"alpha is 1e\+39; expected a finite number of at most 10000"),
         ({"fixed": "alpha"}, "fixed is 'alpha'; expected a tuple of names out of alpha, beta, theta, logit_scale"),
         ({"fixed": ("gamma",)}, "fixed is ('gamma',.; expected a tuple of names out of alpha, beta, theta"),
         ({"membership": "soft"}, "unknown membership 'soft'; choose from hard, sigmoid"),
