@@ -33,7 +33,7 @@ def command(arguments: Sequence[str]) -> None:
     parser = Parser("parts_sparsity", __doc__ or "")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders that tnn-train wrote")
     parser.add_argument("--data", default="digits", help="data set that they were trained on")
-    parser.add_argument("--data-root", help="where it lies")
+    parser.add_argument("--data-root", default="data", help="where it lies")
     options = parser.parse_args(arguments)
     data = load_data(DataConfig(options.data, root=options.data_root))
     print("run  sparsity  accuracy  cross-entropy  smallest  largest  not 0")
