@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+from tnn_runtime.bundle.manifest import TensorSpec
 from tnn_runtime.classifier import Classifier, Health
 from tnn_runtime.errors import ClassifierClosed
 from tnn_runtime.memory import return_memory
@@ -119,6 +120,16 @@ class Deployment:
     def abilities(self) -> frozenset[str]:
         """As `Classifier.abilities`, of the current one."""
         return self._current.abilities
+
+    @property
+    def missing_abilities(self) -> dict[str, str]:
+        """As `Classifier.missing_abilities`, of the current one."""
+        return self._current.missing_abilities
+
+    @property
+    def extra_outputs(self) -> tuple[TensorSpec, ...]:
+        """As `Classifier.extra_outputs`, of the current one."""
+        return self._current.extra_outputs
 
     @property
     def info(self) -> dict[str, Any]:
