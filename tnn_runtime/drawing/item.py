@@ -110,8 +110,10 @@ def exemplars_of(classifier: Classifier, explanation: Explanation) -> dict[int, 
 def strongest_features(explanation: Explanation) -> list[int]:
     """Return the indices of the three features whose exemplars are drawn.
 
-    These are the features that set the class apart; where fewer do, the strongest ones of the class follow.
+    These are the features that set the class apart; where fewer do, the strongest ones of the class follow. Features
+    that do nothing in this image are none of them.
     """
     most = max((abs(lead.value) for lead in explanation.leads), default=0.0)
     apart = [lead.index for lead in explanation.leads if abs(lead.value) > NEGLIGIBLE * most]
-    return list(dict.fromkeys([*apart, *(feature.index for feature in explanation.features)]))[:_FACES]
+    of_class = [one.index for one in explanation.features if any(part.value for part in one.parts)]
+    return list(dict.fromkeys([*apart, *of_class]))[:_FACES]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from drawn import PICTURE, explanation, lead
 
-from tnn_runtime import UsageError
+from tnn_runtime import FeatureParts, Part, UsageError
 from tnn_runtime.drawing import Item, strongest_features
 from tnn_runtime.drawing.words import number, percent, place, sentence
 from tnn_runtime.explain.result import FeatureLead
@@ -114,3 +115,9 @@ def test_the_features_that_set_apart_come_first(leads: Any, expected: list[int])
 def test_nothing_to_draw(nothing: Any) -> None:
     with pytest.raises(UsageError, match="got no explanation to draw; expected at least one"):
         Item(nothing, PICTURE)
+
+
+def test_features_that_do_nothing_in_the_image_have_no_faces() -> None:
+    shown = explanation(leads=(lead(5, None, 3.0),))
+    idle = FeatureParts(6, (Part("similarity", 1, 0.0),), None)
+    assert strongest_features(replace(shown, features=(*shown.features, idle))) == [5]
