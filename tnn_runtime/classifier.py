@@ -617,7 +617,7 @@ class Classifier:
         return frozenset({"reject", "explain", "maps"} - self.missing_abilities.keys())
 
     @property
-    def missing_abilities(self) -> dict[str, str]:
+    def missing_abilities(self) -> Mapping[str, str]:
         """Those of the `abilities` that the bundle lacks, each with the reason and what to do."""
         return self._replies.missing
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -122,7 +122,7 @@ class Deployment:
         return self._current.abilities
 
     @property
-    def missing_abilities(self) -> dict[str, str]:
+    def missing_abilities(self) -> Mapping[str, str]:
         """As `Classifier.missing_abilities`, of the current one."""
         return self._current.missing_abilities
 

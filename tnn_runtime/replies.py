@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -77,10 +79,10 @@ class Replies:
         self._explainer = explainer
         self._metrics = metrics
 
-    @property
-    def missing(self) -> dict[str, str]:
+    @cached_property
+    def missing(self) -> Mapping[str, str]:
         """What of `Classifier.abilities` the bundle lacks, each with the reason and what to do."""
-        found = {}
+        found: dict[str, str] = {}
         try:
             check_threshold(self._manifest.reject)
         except UsageError as error:
@@ -89,7 +91,12 @@ class Replies:
             found |= dict.fromkeys(("explain", "maps"), why_unexplained(self._manifest))
         elif self._manifest.feature_maps is None:
             found["maps"] = f"a bundle without the output {FEATURE_MAPS}; export it again with --outputs {FEATURE_MAPS}"
-        return found
+        return MappingProxyType(found)
+
+    @cached_property
+    def _known(self) -> tuple[str, ...]:
+        """The names of the outputs beside logits and embedding."""
+        return tuple(spec.name for spec in self._manifest.extra_outputs)
 
     def named(
         self,
@@ -203,21 +210,20 @@ class Replies:
         Raises:
             UsageError: If it lacks one; the message lists those that it has.
         """
-        known = [spec.name for spec in self._manifest.extra_outputs]
         for name in names:
-            if name not in known:
-                has = f"it has {', '.join(known)}" if known else "it has none beside logits and embedding"
+            if name not in self._known:
+                has = f"it has {', '.join(self._known)}" if self._known else "it has none beside logits and embedding"
                 raise UsageError(
                     f"the bundle has no output {shown(name)}; {has}: name one of these, or export it again with "
                     "--outputs"
                 )
-        return tuple(dict.fromkeys(names or known))
+        return tuple(dict.fromkeys(names or self._known))
 
     def _extra(self, name: str) -> Reply[NDArray[np.float32]]:
         """Return the reply with an output of the graph that is not in `AnswerName`."""
-        known = [spec.name for spec in self._manifest.extra_outputs]
-        if name not in known:
-            raise UsageError(f"answer is {shown(name)}; expected one of {', '.join([*get_args(AnswerName), *known])}")
+        if name not in self._known:
+            expected = ", ".join([*get_args(AnswerName), *self._known])
+            raise UsageError(f"answer is {shown(name)}; expected one of {expected}")
         return Reply(lambda answers, row: answers.extra[name][row].copy(), extra=(name,))
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from tnn_runtime import UsageError
 from tnn_runtime.console import Parser, run
+from tnn_runtime.text import a_head
 from tnn_train import DataConfig, load_checkpoint, load_data
 from tnn_train.data.loader import evaluation_loader
 from tnn_train.heads import PartsHead
@@ -41,7 +42,7 @@ def command(arguments: Sequence[str]) -> None:
         checkpoint = load_checkpoint(folder / BEST)
         model, head = checkpoint.model.eval(), checkpoint.model.head
         if not isinstance(head, PartsHead):
-            raise UsageError(f"{folder} has a {head.family} head; expected runs with parts heads")
+            raise UsageError(f"{folder} has {a_head(head.family)}; expected runs with parts heads")
         normalize = Normalize(checkpoint.preprocessing)
         sets: list[tuple[Tensor, Tensor]] = []
         for images in (data.train, data.val):

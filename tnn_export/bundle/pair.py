@@ -21,7 +21,7 @@ from tnn_runtime.images.preprocess import Preprocessing
 from tnn_train.heads import BASELINE, HEADS
 from tnn_train.model.backbones import check_image_size, embedding_size
 from tnn_train.model.checkpoint import Checkpoint, save_checkpoint
-from tnn_train.model.config import PIXELS, ModelConfig
+from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, Normalize, build_model
 
 __all__ = ["PAIR", "PAIR_FILE", "export_pair", "heads_of", "make_pair"]
@@ -148,9 +148,7 @@ def _untrained(config: ModelConfig, head: str, class_names: Sequence[str]) -> Im
     """Build a model with one of the heads, in the form in which a training from scratch would leave it."""
     config = config.with_head(head)
     in_features = embedding_size(config, HEADS[head].takes)
-    is_pixels = config.backbone == PIXELS
-    options = HEADS[head].resolve(config.options, class_names, in_features, is_frozen=False, is_pixels=is_pixels)
-    return build_model(config.with_options(options), is_training=True).in_final_form()
+    return build_model(config.resolved(class_names, in_features, is_frozen=False), is_training=True).in_final_form()
 
 
 def _settle(backbone: nn.Module, images: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ _DEFAULTS = ExportOptions()
 
 def add_export_options(parser: Parser) -> None:
     """Add an option for each field of `ExportOptions`."""
-    add = parser.add_argument
+    add, common = parser.add_argument, extra_outputs()
     add(
         "--formats",
         nargs="+",
@@ -37,8 +37,8 @@ def add_export_options(parser: Parser) -> None:
         nargs="+",
         default=[],
         metavar="OUTPUT",
-        help="what to return beside logits and embedding: probabilities, and by head "
-        + "; ".join(f"{name}: {', '.join(more)}" for name in HEADS if (more := extra_outputs(name)[1:])),
+        help=f"what to return beside logits and embedding: {', '.join(common)}, and by head "
+        + "; ".join(f"{name}: {', '.join(more)}" for name in HEADS if (more := extra_outputs(name)[len(common) :])),
     )
     add("--min-batch", type=int, default=1, metavar="N", help="smallest batch")
     add("--max-batch", type=int, metavar="N", help="largest batch; any if not given")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -87,6 +88,14 @@ class ModelConfig:
         """Return the configuration with another head; nothing is learned as images where it cannot be."""
         options = self.tversky if head == TverskyHead.family else replace(self.tversky, domain=EMBEDDING)
         return replace(self, head=head, tversky=options)
+
+    def resolved(self, class_names: Sequence[str], in_features: int, *, is_frozen: bool) -> ModelConfig:
+        """Return the configuration with what data and recipe decide of the head: see `Head.resolve`."""
+        return self.with_options(
+            HEADS[self.head].resolve(
+                self.options, class_names, in_features, is_frozen=is_frozen, is_pixels=self.backbone == PIXELS
+            )
+        )
 
     def with_options(self, options: Any) -> ModelConfig:
         """Return the configuration with other options of the head; as it is if its family has none."""

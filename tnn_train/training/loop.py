@@ -27,7 +27,7 @@ from tnn_train.fields import Field, FieldError, choose
 from tnn_train.heads import HEADS
 from tnn_train.messages import is_first
 from tnn_train.model.backbones import check_image_size, embedding_size
-from tnn_train.model.config import PIXELS, ModelConfig
+from tnn_train.model.config import ModelConfig
 from tnn_train.model.image_model import ImageModel, build_model
 from tnn_train.model.kept_head import keep_head, with_kept_head
 from tnn_train.model.weights import load_weights, resolve_stem
@@ -164,11 +164,7 @@ def resolve(model: ModelConfig, data: ImageData, config: TrainConfig | None = No
     if config is not None and config.weights is not None and config.keep_head:
         model = with_kept_head(model, config.weights, data.class_names, data.preprocessing)
     else:
-        is_pixels = model.backbone == PIXELS
-        options = HEADS[model.head].resolve(
-            model.options, data.class_names, size, is_frozen=is_frozen, is_pixels=is_pixels
-        )
-        model = model.with_options(options)
+        model = model.resolved(data.class_names, size, is_frozen=is_frozen)
     if HEADS[model.head].learns_images(model.options) and is_frozen:
         raise FieldError(
             *("the head learns images, which the backbone embeds at each step, and ",),
