@@ -212,11 +212,10 @@ class Replies:
         """
         for name in names:
             if name not in self._known:
-                has = f"it has {', '.join(self._known)}" if self._known else "it has none beside logits and embedding"
-                raise UsageError(
-                    f"the bundle has no output {shown(name)}; {has}: name one of these, or export it again with "
-                    "--outputs"
-                )
+                has = "none beside logits and embedding:"
+                if self._known:
+                    has = f"{', '.join(self._known)}: name one of these, or"
+                raise UsageError(f"the bundle has no output {shown(name)}; it has {has} export it again with --outputs")
         return tuple(dict.fromkeys(names or self._known))
 
     def _extra(self, name: str) -> Reply[NDArray[np.float32]]:

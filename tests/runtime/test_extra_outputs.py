@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from waiting import FOREVER
 
-from tnn_runtime import Deployment, UsageError
+from tnn_runtime import Classifier, Deployment, UsageError
 from tnn_runtime.server.models import Model
 from tnn_runtime.server.requests import InferRequest, Wanted
 from tnn_runtime.server.statuses import BadRequest
@@ -75,3 +75,10 @@ def test_an_unknown_name_is_told_with_those_that_there_are(way: str, deployment:
     ask, error = ASKING[way]
     with pytest.raises(error, match=f"{'answer is' if way == 'submit' else 'output'} '.*{NAME}"):
         ask(deployment, data.test.pixels[0])
+
+
+def test_where_there_are_none_the_export_is_named(bundles: dict[str, Path]) -> None:
+    with Classifier.load(bundles["linear"], "cpu") as classifier:
+        with pytest.raises(UsageError, match="it has none beside logits and embedding: export it again with --outputs"):
+            classifier.outputs([], "distances")
+        assert classifier.outputs([]) == {}
