@@ -101,7 +101,7 @@ def test_the_means_are_what_is_explained_in_every_way_to_ask(
             if row == 0:
                 assert_same(everything.explanations[place], explanation)
             assert without[place].maps is None
-            assert without[place].logit == pytest.approx(explanation.logit, rel=1e-4)
+            assert without[place].logit == pytest.approx(explanation.logit, rel=1e-4, abs=1e-5)
             maps = explanation.maps
             assert maps.logit.mean() == pytest.approx(explanation.logit - explanation.bias, rel=1e-4, abs=1e-4)
             for part, places in zip(explanation.parts, maps.parts, strict=True):

@@ -233,7 +233,7 @@ class TestVerskyt:
             assert_close(logits, expected)
             for row, (best, other) in zip(expected, classifier.explain(images, top_k=2), strict=True):
                 for explanation in (best, other):
-                    assert explanation.logit == pytest.approx(row[explanation.index], rel=1e-4)
+                    assert explanation.logit == pytest.approx(row[explanation.index], rel=1e-4, abs=1e-5)
 
     @pytest.mark.parametrize("theta", [1e-7, 0.5])
     @pytest.mark.parametrize("difference", ["ignorematch", "substractmatch"])
@@ -289,7 +289,7 @@ class TestVerskyt:
         with Classifier.load(tmp_path / "bundle") as classifier:
             logits, explained = classifier.logits(images), classifier.explain(images, top_k=1)
         for row, (best,) in zip(logits, explained, strict=True):
-            assert best.logit == pytest.approx(row[best.index], rel=1e-4)
+            assert best.logit == pytest.approx(row[best.index], rel=1e-4, abs=1e-5)
 
     def test_a_negative_weight_counts_as_0(self, verskyt: MakeLayer, images: NDArray[np.uint8], tmp_path: Path) -> None:
         net = trained(verskyt(D, 2, F, alpha=-0.5, difference_reduction="ignorematch"), images)

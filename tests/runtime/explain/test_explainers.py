@@ -220,7 +220,7 @@ def test_a_family_may_take_maps(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = head(x).numpy()
     for row, explanations in zip(logits, explainer(x.numpy(), logits, CLASSES, 99), strict=True):
-        assert [e.logit for e in explanations] == pytest.approx(sorted(row, reverse=True), rel=1e-5)
+        assert [e.logit for e in explanations] == pytest.approx(sorted(row, reverse=True), rel=1e-5, abs=1e-6)
         assert all(e.without(range(SIZE)) == pytest.approx(0, abs=1e-12) for e in explanations)
 
 
