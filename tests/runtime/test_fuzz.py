@@ -18,10 +18,14 @@ pytest.importorskip("resource", reason="memory is limited by POSIX means")
 @pytest.mark.parametrize(
     ("program", "kind", "count"),
     [
-        (fuzzing, "images", 10_000),
-        (fuzzing, "calls", 2_500),
-        (fuzzing_server, "http", 1_500),
-        (fuzzing_server, "grpc", 1_000),
+        (fuzzing, "images", 4_000),
+        (fuzzing, "calls", 1_000),
+        (fuzzing_server, "http", 1_000),
+        (fuzzing_server, "grpc", 600),
+        pytest.param(fuzzing, "images", 40_000, marks=pytest.mark.exhaustive),
+        pytest.param(fuzzing, "calls", 10_000, marks=pytest.mark.exhaustive),
+        pytest.param(fuzzing_server, "http", 20_000, marks=pytest.mark.exhaustive),
+        pytest.param(fuzzing_server, "grpc", 20_000, marks=pytest.mark.exhaustive),
     ],
 )
 def test_whatever_comes_is_answered_or_refused(program: ModuleType, kind: str, count: int) -> None:

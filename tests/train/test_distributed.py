@@ -65,9 +65,9 @@ def test_two_processes_learn_the_images_that_one_does(uneven: Path, tmp_path: Pa
     [
         {},
         {"ema_decay": 0.9, "accumulate": 2, "augment": ("crop", "flip")},
-        {"augment": ("mixup",)},
+        pytest.param({"augment": ("mixup",)}, marks=pytest.mark.exhaustive),
         {"augment": ("mixup", "cutmix"), "class_weights": "balanced", "accumulate": 2},
-        {"class_weights": "balanced", "label_smoothing": 0.1},
+        pytest.param({"class_weights": "balanced", "label_smoothing": 0.1}, marks=pytest.mark.exhaustive),
     ],
     ids=str,
 )
@@ -89,8 +89,17 @@ def test_two_processes_give_the_metrics_of_one(more: dict[str, Any], uneven: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize(("precision", "distance"), [("fp32", 1e-3), ("bf16", 0.1), ("fp16", 0.02)])
+@pytest.mark.parametrize(
+    ("precision", "distance", "optimizer"),
+    [
+        ("fp32", 1e-3, "sgd"),
+        ("bf16", 0.1, "adamw"),
+        ("fp16", 0.02, "adamw"),
+        pytest.param("fp32", 1e-3, "adamw", marks=pytest.mark.exhaustive),
+        pytest.param("bf16", 0.1, "sgd", marks=pytest.mark.exhaustive),
+        pytest.param("fp16", 0.02, "sgd", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_two_processes_do_what_the_plain_loop_does(
     precision: str, distance: float, optimizer: str, uneven: Path, tmp_path: Path
 ) -> None:
@@ -111,12 +120,12 @@ def test_two_processes_do_what_the_plain_loop_does(
     ("more", "head"),
     [
         ({}, ()),
-        ({"ema_decay": 0.9}, ()),
+        pytest.param({"ema_decay": 0.9}, (), marks=pytest.mark.exhaustive),
         ({"accumulate": 2, "augment": ("mixup",)}, ()),
         ({}, ("--head", "lvq", "--lvq.prototypes", "2", "--lvq.relevances", "matrix")),
-        ({}, ("--head", "parts", "--parts.per-class", "2")),
+        pytest.param({}, ("--head", "parts", "--parts.per-class", "2"), marks=pytest.mark.exhaustive),
         ({}, ("--head", "parts", "--parts.kind", "pipnet")),
-        ({}, ("--head", "logic")),
+        pytest.param({}, ("--head", "logic"), marks=pytest.mark.exhaustive),
         ({}, ("--head", "matching")),
     ],
     ids=str,

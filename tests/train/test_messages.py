@@ -79,7 +79,7 @@ def test_only_the_first_process_says_that_it_was_interrupted(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [["--standalone"], []], ids=" ".join)
+@pytest.mark.parametrize("options", [[], pytest.param(["--standalone"], marks=pytest.mark.exhaustive)], ids=" ".join)
 def test_an_error_under_torchrun_is_printed_once(options: list[str], tmp_path: Path) -> None:
     script = tmp_path / "patient_train.py"
     script.write_text(f"""

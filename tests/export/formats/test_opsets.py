@@ -217,7 +217,7 @@ class TestVisionTransformersInHalfPrecision:
         return Checkpoint(build_model(config).eval(), config, PREPROCESSING, ("a", "b", "c"), images)
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    @pytest.mark.parametrize("opset", [17, 20, 23])
+    @pytest.mark.parametrize("opset", [17, pytest.param(20, marks=pytest.mark.exhaustive), 23])
     def test_they_are_proven_and_served(
         self, opset: int, precision: str, transformer: Checkpoint, tmp_path: Path
     ) -> None:

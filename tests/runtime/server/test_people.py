@@ -218,7 +218,8 @@ def test_explanations_are_those_of_the_classifier(models: Models, client: Client
     (told,) = client.post("/predict?explain=true&top_k=1", content=IMAGE).json()["explanations"]
     assert (told["label"], told["formula"]) == (expected.label, expected.formula)
     assert told["logit"] == pytest.approx(expected.logit, rel=1e-4, abs=1e-5)
-    assert told["logit"] == pytest.approx(sum(part["sign"] * part["value"] for part in told["parts"]), rel=1e-5, abs=1e-6)
+    total = sum(part["sign"] * part["value"] for part in told["parts"])
+    assert told["logit"] == pytest.approx(total, rel=1e-5, abs=1e-6)
     assert set(told["features"][0]) == {"index", "name", "parts"}
 
 
