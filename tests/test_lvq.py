@@ -165,7 +165,7 @@ def test_it_is_swept_paired_and_timed(photos: Path, tmp_path: Path, capsys: pyte
     [
         (("--lvq.latent", "25"), "--lvq.latent is 25, and embeddings have 24 values; expected at most as many"),
         (("--lvq.relevances", "matrix", "--lvq.rank", "25"), "--lvq.rank is 25, and prototypes have 24 values"),
-        (("--lvq.pooling", "mixture"), "--lvq.pooling is mixture, and --lvq.loss is glvq"),
+        (("--lvq.pooling", "mixture", "--lvq.loss", "glvq"), "--lvq.pooling is mixture, and --lvq.loss is glvq"),
         (("--lvq.prototypes", "50"), "choose fewer with --lvq.prototypes"),
         (("--lvq.start", "k-means"), "unknown --lvq.start 'k-means'; choose from auto, class-means, kmeans"),
         (("--lvq.transfer", "Sigmoid"), "unknown --lvq.transfer"),

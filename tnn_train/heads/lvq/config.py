@@ -28,6 +28,9 @@ __all__ = [
     "LvqConfig",
 ]
 
+AUTO = "auto"
+"""What follows from the rest of the model."""
+
 GLVQ, CROSS_ENTROPY = "glvq", "cross-entropy"
 """What is minimised."""
 
@@ -40,7 +43,7 @@ NONE, VECTOR, MATRIX = "none", "vector", "matrix"
 NEAREST, MIXTURE = "nearest", "mixture"
 """How the prototypes of a class make its logit."""
 
-AUTO, CLASS_MEANS, KMEANS, NOISE = "auto", "class-means", "kmeans", "noise"
+CLASS_MEANS, KMEANS, NOISE = "class-means", "kmeans", "noise"
 """Where prototypes start."""
 
 _MOST = 1 << 16
@@ -54,7 +57,8 @@ class LvqConfig:
     Args:
         prototypes: How many prototypes each class has.
         loss: glvq: the relative difference of the distances to the nearest prototype of the image's class and to that
-            of all others; or cross-entropy: of the softmax of minus the distances.
+            of all others; cross-entropy: of the softmax of minus the distances; or auto: glvq for embeddings that stay
+            as they are, and cross-entropy behind a backbone that learns, which follows it faster, and for mixtures.
         transfer: What the relative difference goes through, for glvq: identity; sigmoid(beta times it), which attends
             to images near the border; or swish, the product of both.
         beta: The factor in the sigmoid.
@@ -82,7 +86,7 @@ class LvqConfig:
     """
 
     prototypes: int = 1
-    loss: str = GLVQ
+    loss: str = AUTO
     transfer: str = SIGMOID
     beta: float = 4.0
     margin: float = 0.0
@@ -104,7 +108,7 @@ class LvqConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "prototypes", most=_MOST)
         at_least(self, 0.0, "beta", "margin", "noise", "prototype_rate", "relevance_rate")
-        one_of(self, "loss", (GLVQ, CROSS_ENTROPY))
+        one_of(self, "loss", (AUTO, GLVQ, CROSS_ENTROPY))
         one_of(self, "transfer", (IDENTITY, SIGMOID, SWISH))
         one_of(self, "pooling", (NEAREST, MIXTURE))
         one_of(self, "relevances", (NONE, VECTOR, MATRIX))

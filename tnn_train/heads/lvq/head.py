@@ -20,6 +20,7 @@ from tnn_train.heads.lvq.config import (
     IDENTITY,
     KMEANS,
     MATRIX,
+    MIXTURE,
     NOISE,
     NONE,
     LvqConfig,
@@ -68,7 +69,7 @@ class LvqHead(LvqLayer, Head):
         is_frozen: bool,
         is_pixels: bool = False,
     ) -> LvqConfig:
-        """Return the form with its start decided.
+        """Return the form with its loss and its start decided.
 
         Raises:
             FieldError: If the latent space is larger than the embedding, or the rank than the space of the prototypes.
@@ -89,8 +90,12 @@ class LvqHead(LvqLayer, Head):
                     f" is {options.rank}, and prototypes have {size} values; expected at most as many",
                 )
             )
-        start = CLASS_MEANS if options.prototypes == 1 else KMEANS
-        return dataclasses.replace(options, start=start if options.start == AUTO else options.start)
+        if options.loss == AUTO:
+            stays = (is_frozen or is_pixels) and options.pooling != MIXTURE
+            options = dataclasses.replace(options, loss=GLVQ if stays else CROSS_ENTROPY)
+        if options.start == AUTO:
+            options = dataclasses.replace(options, start=CLASS_MEANS if options.prototypes == 1 else KMEANS)
+        return options
 
     @classmethod
     def unused(cls, options: LvqConfig, resolved: LvqConfig) -> Iterable[tuple[str, str]]:

@@ -148,7 +148,7 @@ def test_the_head_computes_in_float32_under_autocast_and_in_double() -> None:
     [
         ({"prototypes": 0}, "prototypes is 0; expected an integer of at least 1"),
         ({"prototypes": 1.5}, "prototypes is 1.5"),
-        ({"loss": "rslvq"}, "unknown loss 'rslvq'; choose from glvq, cross-entropy"),
+        ({"loss": "rslvq"}, "unknown loss 'rslvq'; choose from auto, glvq, cross-entropy"),
         ({"transfer": "relu"}, "unknown transfer"),
         ({"beta": -1.0}, "beta is -1.0"),
         ({"margin": float("nan")}, "margin is nan"),
@@ -163,7 +163,7 @@ def test_the_head_computes_in_float32_under_autocast_and_in_double() -> None:
         ({"latent": 10**9}, "latent is 1000000000; expected an integer of at most 65536"),
         ({"activation": "gelu"}, "unknown activation 'gelu'; choose from sigmoid, relu"),
         ({"activate_latent": "yes"}, "activate_latent is 'yes'; expected True or False"),
-        ({"pooling": "mixture"}, "pooling is mixture, and loss is glvq, which looks at the nearest"),
+        ({"pooling": "mixture", "loss": "glvq"}, "pooling is mixture, and loss is glvq, which looks at the nearest"),
         ({"start": "random"}, "unknown start"),
         ({"owners": (0, 1, 0, 2, 3)}, "expected a class below 4 a prototype, ascending"),
         ({"owners": (0, 1, 4)}, "expected a class below 4"),
@@ -196,12 +196,29 @@ def test_resolving_decides_the_start_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "model", "loss"),
+    [
+        ({}, {"is_frozen": False}, "cross-entropy"),
+        ({}, {"is_frozen": True}, "glvq"),
+        ({}, {"is_frozen": False, "is_pixels": True}, "glvq"),
+        ({"pooling": "mixture"}, {"is_frozen": True}, "cross-entropy"),
+        ({"loss": "glvq"}, {"is_frozen": False}, "glvq"),
+        ({"loss": "cross-entropy"}, {"is_frozen": True}, "cross-entropy"),
+    ],
+)
+def test_resolving_decides_the_loss_once(options: Mapping[str, Any], model: Mapping[str, bool], loss: str) -> None:
+    found = LvqHead.resolve(LvqConfig(**options), NAMES, SIZE, **model)
+    assert found.loss == loss
+    assert LvqHead.resolve(found, NAMES, SIZE, is_frozen=not model["is_frozen"]) == found
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ({}, {"hidden", "activation", "activate_latent", "rank", "relevance_rate", "noise"}),
-        ({"transfer": "identity"}, {"beta", "margin"}),
+        ({"loss": "glvq", "transfer": "identity"}, {"beta", "margin"}),
         ({"loss": "cross-entropy"}, {"transfer", "beta", "margin"}),
-        ({"relevances": "matrix", "latent": 2, "start": "noise"}, set()),
+        ({"loss": "glvq", "relevances": "matrix", "latent": 2, "start": "noise"}, set()),
     ],
 )
 def test_options_that_do_nothing_are_told(options: Mapping[str, Any], expected: set[str]) -> None:
