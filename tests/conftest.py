@@ -59,11 +59,6 @@ def pytest_collection() -> Iterator[None]:
     return result
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one process more than there are cores: a quarter of their time they wait for others."""
-    return (os.cpu_count() or 1) + 1
-
-
 class TinyNet(nn.Module):
     """A backbone small enough for tests, with the parts that `build_model` exchanges."""
 

@@ -91,6 +91,7 @@ ARMS = {
     "tversky": Arm(ModelConfig()),
     "tversky, one attribute a class": Arm(ModelConfig(tversky=TverskyConfig(start="linear", code="classes"))),
     "lvq": Arm(ModelConfig(head="lvq")),
+    "lvq, glvq": Arm(ModelConfig(head="lvq", lvq=LvqConfig(loss="glvq"))),
     "lvq, matrix": Arm(ModelConfig(head="lvq", lvq=LvqConfig(relevances="matrix", rank=32))),
     "parts": Arm(ModelConfig(head="parts")),
     "parts, pipnet": Arm(ModelConfig(head="parts", parts=PartsConfig(kind="pipnet"))),

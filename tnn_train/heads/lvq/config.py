@@ -58,7 +58,8 @@ class LvqConfig:
         prototypes: How many prototypes each class has.
         loss: glvq: the relative difference of the distances to the nearest prototype of the image's class and to that
             of all others; cross-entropy: of the softmax of minus the distances; or auto: glvq for embeddings that stay
-            as they are, and cross-entropy behind a backbone that learns, which follows it faster, and for mixtures.
+            as they are, and cross-entropy behind a backbone that learns and for mixtures. A head that is built without
+            a model takes auto for glvq.
         transfer: What the relative difference goes through, for glvq: identity; sigmoid(beta times it), which attends
             to images near the border; or swish, the product of both.
         beta: The factor in the sigmoid.

@@ -297,7 +297,11 @@ def test_torch_compile_and_torch_export_need_no_graph_break(config: TverskyConfi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", MEASURES[::10], ids=name)
+@pytest.mark.parametrize(
+    "config",
+    [*MEASURES[::10], *(pytest.param(config, marks=pytest.mark.exhaustive) for config in MEASURES[5::10])],
+    ids=name,
+)
 def test_the_default_compiler_gives_the_same_logits(config: TverskyConfig) -> None:
     head, x = random_head(config, 7)
     torch.compiler.reset()
